@@ -1,0 +1,133 @@
+//! Batches of raw signal, and the tokens that a feature encoder makes of them.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// One collated batch, still at the rate of the raw signal.
+///
+/// Padding, where there is any, is on the right: row `b` holds `lengths[b]` real values along
+/// dimension 1. The lengths stay on the CPU, so that nothing in a step waits for the device.
+#[derive(Debug)]
+pub struct Batch {
+    /// Speech `(B, S)` f32, vision `(B, C, H, W)` f32, text `(B, T)` i64.
+    pub inputs: Tensor,
+    lengths: Option<Vec<i64>>,
+}
+
+impl Batch {
+    /// A batch without padding.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if `inputs` has fewer than two dimensions or is empty.
+    pub fn new(inputs: Tensor) -> Result<Self> {
+        let size = inputs.size();
+        if size.len() < 2 || size.contains(&0) {
+            return Err(Error::Input(format!(
+                "a batch needs at least two dimensions, none of them 0, not {size:?}"
+            )));
+        }
+        Ok(Self { inputs, lengths: None })
+    }
+
+    /// A batch whose row `b` is real up to `lengths[b]` and padding from there on.
+    ///
+    /// # Errors
+    /// [`Error::Input`] as [`Batch::new`], or if `lengths` does not fit `inputs`.
+    pub fn padded(inputs: Tensor, lengths: Vec<i64>) -> Result<Self> {
+        let mut batch = Self::new(inputs)?;
+        let (rows, longest) = (batch.inputs.size()[0], batch.inputs.size()[1]);
+        if lengths.len() as i64 != rows {
+            return Err(Error::Input(format!("{} lengths for {rows} rows", lengths.len())));
+        }
+        if let Some(bad) = lengths.iter().find(|&&n| n < 1 || n > longest) {
+            return Err(Error::Input(format!("length {bad} is outside 1..={longest}")));
+        }
+        if lengths.iter().any(|&n| n < longest) {
+            batch.lengths = Some(lengths);
+        }
+        Ok(batch)
+    }
+
+    /// Real values of each row along dimension 1; `None` when nothing is padded.
+    pub fn lengths(&self) -> Option<&[i64]> {
+        self.lengths.as_deref()
+    }
+
+    /// How many sequences (B).
+    pub fn rows(&self) -> i64 {
+        self.inputs.size()[0]
+    }
+
+    /// The same batch on `device`.
+    pub fn to_device(&self, device: Device) -> Self {
+        Self { inputs: self.inputs.to_device(device), lengths: self.lengths.clone() }
+    }
+}
+
+/// One vector for each token, with the true length of each row.
+#[derive(Debug)]
+pub struct Tokens {
+    /// `(B, T, D)`.
+    pub x: Tensor,
+    lengths: Vec<i64>,
+    /// `(B, T)` bool, true where `x` is padding; `None` when nothing is padded.
+    pub padding: Option<Tensor>,
+}
+
+impl Tokens {
+    /// Tokens `(B, T, D)` of which row `b` has `lengths[b]` real ones; `None`: all are real.
+    pub fn new(x: Tensor, lengths: Option<Vec<i64>>) -> Self {
+        let (rows, len) = (x.size()[0], x.size()[1]);
+        let lengths = lengths.unwrap_or_else(|| vec![len; rows as usize]);
+        debug_assert_eq!(lengths.len() as i64, rows);
+        let padding = padding_mask(&lengths, len, x.device());
+        Self { x, lengths, padding }
+    }
+
+    /// Real tokens of each row.
+    pub fn lengths(&self) -> &[i64] {
+        &self.lengths
+    }
+
+    /// Tokens a row, padding included (T).
+    pub fn num_tokens(&self) -> i64 {
+        self.x.size()[1]
+    }
+
+    /// The same rows with other vectors of the same number.
+    pub fn with(&self, x: Tensor) -> Self {
+        Self {
+            x,
+            lengths: self.lengths.clone(),
+            padding: self.padding.as_ref().map(Tensor::shallow_clone),
+        }
+    }
+
+    /// Each row `copies` times, copies side by side: `(B·M, T, D)`.
+    pub fn repeat(&self, copies: i64) -> Self {
+        if copies == 1 {
+            return self.with(self.x.shallow_clone());
+        }
+        let lengths =
+            self.lengths.iter().flat_map(|&n| std::iter::repeat_n(n, copies as usize)).collect();
+        Self::new(self.x.repeat_interleave_self_int(copies, 0, None), Some(lengths)) // (B·M, T, D)
+    }
+
+    /// `x` with zeros at padded tokens.
+    pub fn zero_padding(&self, x: &Tensor) -> Tensor {
+        match &self.padding {
+            Some(padding) => x.masked_fill(&padding.unsqueeze(-1), 0.0),
+            None => x.shallow_clone(),
+        }
+    }
+}
+
+/// `(B, len)` bool, true from each row's length on; `None` when no row is shorter than `len`.
+pub fn padding_mask(lengths: &[i64], len: i64, device: Device) -> Option<Tensor> {
+    if lengths.iter().all(|&n| n >= len) {
+        return None;
+    }
+    let lengths = Tensor::from_slice(lengths).to_device(device).unsqueeze(1); // (B, 1)
+    Some(Tensor::arange(len, (Kind::Int64, device)).unsqueeze(0).ge_tensor(&lengths)) // (B, T)
+}

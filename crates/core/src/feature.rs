@@ -1,0 +1,54 @@
+//! The part of the network that a modality brings.
+
+use std::fmt::Debug;
+
+use serde::{Serialize, de::DeserializeOwned};
+use tch::{Tensor, nn};
+
+use crate::{Batch, Result, Tokens, TransformerConfig};
+
+/// Raw signal to tokens, and tokens to positions.
+///
+/// One order serves all modalities and both versions: *embed → hide → add positions → blocks*.
+///
+/// # For implementors
+/// Everything that [`embed`](Self::embed) reads lives below `path / "embed"`, all else below
+/// `path / "positions"`: the teacher averages or copies by these two prefixes. Variable names are
+/// the checkpoint format. Dropout is allowed only where `train` is true.
+pub trait FeatureEncoder: Debug + Send + Sized {
+    /// What a recipe says of it.
+    type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned;
+
+    /// Checks what can be checked before anything is built.
+    ///
+    /// # Errors
+    /// [`crate::Error::Config`] that names the impossible key.
+    fn validate(config: &Self::Config, transformer: &TransformerConfig) -> Result<()>;
+
+    /// Creates the variables below `path`. `config` has passed [`validate`](Self::validate).
+    fn new(path: &nn::Path, config: &Self::Config, transformer: &TransformerConfig) -> Self;
+
+    /// Raw signal to one vector a token. Sees no mask, adds no position.
+    ///
+    /// # Errors
+    /// [`crate::Error::Input`] if the batch is not of this modality or too short for one token.
+    fn embed(&self, batch: &Batch, train: bool) -> Result<Tokens>;
+
+    /// `(B, T, D)`: the tokens with their positions, ready for the transformer.
+    fn add_positions(&self, tokens: &Tokens, train: bool) -> Tensor;
+
+    /// What is added to the attention scores (ALiBi, relative positions) among `num_tokens` tokens.
+    ///
+    /// `ids_keep` `(B, K)` i64 names the tokens that are present, when some were dropped. Returns
+    /// `(1 or H, T, T)`, or `(B, 1 or H, K, K)` for kept tokens; prefix tokens are left to the
+    /// caller, who pads with zeros.
+    fn attention_bias(&self, num_tokens: i64, ids_keep: Option<&Tensor>) -> Option<Tensor> {
+        let _ = (num_tokens, ids_keep);
+        None
+    }
+
+    /// Learned tokens set before the sequence, `(P, D)`.
+    fn prefix(&self) -> Option<&Tensor> {
+        None
+    }
+}

@@ -1,0 +1,150 @@
+//! Which tokens a student does not see.
+
+use std::fmt::Debug;
+
+use ndarray::{Array2, ArrayView2};
+use rand::rngs::StdRng;
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// Decides which tokens to hide.
+pub trait MaskStrategy: Debug + Send {
+    /// A mask for rows with `lengths[b]` real tokens of `num_tokens`.
+    ///
+    /// # For implementors
+    /// Never hide padding or a whole row. Draw from `rng` alone.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a row is too short to hide anything and leave something.
+    fn sample(&self, lengths: &[i64], num_tokens: i64, rng: &mut StdRng) -> Result<Mask>;
+}
+
+/// Hidden tokens of a batch. It lives on the CPU: counts and indices need no round trip to the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mask {
+    hidden: Array2<bool>,
+    num_hidden: i64,
+}
+
+/// The tokens that are left when the hidden ones are dropped.
+#[derive(Debug)]
+pub struct Visible {
+    /// `(B, K)` i64: which tokens, in increasing order; rows with fewer than K end in fillers.
+    pub ids_keep: Tensor,
+    /// `(B, K)` bool, true at fillers; `None` when all rows have K visible tokens.
+    pub padding: Option<Tensor>,
+    /// `(B·T)` i64: for every token its place in the flattened `(B·K)` visible ones, or `B·K` (the
+    /// place of noise) for hidden tokens and padding.
+    restore: Tensor,
+    /// `(B, T, 1)` bool, true at hidden tokens.
+    hidden: Tensor,
+}
+
+impl Mask {
+    /// `hidden` `(B, T)`, true = hidden.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if nothing is hidden in the whole batch, or a row is hidden whole.
+    pub fn new(hidden: Array2<bool>) -> Result<Self> {
+        let num_hidden = hidden.iter().filter(|&&h| h).count() as i64;
+        if num_hidden == 0 {
+            return Err(Error::Input("the mask hides nothing".into()));
+        }
+        if let Some(row) = hidden.rows().into_iter().position(|row| row.iter().all(|&h| h)) {
+            return Err(Error::Input(format!("the mask hides all of row {row}")));
+        }
+        Ok(Self { hidden, num_hidden })
+    }
+
+    /// `(B, T)`, true = hidden.
+    pub fn hidden(&self) -> ArrayView2<'_, bool> {
+        self.hidden.view()
+    }
+
+    /// How many tokens are hidden in the whole batch (N).
+    pub fn num_hidden(&self) -> i64 {
+        self.num_hidden
+    }
+
+    /// Share of hidden tokens among all `lengths` real ones.
+    pub fn share(&self, lengths: &[i64]) -> f64 {
+        self.num_hidden as f64 / lengths.iter().sum::<i64>() as f64
+    }
+
+    /// `(B, T)` bool on `device`.
+    pub fn to_tensor(&self, device: Device) -> Tensor {
+        let flat: Vec<bool> = self.hidden.iter().copied().collect();
+        let (rows, len) = self.hidden.dim();
+        Tensor::from_slice(&flat).reshape([rows as i64, len as i64]).to_device(device)
+    }
+
+    /// The rows of `x` `(B / copies, T, D)` at hidden tokens: `(N, D)`, in row-major order of the
+    /// mask. With `copies` > 1 each row of `x` stands for that many adjacent rows of the mask.
+    pub fn gather(&self, x: &Tensor, copies: i64) -> Tensor {
+        let len = self.hidden.ncols() as i64;
+        let index: Vec<i64> = self
+            .hidden
+            .indexed_iter()
+            .filter(|&(_, &hidden)| hidden)
+            .map(|((row, token), _)| (row as i64 / copies) * len + token as i64)
+            .collect();
+        let index = Tensor::from_slice(&index).to_device(x.device());
+        x.flatten(0, 1).index_select(0, &index) // (N, D)
+    }
+
+    /// What is visible, of rows with `lengths` real tokens.
+    pub fn visible(&self, lengths: &[i64], device: Device) -> Visible {
+        let (rows, len) = self.hidden.dim();
+        let kept: Vec<Vec<i64>> = self
+            .hidden
+            .rows()
+            .into_iter()
+            .zip(lengths)
+            .map(|(row, &real)| (0..real).filter(|&t| !row[t as usize]).collect())
+            .collect();
+        let most = kept.iter().map(Vec::len).max().unwrap_or(0);
+        let counts: Vec<i64> = kept.iter().map(|ids| ids.len() as i64).collect();
+
+        let mut ids_keep = vec![0_i64; rows * most]; // a filler repeats token 0 and is never attended to
+        let mut restore = vec![(rows * most) as i64; rows * len];
+        for (row, ids) in kept.iter().enumerate() {
+            for (place, &token) in ids.iter().enumerate() {
+                ids_keep[row * most + place] = token;
+                restore[row * len + token as usize] = (row * most + place) as i64;
+            }
+        }
+        Visible {
+            ids_keep: Tensor::from_slice(&ids_keep)
+                .reshape([rows as i64, most as i64])
+                .to_device(device),
+            padding: crate::padding_mask(&counts, most as i64, device),
+            restore: Tensor::from_slice(&restore).to_device(device),
+            hidden: self.to_tensor(device).unsqueeze(-1),
+        }
+    }
+}
+
+impl Visible {
+    /// The visible rows of `x` `(B, T, D)`: `(B, K, D)`.
+    pub fn gather(&self, x: &Tensor) -> Tensor {
+        let (rows, len, dim) = dims3(x);
+        let first = Tensor::arange(rows, (Kind::Int64, x.device())).unsqueeze(1) * len; // (B, 1)
+        let index = (&self.ids_keep + first).flatten(0, 1); // (B·K)
+        x.reshape([rows * len, dim]).index_select(0, &index).reshape([rows, -1, dim])
+    }
+
+    /// Back to full length: `x` `(B, K, D)` at visible tokens, `noise` `(B, T, D)` at hidden ones,
+    /// zero at padding: `(B, T, D)`.
+    pub fn restore(&self, x: &Tensor, noise: &Tensor) -> Tensor {
+        let (rows, len, dim) = dims3(noise);
+        let zero = Tensor::zeros([1, dim], (x.kind(), x.device()));
+        let placed = Tensor::cat(&[x.reshape([-1, dim]), zero], 0).index_select(0, &self.restore);
+        placed.reshape([rows, len, dim]) + noise.to_kind(x.kind()) * &self.hidden // (B, T, D)
+    }
+}
+
+fn dims3(x: &Tensor) -> (i64, i64, i64) {
+    let size = x.size();
+    (size[0], size[1], size[2])
+}
