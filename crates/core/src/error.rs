@@ -53,6 +53,9 @@ pub enum Error {
         /// The last one's own error.
         last: String,
     },
+    /// The data loader cannot go on.
+    #[error("data loader: {0}")]
+    Loader(String),
     /// LibTorch refused an operation.
     #[error("LibTorch: {}", first_line(.0))]
     Torch(#[from] tch::TchError),

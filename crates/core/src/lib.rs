@@ -9,6 +9,7 @@ mod batch;
 pub mod data;
 mod error;
 mod feature;
+pub mod loader;
 mod mask;
 pub mod random;
 
@@ -16,4 +17,5 @@ pub use batch::{Batch, Tokens, padding_mask};
 pub use data::Dataset;
 pub use error::{Error, Result};
 pub use feature::FeatureEncoder;
+pub use loader::{Loaded, Loader, LoaderConfig};
 pub use mask::{Mask, MaskStrategy, Visible};

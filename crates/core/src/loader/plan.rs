@@ -1,0 +1,114 @@
+//! Which examples make which batch.
+
+use rand::seq::SliceRandom;
+
+use crate::{
+    Dataset, Error, Result,
+    random::{Purpose, stream},
+};
+
+/// How an epoch is cut into batches.
+///
+/// Examples stand in buckets of similar size. An epoch shuffles inside the buckets, and then the
+/// batches. What a batch may hold is reckoned by the largest size of its bucket, so the cuts fall
+/// at the same places whatever the shuffle, and **every epoch has the same number of batches**: a
+/// place in the endless stream of batches is one integer.
+#[derive(Debug)]
+pub struct Plan {
+    /// All examples, largest first.
+    order: Vec<u32>,
+    /// Where in `order` each bucket ends.
+    buckets: Vec<usize>,
+    /// Where in `order` each batch ends.
+    cuts: Vec<usize>,
+}
+
+impl Plan {
+    /// Batches of at most `max_examples` whose count × largest size is at most `budget`.
+    ///
+    /// A bucket's smallest size is at least `1 − tolerance` of its largest.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is nothing to plan, or one example is larger than the budget.
+    pub fn new<D: Dataset>(
+        dataset: &D,
+        budget: u64,
+        max_examples: usize,
+        tolerance: f64,
+    ) -> Result<Self> {
+        let len = u32::try_from(dataset.len())
+            .map_err(|_| Error::config("data", "has more than 2^32 examples: split it"))?;
+        if len == 0 {
+            return Err(Error::config("data", "has no examples"));
+        }
+        let sizes: Vec<u64> = (0..len as usize).map(|index| dataset.size(index).max(1)).collect();
+        let mut order: Vec<u32> = (0..len).collect();
+        order.sort_by_key(|&index| std::cmp::Reverse(sizes[index as usize])); // stable
+        let largest = order[0] as usize;
+        if sizes[largest] > budget {
+            let (name, size) = (dataset.name(largest), sizes[largest]);
+            let reason = format!("{budget} is less than one example, {name}, of size {size}");
+            return Err(Error::config("batch budget", reason));
+        }
+
+        let (mut buckets, mut cuts) = (Vec::new(), Vec::new());
+        let (mut bucket_size, mut batch_start, mut batch_size) =
+            (sizes[largest], 0, sizes[largest]);
+        for (at, &index) in order.iter().enumerate() {
+            let size = sizes[index as usize];
+            if (size as f64) < (1.0 - tolerance) * bucket_size as f64 {
+                buckets.push(at);
+                bucket_size = size;
+            }
+            // A batch that began in an earlier bucket goes on at that bucket's size.
+            let count = at - batch_start;
+            let cost = (count as u64 + 1).saturating_mul(batch_size);
+            if count > 0 && (count >= max_examples || cost > budget) {
+                cuts.push(at);
+                batch_start = at;
+            }
+            if at == batch_start {
+                batch_size = bucket_size;
+            }
+        }
+        buckets.push(order.len());
+        cuts.push(order.len());
+        Ok(Self { order, buckets, cuts })
+    }
+
+    /// How many batches every epoch has.
+    pub fn batches(&self) -> u64 {
+        self.cuts.len() as u64
+    }
+
+    /// The examples of every batch of `epoch`, in order.
+    pub fn epoch(&self, seed: u64, epoch: u64) -> Epoch {
+        let mut rng = stream(seed, Purpose::Order, &[epoch]);
+        let mut order = self.order.clone();
+        let mut start = 0;
+        for &end in &self.buckets {
+            order[start..end].shuffle(&mut rng);
+            start = end;
+        }
+        let starts = std::iter::once(0).chain(self.cuts.iter().copied());
+        let mut batches: Vec<(usize, usize)> = starts.zip(self.cuts.iter().copied()).collect();
+        batches.shuffle(&mut rng);
+        Epoch { order, batches }
+    }
+}
+
+/// The batches of one epoch.
+#[derive(Debug)]
+pub struct Epoch {
+    order: Vec<u32>,
+    /// Where in `order` each batch begins and ends.
+    batches: Vec<(usize, usize)>,
+}
+
+impl Epoch {
+    /// The examples of one batch.
+    pub fn batch(&self, place: u64) -> &[u32] {
+        let (start, end) = self.batches[place as usize];
+        &self.order[start..end]
+    }
+}
