@@ -1,0 +1,363 @@
+//! Audio files of any common format to what the model hears: mono, 16 kHz, `f32`.
+//!
+//! WAV (PCM, float, A-law, µ-law, ADPCM), AIFF, CAF, FLAC, OGG Vorbis, MP3, AAC (ADTS, M4A) and
+//! ALAC (M4A). Damage is an error, never silence: a corpus is better off without a broken file
+//! than with half of one.
+
+use std::{
+    any::Any,
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use data2vec_core::{Error, Result};
+use symphonia::core::{
+    codecs::{
+        CodecParameters,
+        audio::{
+            AudioDecoderOptions,
+            well_known::{CODEC_ID_AAC, CODEC_ID_MP3, CODEC_ID_VORBIS},
+        },
+    },
+    errors::Error as DecodeError,
+    formats::{
+        FormatOptions, FormatReader, Track, TrackType,
+        probe::Hint,
+        well_known::{FORMAT_ID_ADTS, FORMAT_ID_MP1, FORMAT_ID_MP2, FORMAT_ID_MP3},
+    },
+    io::{MediaSource, MediaSourceStream},
+    meta::MetadataOptions,
+};
+
+use crate::resample::{resample, resampled_len};
+
+/// Samples a second of everything that this crate hands on, in Hz.
+pub const SAMPLE_RATE: u32 = 16_000;
+
+/// Extensions, in lower case, of the files that are taken for audio in a folder.
+pub const EXTENSIONS: [&str; 14] = [
+    "wav", "flac", "mp3", "ogg", "oga", "m4a", "mp4", "aac", "aif", "aiff", "aifc", "caf", "mp2",
+    "mka",
+];
+
+/// Sampling rates that are believed, in Hz.
+const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
+/// More channels than any recording has.
+const MAX_CHANNELS: usize = 64;
+/// A header that claims more, or a file that holds more, is wrong or wants to be cut up first.
+const MAX_SECONDS: u64 = 12 * 3600;
+
+/// What a file's header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AudioInfo {
+    /// Length in samples at [`SAMPLE_RATE`]. MP3 without an index and bare AAC have only an
+    /// estimate.
+    pub samples: u64,
+    /// The file's own sampling rate in Hz.
+    pub rate: u32,
+    /// The file's own channels.
+    pub channels: usize,
+}
+
+/// Reads a whole file: the mean of its channels at [`SAMPLE_RATE`], as stored (not normalised).
+///
+/// The same file always gives the same samples.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is not audio, damaged, cut off,
+/// empty, silent, or holds samples that are not numbers.
+pub fn read(path: impl AsRef<Path>) -> Result<Vec<f32>> {
+    let path = path.as_ref();
+    guarded(path, || finish(path, decode(open(path)?, path)?))
+}
+
+/// As [`read`], from memory or any other source; `name` stands for it in errors, and its
+/// extension helps to recognise the format.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(
+    source: impl Read + Seek + Send + Sync + 'static,
+    name: impl AsRef<Path>,
+) -> Result<Vec<f32>> {
+    let name = name.as_ref();
+    guarded(name, || finish(name, decode(sized(source, name)?, name)?))
+}
+
+/// Length, rate and channels: from the header where it tells them, else by decoding.
+///
+/// # Errors
+/// As [`read`], as far as the header shows it.
+pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo> {
+    let path = path.as_ref();
+    guarded(path, || {
+        let format = recognise(open(path)?, path)?;
+        let track = audio_track(format.as_ref(), path)?;
+        let CodecParameters::Audio(params) = codec(track, path)? else {
+            return Err(Error::file(path, "its audio track has no audio codec"));
+        };
+        let channels = params.channels.as_ref().map(|channels| channels.count());
+        let (Some(rate), Some(frames), Some(channels)) =
+            (params.sample_rate, frames(track), channels)
+        else {
+            let sound = decode(open(path)?, path)?;
+            let samples = resampled_len(sound.mono.len(), sound.rate) as u64;
+            return Ok(AudioInfo { samples, rate: sound.rate, channels: sound.channels });
+        };
+        check_layout(rate, channels, path)?;
+        check_duration(frames, rate, path)?;
+        if frames == 0 {
+            return Err(Error::file(path, "holds no samples"));
+        }
+        Ok(AudioInfo { samples: resampled_len(frames as usize, rate) as u64, rate, channels })
+    })
+}
+
+/// Zero mean and unit variance over the whole signal: `(x − mean) / √(var + 1e-5)` with the biased
+/// variance, as fairseq's `layer_norm(wav, wav.shape)` that the released models were trained with.
+pub fn normalize(wave: &mut [f32]) {
+    let n = wave.len().max(1) as f64;
+    let mean = wave.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let var = wave.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+    let scale = 1.0 / (var + 1e-5).sqrt();
+    for x in wave {
+        *x = ((f64::from(*x) - mean) * scale) as f32;
+    }
+}
+
+/// What came out of a decoder, channels already averaged.
+struct Sound {
+    mono: Vec<f32>,
+    rate: u32,
+    channels: usize,
+}
+
+/// Judges a decoded signal and brings it to [`SAMPLE_RATE`].
+fn finish(path: &Path, sound: Sound) -> Result<Vec<f32>> {
+    let Sound { mono, rate, .. } = sound;
+    let Some(&first) = mono.first() else {
+        return Err(Error::file(path, "holds no samples"));
+    };
+    if let Some(at) = mono.iter().position(|x| !x.is_finite()) {
+        let second = at as f64 / f64::from(rate);
+        return Err(Error::file(path, format!("sample at {second:.3} s is NaN or infinite")));
+    }
+    if mono.iter().all(|&x| x == first) {
+        return Err(Error::file(path, "silent: all its samples are equal"));
+    }
+    if rate == SAMPLE_RATE {
+        return Ok(mono);
+    }
+    resample(&mono, rate).map_err(|reason| Error::file(path, reason))
+}
+
+fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
+    let mut format = recognise(source, path)?;
+    let track = audio_track(format.as_ref(), path)?;
+    let (track_id, expected) = (track.id, frames(track));
+    let CodecParameters::Audio(params) = codec(track, path)?.clone() else {
+        return Err(Error::file(path, "its audio track has no audio codec"));
+    };
+    if let (Some(rate), Some(frames)) = (params.sample_rate, expected) {
+        check_duration(frames, rate, path)?;
+    }
+    let mut decoder = symphonia::default::get_codecs()
+        .make_audio_decoder(&params, &AudioDecoderOptions::default().verify(true))
+        .map_err(|error| Error::file(path, format!("cannot be decoded: {error}")))?;
+
+    let mut sound = Sound { mono: Vec::new(), rate: 0, channels: 0 };
+    let mut packet_samples: Vec<f32> = Vec::new(); // interleaved
+    loop {
+        let packet = match format.next_packet() {
+            Ok(Some(packet)) if packet.track_id == track_id => packet,
+            Ok(Some(_)) => continue,
+            Ok(None) => break,
+            Err(error) => return Err(damaged(&sound, &error, path)),
+        };
+        let decoded = decoder.decode(&packet).map_err(|error| damaged(&sound, &error, path))?;
+        let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
+        if sound.rate == 0 {
+            check_layout(rate, channels, path)?;
+            (sound.rate, sound.channels) = (rate, channels);
+        } else if (sound.rate, sound.channels) != (rate, channels) {
+            let at = sound.mono.len() as f64 / f64::from(sound.rate);
+            return Err(Error::file(path, format!("changes rate or channels at {at:.2} s")));
+        }
+        decoded.copy_to_vec_interleaved(&mut packet_samples);
+        if channels == 1 {
+            sound.mono.extend_from_slice(&packet_samples);
+        } else {
+            let mean = |frame: &[f32]| frame.iter().sum::<f32>() / channels as f32;
+            sound.mono.extend(packet_samples.chunks_exact(channels).map(mean));
+        }
+        check_duration(sound.mono.len() as u64, rate, path)?;
+    }
+    if decoder.finalize().verify_ok == Some(false) {
+        return Err(Error::file(path, "damaged: the decoded audio does not match its checksum"));
+    }
+    let Some(expected) = expected.filter(|_| is_exact(format.as_ref(), track_id)) else {
+        return Ok(sound);
+    };
+    let got = sound.mono.len() as u64;
+    // Lossy codecs work in blocks of up to 2048 frames, and not all containers tell what of the
+    // first and the last one to leave out.
+    let lossy = [CODEC_ID_MP3, CODEC_ID_AAC, CODEC_ID_VORBIS].contains(&params.codec);
+    if got > 0 && got + if lossy { 4096 } else { 0 } < expected {
+        let seconds = |frames: u64| frames as f64 / f64::from(sound.rate);
+        let (got, expected) = (seconds(got), seconds(expected));
+        let reason = format!("truncated after {got:.2} s: its header promises {expected:.2} s");
+        return Err(Error::file(path, reason));
+    }
+    sound.mono.truncate(expected as usize);
+    Ok(sound)
+}
+
+/// Whether the length in the header is more than a guess from the size of the file.
+fn is_exact(format: &dyn FormatReader, track_id: u32) -> bool {
+    match format.format_info().format {
+        FORMAT_ID_ADTS | FORMAT_ID_MP1 | FORMAT_ID_MP2 => false,
+        // An encoder that wrote delay and padding also wrote the number of frames.
+        FORMAT_ID_MP3 => {
+            format.tracks().iter().any(|track| track.id == track_id && track.delay.is_some())
+        }
+        _ => true,
+    }
+}
+
+fn damaged(sound: &Sound, error: &DecodeError, path: &Path) -> Error {
+    let after = sound.mono.len() as f64 / f64::from(sound.rate.max(1));
+    let reason = match error {
+        DecodeError::IoError(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
+            format!("truncated after {after:.2} s")
+        }
+        DecodeError::IoError(source) => {
+            return Error::io(path, io::Error::new(source.kind(), source.to_string()));
+        }
+        DecodeError::ResetRequired => {
+            format!("several streams in one file, a second one after {after:.2} s: split it")
+        }
+        error => format!("damaged after {after:.2} s: {error}"),
+    };
+    Error::file(path, reason)
+}
+
+fn recognise(source: Box<dyn MediaSource>, path: &Path) -> Result<Box<dyn FormatReader>> {
+    let mut hint = Hint::new();
+    if let Some(extension) = path.extension().and_then(|extension| extension.to_str()) {
+        hint.with_extension(extension);
+    }
+    let stream = MediaSourceStream::new(source, Default::default());
+    symphonia::default::get_probe()
+        .probe(&hint, stream, FormatOptions::default(), MetadataOptions::default())
+        .map_err(|error| match error {
+            DecodeError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
+                Error::io(path, source)
+            }
+            error => Error::file(path, format!("not audio of a known format ({error})")),
+        })
+}
+
+fn audio_track<'a>(format: &'a dyn FormatReader, path: &Path) -> Result<&'a Track> {
+    format.default_track(TrackType::Audio).ok_or_else(|| Error::file(path, "has no audio track"))
+}
+
+fn codec<'a>(track: &'a Track, path: &Path) -> Result<&'a CodecParameters> {
+    let unknown = || Error::file(path, "its audio codec is unknown");
+    track.codec_params.as_ref().ok_or_else(unknown)
+}
+
+/// Frames (samples of one channel) at the file's own rate, if its header tells.
+fn frames(track: &Track) -> Option<u64> {
+    track.num_frames.or_else(|| {
+        let rate = track.codec_params.as_ref()?.audio()?.sample_rate?;
+        let base = track.time_base?;
+        let seconds = f64::from(base.numer.get()) / f64::from(base.denom.get());
+        Some((track.duration?.get() as f64 * seconds * f64::from(rate)).round() as u64)
+    })
+}
+
+fn check_layout(rate: u32, channels: usize, path: &Path) -> Result<()> {
+    if !RATES.contains(&rate) {
+        return Err(Error::file(path, format!("sampling rate {rate} Hz is outside {RATES:?}")));
+    }
+    if !(1..=MAX_CHANNELS).contains(&channels) {
+        return Err(Error::file(path, format!("{channels} channels; 1 to {MAX_CHANNELS} will do")));
+    }
+    Ok(())
+}
+
+fn check_duration(frames: u64, rate: u32, path: &Path) -> Result<()> {
+    if frames / u64::from(rate.max(1)) >= MAX_SECONDS {
+        let reason = format!("claims to be longer than {} h: cut it up", MAX_SECONDS / 3600);
+        return Err(Error::file(path, reason));
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<Box<dyn MediaSource>> {
+    let file = File::open(path).map_err(|source| Error::io(path, source))?;
+    let meta = file.metadata().map_err(|source| Error::io(path, source))?;
+    if !meta.is_file() {
+        return Err(Error::file(path, "is not a file"));
+    }
+    if meta.len() == 0 {
+        return Err(Error::file(path, "is empty (0 bytes)"));
+    }
+    Ok(Box::new(file))
+}
+
+/// A reader of known length, as decoders want it.
+struct Measured<R> {
+    inner: R,
+    len: u64,
+}
+
+fn sized<R>(mut inner: R, name: &Path) -> Result<Box<dyn MediaSource>>
+where
+    R: Read + Seek + Send + Sync + 'static,
+{
+    let mut measure = || {
+        let len = inner.seek(SeekFrom::End(0))?;
+        inner.rewind()?;
+        Ok(len)
+    };
+    let len = measure().map_err(|source| Error::io(name, source))?;
+    Ok(Box::new(Measured { inner, len }))
+}
+
+impl<R: Read> Read for Measured<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer)
+    }
+}
+
+impl<R: Seek> Seek for Measured<R> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.inner.seek(to)
+    }
+}
+
+impl<R: Read + Seek + Send + Sync> MediaSource for Measured<R> {
+    fn is_seekable(&self) -> bool {
+        true
+    }
+
+    fn byte_len(&self) -> Option<u64> {
+        Some(self.len)
+    }
+}
+
+/// Decoders work on bytes from anywhere; should one panic on them, that is the file's error.
+fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason = format!("the decoder gave up on its content ({})", message(panic.as_ref()));
+        Err(Error::file(path, reason))
+    })
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

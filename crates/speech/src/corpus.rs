@@ -1,0 +1,128 @@
+//! Where recordings are: a folder tree, a manifest, or one file.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use data2vec_core::{Error, Result};
+
+use crate::audio::EXTENSIONS;
+
+/// Audio files below a root, by path relative to it.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// What relative paths are relative to.
+    pub root: PathBuf,
+    /// Relative (or absolute) path, and the length in samples if a manifest tells it.
+    pub files: Vec<(PathBuf, Option<u64>)>,
+    /// What could not be looked into, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// Audio at `path`: a folder (LibriSpeech's or any other), a fairseq manifest (`.tsv`), a file.
+pub(crate) fn list(path: &Path) -> Result<Listing> {
+    let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if meta.is_dir() {
+        return walk(path);
+    }
+    if has_extension(path, &["tsv"]) {
+        return manifest(path);
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::file(path, "is neither a folder nor a file"));
+    };
+    let files = vec![(PathBuf::from(name), None)];
+    Ok(Listing { root: folder.to_owned(), files, ..Listing::default() })
+}
+
+/// All audio below `root`, in the order of the sorted names. Links are followed, each folder is
+/// entered once; hidden files and folders are left out.
+fn walk(root: &Path) -> Result<Listing> {
+    let mut found = Listing { root: root.to_owned(), ..Listing::default() };
+    let mut entered = HashSet::new();
+    let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
+    while let Some(relative) = stack.pop() {
+        let path = root.join(&relative);
+        let is_root = relative.as_os_str().is_empty();
+        let is_audio = has_extension(&relative, &EXTENSIONS);
+        let meta = match fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(source) if is_root => return Err(Error::io(root, source)),
+            Err(source) => {
+                if is_audio {
+                    found.skipped.push((path, source.to_string())); // a dangling link
+                }
+                continue;
+            }
+        };
+        if !meta.is_dir() {
+            if is_audio {
+                found.files.push((relative, None)); // else a transcript, a licence, a cover
+            }
+            continue;
+        }
+        let names = fs::canonicalize(&path).and_then(|real| {
+            let first_time = entered.insert(real);
+            if first_time { entries(&path) } else { Ok(Vec::new()) }
+        });
+        match names {
+            Ok(names) => stack.extend(names.into_iter().rev().map(|name| relative.join(name))),
+            Err(source) if is_root => return Err(Error::io(root, source)),
+            Err(source) => found.skipped.push((path, source.to_string())),
+        }
+    }
+    Ok(found)
+}
+
+/// Sorted names in a folder, without hidden ones (macOS leaves `._name.wav` beside `name.wav`).
+fn entries(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        if !name.as_encoded_bytes().starts_with(b".") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// fairseq's manifest: the root on line 1, then `path<TAB>samples`.
+fn manifest(path: &Path) -> Result<Listing> {
+    let text = fs::read_to_string(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::InvalidData => Error::file(path, "is not UTF-8 text"),
+        _ => Error::io(path, source),
+    })?;
+    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines();
+    let first = lines.next().unwrap_or_default();
+    if first.trim().is_empty() || first.contains('\t') {
+        let reason = "line 1: must be the folder that the paths below it are relative to";
+        return Err(Error::file(path, reason));
+    }
+    // `join` keeps an absolute root; a relative one counts from the manifest.
+    let root = path.parent().unwrap_or(Path::new("")).join(first.trim_end());
+    let mut files = Vec::new();
+    for (number, line) in (2..).zip(lines) {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let entry = line.split_once('\t').and_then(|(file, samples)| {
+            let samples: u64 = samples.trim().parse().ok()?;
+            (!file.is_empty() && samples > 0).then(|| (PathBuf::from(file), Some(samples)))
+        });
+        let Some(entry) = entry else {
+            let shown: String = line.chars().take(80).collect();
+            let reason = format!("line {number}: must be `path<TAB>samples`, not {shown:?}");
+            return Err(Error::file(path, reason));
+        };
+        files.push(entry);
+    }
+    Ok(Listing { root, files, skipped: Vec::new() })
+}
+
+fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+    extensions.iter().any(|known| known.eq_ignore_ascii_case(extension))
+}

@@ -1,0 +1,329 @@
+//! Recordings as examples for pretraining.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use data2vec_core::{
+    Batch, Dataset, Error, Result,
+    random::{Purpose, seed_for},
+};
+use rand::{RngExt, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::{
+    audio::{self, EXTENSIONS, SAMPLE_RATE},
+    corpus, index,
+};
+
+/// By how many samples a file may differ from its manifest: decoders do not agree on what the
+/// codecs add at both ends. 0.2 s.
+const MANIFEST_SLACK: u64 = 3_200;
+
+/// Which recordings are used, and how they become batches.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpeechDataConfig {
+    /// Shorter recordings are left out.
+    pub min_seconds: f64,
+    /// Of longer ones, a piece of this length is used, another one each time.
+    pub max_seconds: f64,
+    /// Zero mean and unit variance over each whole recording, before it is cut.
+    pub normalize: bool,
+    /// How recordings of different lengths share a batch.
+    pub batching: Batching,
+}
+
+/// How recordings of different lengths share a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Batching {
+    /// All are cut to the shortest of the batch, each at a random place: no padding.
+    Crop,
+    /// All are filled with zeros, at the end, to the longest of the batch.
+    Pad,
+}
+
+impl SpeechDataConfig {
+    /// Checks what can be checked without the data.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.min_seconds.is_finite() && self.min_samples() > 0) {
+            return Err(Error::config("data.min_seconds", "must be a length above 0, in seconds"));
+        }
+        if !(self.max_seconds.is_finite() && self.max_seconds >= self.min_seconds) {
+            let reason = format!("must be at least min_seconds = {}", self.min_seconds);
+            return Err(Error::config("data.max_seconds", reason));
+        }
+        Ok(())
+    }
+
+    fn min_samples(&self) -> u64 {
+        (self.min_seconds * f64::from(SAMPLE_RATE)).round() as u64
+    }
+
+    fn max_samples(&self) -> u64 {
+        (self.max_seconds * f64::from(SAMPLE_RATE)).round() as u64
+    }
+}
+
+/// How much of a corpus is kept for validation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum HeldOut {
+    /// About this share of the recordings, in `[0, 1)`. Whether one is held out depends on its own
+    /// path alone, so a corpus can grow without moving any from one side to the other.
+    Share(f64),
+    /// Exactly so many.
+    Count(usize),
+}
+
+/// Recordings on disk: `load` gives one as samples at 16 kHz, cut to `max_seconds`; a batch is
+/// `(B, S)` f32.
+///
+/// A clone, and both sides of a [`split`](Self::split), share what was listed.
+#[derive(Clone, Debug)]
+pub struct SpeechDataset {
+    corpus: Arc<Corpus>,
+    /// Which recordings of the corpus.
+    chosen: Arc<[u32]>,
+    config: SpeechDataConfig,
+}
+
+#[derive(Debug)]
+struct Corpus {
+    root: PathBuf,
+    /// Relative path, and samples at 16 kHz.
+    recordings: Vec<(PathBuf, u64)>,
+    from_manifest: bool,
+    too_short: usize,
+    skipped: Vec<(PathBuf, String)>,
+}
+
+impl SpeechDataset {
+    /// Lists the recordings at `path`: a folder with audio anywhere below it (LibriSpeech's and
+    /// Libri-light's among them), a fairseq manifest (`.tsv`: a root, then `path<TAB>samples`), or
+    /// one audio file.
+    ///
+    /// Lengths come from the files' headers, or from the manifest. With `index_folder` they are
+    /// remembered there, and the next start opens only new and changed files.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
+    /// `path` cannot be read or holds no usable recording. Files that cannot be read are no error
+    /// here: see [`skipped`](Self::skipped).
+    pub fn open(
+        path: impl AsRef<Path>,
+        config: &SpeechDataConfig,
+        index_folder: Option<&Path>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        config.validate()?;
+        let listing = corpus::list(path)?;
+        let (root, mut skipped) = (listing.root, listing.skipped);
+        let from_manifest = listing.files.iter().any(|(_, samples)| samples.is_some());
+        let found = listing.files.len();
+        let (files, told): (Vec<_>, Vec<_>) = listing.files.into_iter().unzip();
+        let lengths = match told.into_iter().collect::<Option<Vec<u64>>>() {
+            Some(told) => told.into_iter().map(Ok).collect(),
+            None => index::durations(&root, &files, index_folder)?,
+        };
+
+        let (mut recordings, mut too_short) = (Vec::with_capacity(found), 0);
+        for (file, length) in files.into_iter().zip(lengths) {
+            match length {
+                Ok(samples) if samples >= config.min_samples() => recordings.push((file, samples)),
+                Ok(_) => too_short += 1,
+                Err(reason) => skipped.push((root.join(file), reason)),
+            }
+        }
+        if recordings.is_empty() {
+            let reason = match (skipped.first(), too_short) {
+                (None, 0) => format!("no audio in it (looked for {})", EXTENSIONS.join(", ")),
+                (None, n) => {
+                    format!(
+                        "all {n} recordings are shorter than min_seconds = {}",
+                        config.min_seconds
+                    )
+                }
+                (Some((first, reason)), _) => {
+                    let (first, bad) = (first.display(), skipped.len());
+                    format!(
+                        "no usable audio in it: {bad} unreadable ({first}: {reason}), {too_short} \
+                         shorter than min_seconds = {}",
+                        config.min_seconds
+                    )
+                }
+            };
+            return Err(Error::file(path, reason));
+        }
+        let count = u32::try_from(recordings.len())
+            .map_err(|_| Error::file(path, "has more than 2^32 recordings: split it"))?;
+        Ok(Self {
+            corpus: Arc::new(Corpus { root, recordings, from_manifest, too_short, skipped }),
+            chosen: (0..count).collect(),
+            config: config.clone(),
+        })
+    }
+
+    /// The rest, and what is held out for validation: the same for the same paths and seed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if one side would be empty.
+    pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self)> {
+        let rank = |&chosen: &u32| {
+            let (path, _) = &self.corpus.recordings[chosen as usize];
+            // The same corpus splits the same on every system.
+            let path = path.to_string_lossy().replace('\\', "/");
+            seed_for(seed, Purpose::Split, &[index::hash(path.as_bytes())])
+        };
+        let mut ranked: Vec<(u64, u32)> =
+            self.chosen.iter().map(|chosen| (rank(chosen), *chosen)).collect();
+        ranked.sort_unstable();
+        let count = match held_out {
+            HeldOut::Count(count) => count,
+            HeldOut::Share(share) if (0.0..1.0).contains(&share) => {
+                let below = (share * 2_f64.powi(64)) as u64;
+                ranked.partition_point(|&(rank, _)| rank < below)
+            }
+            HeldOut::Share(share) => {
+                let reason = format!("must be at least 0 and below 1, not {share}");
+                return Err(Error::config("data.held_out", reason));
+            }
+        };
+        if count == 0 || count >= ranked.len() {
+            let reason = format!(
+                "{held_out:?} holds out {count} of {} recordings; both sides need one at least",
+                ranked.len()
+            );
+            return Err(Error::config("data.held_out", reason));
+        }
+        let side = |ranked: &[(u64, u32)]| {
+            let mut chosen: Vec<u32> = ranked.iter().map(|&(_, chosen)| chosen).collect();
+            chosen.sort_unstable();
+            Self { chosen: chosen.into(), ..self.clone() }
+        };
+        Ok((side(&ranked[count..]), side(&ranked[..count])))
+    }
+
+    /// Where a recording is.
+    pub fn path(&self, index: usize) -> PathBuf {
+        self.corpus.root.join(self.relative_path(index))
+    }
+
+    /// Where a recording is, from the folder or the manifest's root on.
+    pub fn relative_path(&self, index: usize) -> &Path {
+        &self.recording(index).0
+    }
+
+    /// A recording's whole length in samples at 16 kHz, as its header or the manifest tells it.
+    pub fn samples(&self, index: usize) -> u64 {
+        self.recording(index).1
+    }
+
+    /// Length of all recordings together, in seconds.
+    pub fn seconds(&self) -> f64 {
+        let samples: u64 = (0..self.chosen.len()).map(|index| self.samples(index)).sum();
+        samples as f64 / f64::from(SAMPLE_RATE)
+    }
+
+    /// How many recordings of the corpus were left out for being shorter than `min_seconds`.
+    pub fn too_short(&self) -> usize {
+        self.corpus.too_short
+    }
+
+    /// Files of the corpus that look like audio and could not be read, and why.
+    pub fn skipped(&self) -> &[(PathBuf, String)] {
+        &self.corpus.skipped
+    }
+
+    /// One recording from beginning to end, normalised if the configuration says so.
+    ///
+    /// # Errors
+    /// As [`audio::read`], or if it is shorter than `min_seconds` or not as long as the manifest says.
+    pub fn read(&self, index: usize) -> Result<Vec<f32>> {
+        let path = self.path(index);
+        let mut wave = audio::read(&path)?;
+        let (found, told) = (wave.len() as u64, self.samples(index));
+        if self.corpus.from_manifest && found.abs_diff(told) > MANIFEST_SLACK {
+            let reason = format!("{found} samples at {SAMPLE_RATE} Hz, the manifest says {told}");
+            return Err(Error::file(path, reason));
+        }
+        if found < self.config.min_samples() {
+            let seconds = found as f64 / f64::from(SAMPLE_RATE);
+            let least = self.config.min_seconds;
+            return Err(Error::file(path, format!("{seconds:.2} s, min_seconds is {least}")));
+        }
+        if self.config.normalize {
+            audio::normalize(&mut wave);
+        }
+        Ok(wave)
+    }
+
+    fn recording(&self, index: usize) -> &(PathBuf, u64) {
+        &self.corpus.recordings[self.chosen[index] as usize]
+    }
+}
+
+impl Dataset for SpeechDataset {
+    type Example = Vec<f32>;
+
+    fn len(&self) -> usize {
+        self.chosen.len()
+    }
+
+    fn size(&self, index: usize) -> u64 {
+        self.samples(index).min(self.config.max_samples())
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.path(index).display().to_string()
+    }
+
+    fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {
+        // Never longer than planned for, should an estimate have been short.
+        let len = self.size(index) as usize;
+        Ok(crop(self.read(index)?, len, rng))
+    }
+
+    fn collate(&self, examples: Vec<Vec<f32>>, rng: &mut StdRng) -> Result<Batch> {
+        let lengths = examples.iter().map(Vec::len);
+        let (shortest, longest) = (lengths.clone().min(), lengths.clone().max());
+        let (Some(shortest), Some(longest)) = (shortest, longest) else {
+            return Err(Error::Input("a batch of no recordings".into()));
+        };
+        let rows = examples.len();
+        let tensor = |flat: &[f32], len: usize| {
+            Tensor::from_slice(flat).reshape([rows as i64, len as i64]) // (B, S)
+        };
+        match self.config.batching {
+            Batching::Crop => {
+                let mut flat = Vec::with_capacity(rows * shortest);
+                for example in examples {
+                    flat.extend_from_slice(&crop(example, shortest, rng));
+                }
+                Batch::new(tensor(&flat, shortest))
+            }
+            Batching::Pad => {
+                let mut flat = vec![0.0; rows * longest];
+                for (row, example) in flat.chunks_exact_mut(longest.max(1)).zip(&examples) {
+                    row[..example.len()].copy_from_slice(example);
+                }
+                Batch::padded(tensor(&flat, longest), lengths.map(|len| len as i64).collect())
+            }
+        }
+    }
+}
+
+/// `len` samples of `wave` from a random place; the whole of it if it is not longer.
+fn crop(mut wave: Vec<f32>, len: usize, rng: &mut StdRng) -> Vec<f32> {
+    if wave.len() > len {
+        let start = rng.random_range(0..=wave.len() - len);
+        wave.copy_within(start..start + len, 0);
+        wave.truncate(len);
+    }
+    wave
+}
