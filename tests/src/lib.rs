@@ -1,1 +1,4 @@
-//! stub
+//! What several tests share: tiny models, and the reference's numbers under our names.
+
+pub mod reference;
+pub mod tiny;

@@ -16,6 +16,9 @@ use crate::{Batch, Result, Tokens, TransformerConfig};
 /// `path / "positions"`: the teacher averages or copies by these two prefixes. Variable names are
 /// the checkpoint format. Dropout is allowed only where `train` is true.
 pub trait FeatureEncoder: Debug + Send + Sized {
+    /// What an exported encoder calls it, so that another kind's file is told apart.
+    const NAME: &'static str;
+
     /// What a recipe says of it.
     type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned;
 

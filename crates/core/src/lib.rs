@@ -6,16 +6,39 @@
 //! samples, T tokens, K visible tokens, P prefix tokens, D width, H heads, N hidden tokens of a batch.
 
 mod batch;
+pub mod checkpoint;
 pub mod data;
+pub mod data2vec;
+pub mod decoder;
+pub mod encoder;
 mod error;
 mod feature;
 pub mod loader;
+pub mod loss;
 mod mask;
+pub mod nn;
+pub mod optim;
 pub mod random;
+pub mod schedule;
+pub mod target;
+pub mod teacher;
+pub mod train;
+pub mod transformer;
 
 pub use batch::{Batch, Tokens, padding_mask};
+pub use checkpoint::{Checkpoints, Position};
 pub use data::Dataset;
+pub use data2vec::{Data2Vec, Data2VecConfig, MaskedInput, ModelConfig, Objective};
+pub use decoder::{Decoder, DecoderConfig};
+pub use encoder::{Encoder, EncoderConfig, Hidden};
 pub use error::{Error, Result};
 pub use feature::FeatureEncoder;
 pub use loader::{Loaded, Loader, LoaderConfig};
+pub use loss::{Explained, RegressionLoss};
 pub use mask::{Mask, MaskStrategy, Visible};
+pub use optim::{AdamW, AdamWConfig};
+pub use schedule::Schedule;
+pub use target::{TargetConfig, TargetNorm, TargetSource};
+pub use teacher::{EmaConfig, EmaScope, EmaTeacher};
+pub use train::{StepConfig, StepReport, TrainState};
+pub use transformer::{Layer, NormPlacement, Transformer, TransformerConfig};

@@ -126,6 +126,11 @@ impl Mask {
 }
 
 impl Visible {
+    /// `x` `(B, T, D)` with zeros at hidden tokens.
+    pub fn without_hidden(&self, x: &Tensor) -> Tensor {
+        x.masked_fill(&self.hidden, 0.0)
+    }
+
     /// The visible rows of `x` `(B, T, D)`: `(B, K, D)`.
     pub fn gather(&self, x: &Tensor) -> Tensor {
         let (rows, len, dim) = dims3(x);

@@ -1,0 +1,175 @@
+//! From the student's features to predictions of the targets. Thrown away after pretraining.
+
+use serde::{Deserialize, Serialize};
+use tch::{Tensor, nn};
+
+use crate::nn::{Conv1d, Conv1dShape, Init, Linear, conv_block, keep_factor};
+use crate::{Error, Mask, Result, Tokens};
+
+/// Which decoder, and its sizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum DecoderConfig {
+    /// Each hidden token by itself: `layers` linear maps with GELU between (1.0). The first hidden
+    /// width is 2·dim.
+    Mlp {
+        /// Linear maps; 1 is a plain projection.
+        layers: usize,
+    },
+    /// Convolutions over time with layer norm and GELU, then a projection (2.0).
+    Conv1d {
+        /// Width of the convolutions.
+        dim: i64,
+        /// Width of the kernels.
+        kernel: i64,
+        /// Groups of the convolutions; divides `dim` and the model's width.
+        groups: i64,
+        /// How many convolutions.
+        layers: usize,
+        /// Whether a convolution's input is added to its output where widths agree.
+        residual: bool,
+        /// Linear maps after the convolutions: 1, or 2 with GELU between.
+        projections: usize,
+        /// Dropout of the decoder's input.
+        input_dropout: f64,
+    },
+}
+
+impl DecoderConfig {
+    /// Checks the settings against the model's width.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn validate(&self, model_dim: i64) -> Result<()> {
+        let bad = |key: &str, reason: String| Err(Error::config(format!("decoder.{key}"), reason));
+        match *self {
+            Self::Mlp { layers: 0 } => bad("layers", "at least one is needed".into()),
+            Self::Mlp { .. } => Ok(()),
+            Self::Conv1d { dim, kernel, groups, layers, projections, input_dropout, .. } => {
+                if dim < 1 || kernel < 1 || layers < 1 {
+                    return bad("dim", "dim, kernel and layers are at least 1".into());
+                }
+                if groups < 1 || dim % groups != 0 || model_dim % groups != 0 {
+                    return bad(
+                        "groups",
+                        format!("{groups} does not divide decoder.dim = {dim} and dim = {model_dim}"),
+                    );
+                }
+                if !(1..=2).contains(&projections) {
+                    return bad("projections", format!("{projections} is neither 1 nor 2"));
+                }
+                if !(0.0..1.0).contains(&input_dropout) {
+                    return bad("input_dropout", format!("{input_dropout} is not a probability"));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Predicts targets at hidden tokens.
+#[derive(Debug)]
+pub enum Decoder {
+    /// See [`DecoderConfig::Mlp`].
+    Mlp(MlpDecoder),
+    /// See [`DecoderConfig::Conv1d`].
+    Conv1d(Conv1dDecoder),
+}
+
+impl Decoder {
+    /// Creates the variables below `path`. `config` has been validated.
+    pub fn new(path: &nn::Path, config: &DecoderConfig, model_dim: i64) -> Self {
+        match *config {
+            DecoderConfig::Mlp { layers } => Self::Mlp(MlpDecoder::new(path, layers, model_dim)),
+            DecoderConfig::Conv1d {
+                dim, kernel, groups, layers, residual, projections, input_dropout,
+            } => Self::Conv1d(Conv1dDecoder {
+                blocks: (0..layers)
+                    .map(|i| {
+                        let in_dim = if i == 0 { model_dim } else { dim };
+                        let shape = Conv1dShape { in_dim, out_dim: dim, kernel, groups };
+                        Conv1d::same(&(path / "blocks" / i), shape, Init::Torch)
+                    })
+                    .collect(),
+                proj: projections_of(path, dim, projections, model_dim),
+                residual: (0..layers).map(|i| residual && (i > 0 || dim == model_dim)).collect(),
+                input_dropout,
+            }),
+        }
+    }
+
+    /// Dropout of the encoder's features, before noise takes the hidden tokens' places.
+    pub fn drop_input(&self, x: &Tensor, train: bool) -> Tensor {
+        match self {
+            Self::Mlp(_) => x.shallow_clone(),
+            Self::Conv1d(conv) => x.dropout(conv.input_dropout, train),
+        }
+    }
+
+    /// `(N, D)`: predictions at hidden tokens, of features `tokens` `(B, T, D)` at full length.
+    pub fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
+        match self {
+            // A token's prediction depends on that token alone: the visible ones need none.
+            Self::Mlp(mlp) => mlp.forward(&mask.gather(&tokens.x, 1)),
+            Self::Conv1d(conv) => mask.gather(&conv.forward(tokens), 1),
+        }
+    }
+}
+
+/// Linear maps with GELU between, `dim` to `out_dim`; two have a hidden width of `2·dim`.
+fn projections_of(path: &nn::Path, dim: i64, layers: usize, out_dim: i64) -> Vec<Linear> {
+    let path = path / "proj";
+    (0..layers)
+        .map(|i| {
+            let from = if i == 0 { dim } else { 2 * dim };
+            let to = if i + 1 == layers { out_dim } else { 2 * dim };
+            Linear::new(&(&path / i), from, to, Init::Torch)
+        })
+        .collect()
+}
+
+fn project(layers: &[Linear], x: &Tensor) -> Tensor {
+    let mut x = x.shallow_clone();
+    for (i, layer) in layers.iter().enumerate() {
+        x = layer.forward(&if i == 0 { x } else { x.gelu("none") });
+    }
+    x
+}
+
+/// Linear maps of each token by itself.
+#[derive(Debug)]
+pub struct MlpDecoder {
+    proj: Vec<Linear>,
+}
+
+impl MlpDecoder {
+    fn new(path: &nn::Path, layers: usize, dim: i64) -> Self {
+        Self { proj: projections_of(path, dim, layers, dim) }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        project(&self.proj, x)
+    }
+}
+
+/// Convolutions over time.
+#[derive(Debug)]
+pub struct Conv1dDecoder {
+    blocks: Vec<Conv1d>,
+    proj: Vec<Linear>,
+    residual: Vec<bool>,
+    input_dropout: f64,
+}
+
+impl Conv1dDecoder {
+    /// `(B, T, D)` to the same shape.
+    fn forward(&self, tokens: &Tokens) -> Tensor {
+        let keep = keep_factor(tokens.padding.as_ref(), tokens.x.kind());
+        let mut x = tokens.x.shallow_clone();
+        for (conv, residual) in self.blocks.iter().zip(&self.residual) {
+            let y = conv_block(&x, conv, keep.as_ref()); // (B, T, dim)
+            x = if *residual { x + y } else { y };
+        }
+        project(&self.proj, &x)
+    }
+}

@@ -1,0 +1,198 @@
+//! The part that is kept: a feature encoder and the transformer on top of it.
+
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use crate::checkpoint::{assign, read_tensors, write_tensors};
+use crate::transformer::Layer;
+use crate::{Batch, Error, FeatureEncoder, Result, Tokens, Transformer, TransformerConfig, Visible};
+
+/// File of weights in an exported encoder's folder.
+pub const ENCODER_WEIGHTS: &str = "encoder.safetensors";
+/// File of settings in an exported encoder's folder.
+pub const ENCODER_CONFIG: &str = "encoder.toml";
+
+/// Everything needed to build an [`Encoder`] again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EncoderConfig<C> {
+    /// Which feature encoder, [`FeatureEncoder::NAME`].
+    pub encoder: String,
+    /// Its settings.
+    pub features: C,
+    /// The transformer's settings.
+    pub transformer: TransformerConfig,
+}
+
+/// Contextual features of a batch.
+#[derive(Debug)]
+pub struct Hidden {
+    /// `(B, T, D)`, or `(B, K, D)` when hidden tokens were dropped; prefix tokens are not in it.
+    pub x: Tensor,
+    /// `(B, P, D)`: the prefix tokens' features.
+    pub prefix: Option<Tensor>,
+    /// `(B, T)` bool, true at padding; `None` when nothing is padded.
+    pub padding: Option<Tensor>,
+    /// Each block's results, without prefix tokens. In training, dropped blocks are missing.
+    pub layers: Vec<Layer>,
+    /// Real tokens of each row.
+    pub lengths: Vec<i64>,
+}
+
+/// A feature encoder and a transformer: what pretraining leaves behind, and all that users load.
+#[derive(Debug)]
+pub struct Encoder<F> {
+    features: F,
+    transformer: Transformer,
+}
+
+impl<F: FeatureEncoder> Encoder<F> {
+    /// Creates the variables below `path / "features"` and `path / "transformer"`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a setting is impossible.
+    pub fn new(path: &nn::Path, features: &F::Config, transformer: &TransformerConfig) -> Result<Self> {
+        transformer.validate()?;
+        F::validate(features, transformer)?;
+        Ok(Self {
+            features: F::new(&(path / "features"), features, transformer),
+            transformer: Transformer::new(&(path / "transformer"), transformer),
+        })
+    }
+
+    /// Contextual features of `batch`, without dropout and without gradients.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the batch does not suit the feature encoder.
+    pub fn forward(&self, batch: &Batch) -> Result<Hidden> {
+        tch::no_grad(|| {
+            let tokens = self.embed(batch, false)?;
+            Ok(self.contextualize(&tokens, None, None))
+        })
+    }
+
+    /// Raw signal to tokens that know nothing of each other's place yet.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the batch does not suit the feature encoder.
+    pub fn embed(&self, batch: &Batch, train: bool) -> Result<Tokens> {
+        self.features.embed(batch, train)
+    }
+
+    /// Positions and blocks. With `visible` the other tokens are dropped after positions were added;
+    /// with `rng` it is a training pass.
+    pub fn contextualize(
+        &self,
+        tokens: &Tokens,
+        visible: Option<&Visible>,
+        rng: Option<&mut StdRng>,
+    ) -> Hidden {
+        let mut x = self.features.add_positions(tokens, rng.is_some()); // (B, T, D)
+        let mut padding = tokens.padding.as_ref().map(Tensor::shallow_clone);
+        if let Some(visible) = visible {
+            x = visible.gather(&x); // (B, K, D)
+            padding = visible.padding.as_ref().map(Tensor::shallow_clone);
+        }
+        let ids_keep = visible.map(|v| &v.ids_keep);
+        let bias = self.features.attention_bias(tokens.num_tokens(), ids_keep);
+        let prefix_len = self.features.prefix().map_or(0, |p| p.size()[0]);
+        if let Some(prefix) = self.features.prefix() {
+            let rows = x.size()[0];
+            x = Tensor::cat(&[prefix.unsqueeze(0).expand([rows, -1, -1], false), x], 1); // (B, P+T, D)
+        }
+        let bias = score_bias(bias, padding.as_ref(), prefix_len, x.kind());
+        let mut layers = self.transformer.forward(&x, bias.as_ref(), rng);
+
+        let out = layers.last().map_or(x, |layer| layer.out.shallow_clone());
+        let prefix = (prefix_len > 0).then(|| out.narrow(1, 0, prefix_len)); // (B, P, D)
+        let cut = |x: &Tensor| x.narrow(1, prefix_len, x.size()[1] - prefix_len);
+        if prefix_len > 0 {
+            for layer in &mut layers {
+                *layer = Layer { ffn: cut(&layer.ffn), out: cut(&layer.out) };
+            }
+        }
+        Hidden { x: cut(&out), prefix, padding, layers, lengths: tokens.lengths().to_vec() }
+    }
+
+    /// Reads an exported encoder from the folder `dir`, ready for [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// If a file is missing or broken, belongs to another feature encoder, or lacks a tensor.
+    pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<(Self, EncoderConfig<F::Config>)> {
+        let dir = dir.as_ref();
+        let config = read_config::<F>(&dir.join(ENCODER_CONFIG))?;
+        let vars = nn::VarStore::new(device);
+        let encoder = Self::new(&(vars.root() / "encoder"), &config.features, &config.transformer)?;
+        let path = dir.join(ENCODER_WEIGHTS);
+        assign(&path, &vars.variables(), &read_tensors(&path)?)?;
+        for (_, mut tensor) in vars.variables() {
+            let _ = tensor.requires_grad_(false);
+        }
+        Ok((encoder, config))
+    }
+}
+
+/// Writes the encoder's share of `vars` (names that start with `encoder.`) and its settings.
+pub(crate) fn export<F: FeatureEncoder>(
+    dir: &Path,
+    vars: &nn::VarStore,
+    config: &EncoderConfig<F::Config>,
+) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+    let tensors = vars.variables().into_iter().filter(|(name, _)| name.starts_with("encoder."));
+    write_tensors(&dir.join(ENCODER_WEIGHTS), &tensors.collect())?;
+    let path = dir.join(ENCODER_CONFIG);
+    let text = toml::to_string(config).map_err(|e| Error::file(&path, e.to_string()))?;
+    std::fs::write(&path, text).map_err(|e| Error::io(&path, e))
+}
+
+fn read_config<F: FeatureEncoder>(path: &Path) -> Result<EncoderConfig<F::Config>> {
+    /// Only the kind: so that another kind's file is told apart from a broken one.
+    #[derive(Deserialize)]
+    struct Kind {
+        encoder: String,
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let broken = |e: toml::de::Error| Error::file(path, e.to_string().trim_end().to_owned());
+    let kind: Kind = toml::from_str(&text).map_err(broken)?;
+    if kind.encoder != F::NAME {
+        let reason = format!("holds a `{}` encoder, not a `{}` one", kind.encoder, F::NAME);
+        return Err(Error::file(path, reason));
+    }
+    toml::from_str(&text).map_err(broken)
+}
+
+/// One additive mask for all blocks: the features' bias, zeros for prefix tokens, −∞ at padded keys.
+fn score_bias(
+    bias: Option<Tensor>,
+    padding: Option<&Tensor>,
+    prefix_len: i64,
+    kind: Kind,
+) -> Option<Tensor> {
+    let bias = bias.map(|bias| {
+        let bias = if bias.dim() == 3 { bias.unsqueeze(0) } else { bias }; // (1 or B, H, T, T)
+        if prefix_len == 0 { bias } else { bias.zero_pad2d(prefix_len, 0, prefix_len, 0) }
+    });
+    let padding = padding.map(|padding| {
+        let padding = match prefix_len {
+            0 => padding.shallow_clone(),
+            _ => padding.to_kind(Kind::Uint8).constant_pad_nd([prefix_len, 0]).to_kind(Kind::Bool),
+        };
+        Tensor::zeros(padding.size(), (kind, padding.device()))
+            .masked_fill(&padding, f64::NEG_INFINITY)
+            .unsqueeze(1)
+            .unsqueeze(1) // (B, 1, 1, P+T)
+    });
+    match (bias, padding) {
+        (Some(bias), Some(padding)) => Some(bias + padding),
+        (Some(bias), None) => Some(bias),
+        (None, Some(padding)) => {
+            let size = padding.size();
+            Some(padding.expand([size[0], 1, size[3], size[3]], false)) // fused kernels want all four
+        }
+        (None, None) => None,
+    }
+}

@@ -1,0 +1,138 @@
+//! The regression loss and the figures that tell a healthy run from a collapsed one.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Reduction, Tensor};
+
+use crate::{Error, Result};
+
+/// Smooth L1 or squared error between prediction and target, summed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegressionLoss {
+    /// Where smooth L1 turns from square to line (data2vec 1.0 eq. 4); 0: squared error.
+    pub beta: f64,
+    /// Factor of the sum over channels; absent: 1/√D.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<f64>,
+}
+
+impl RegressionLoss {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.beta >= 0.0) {
+            return Err(Error::config("loss.beta", format!("{} is below 0", self.beta)));
+        }
+        match self.scale {
+            Some(scale) if !(scale > 0.0) => {
+                let reason = format!("{scale} is not above 0; leave it out for 1/√dim");
+                Err(Error::config("loss.scale", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Scalar f32: summed over channels and hidden tokens. Divide by the number of hidden tokens
+    /// once, after the last micro-batch: a mean of means is not the large batch's gradient.
+    pub fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        let (prediction, target) = (prediction.to_kind(Kind::Float), target.to_kind(Kind::Float));
+        let sum = if self.beta == 0.0 {
+            prediction.mse_loss(&target, Reduction::Sum)
+        } else {
+            prediction.smooth_l1_loss(&target, Reduction::Sum, self.beta)
+        };
+        let dim = target.size().last().copied().unwrap_or(1) as f64;
+        sum * self.scale.unwrap_or(dim.powf(-0.5))
+    }
+}
+
+/// Mean over channels of the standard deviation over rows: `(N, D)` to a scalar.
+///
+/// Of targets near 0 means that the teacher says the same everywhere: collapse. Zero for one row.
+pub fn spread(x: &Tensor) -> Tensor {
+    let x = x.detach().to_kind(Kind::Float);
+    let var = match x.size()[0] {
+        1 => x.zeros_like().squeeze_dim(0),
+        _ => x.var_dim(&[0_i64][..], true, false),
+    };
+    (var + 1e-6).sqrt().mean(Kind::Float)
+}
+
+/// Share of the targets' variance that predictions explain, over any number of batches.
+///
+/// 1 − Σ(prediction − target)² / Σ(target − mean target)², the mean taken for each channel over all
+/// hidden tokens added. 0 is what the best constant reaches. Unlike the loss it cannot be improved
+/// by shrinking the targets.
+#[derive(Debug, Default)]
+pub struct Explained {
+    count: i64,
+    /// Sums over hidden tokens of target and its square, and squared error: `(D)` f64 each.
+    sums: Option<[Tensor; 3]>,
+}
+
+impl Explained {
+    /// Adds hidden tokens' predictions and targets, `(N, D)` each.
+    pub fn add(&mut self, prediction: &Tensor, target: &Tensor) {
+        let (p, t) = (prediction.detach().to_kind(Kind::Double), target.detach().to_kind(Kind::Double));
+        let total = |x: Tensor| x.sum_dim_intlist(&[0_i64][..], false, Kind::Double);
+        let new = [total(t.shallow_clone()), total(t.square()), total((p - &t).square())];
+        self.count += target.size()[0];
+        self.sums = Some(match self.sums.take() {
+            Some([a, b, c]) => {
+                let [x, y, z] = new;
+                [a + x, b + y, c + z]
+            }
+            None => new,
+        });
+    }
+
+    /// The share; `None` before anything was added or while all targets are equal.
+    pub fn share(&self) -> Option<f64> {
+        let [sum, square, error] = self.sums.as_ref()?;
+        let total = (square - sum.square() / self.count as f64).sum(Kind::Double).double_value(&[]);
+        let error = error.sum(Kind::Double).double_value(&[]);
+        (total > 0.0).then(|| 1.0 - error / total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_by_hand() {
+        let p = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 0.0]).reshape([2, 2]);
+        let t = Tensor::from_slice(&[1.0_f32, -3.0, 0.5, 2.0]).reshape([2, 2]);
+        let value = |beta, scale| RegressionLoss { beta, scale }.sum(&p, &t).double_value(&[]);
+        assert!((value(0.0, None) - 14.25 / 2_f64.sqrt()).abs() < 1e-6); // 1 + 9 + .25 + 4
+        // beta 2: .25·1, 3 − 1, .25·.25, |2| is not below 2: 2 − 1
+        assert!((value(2.0, Some(1.0)) - (0.25 + 2.0 + 0.0625 + 1.0)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn spread_by_hand() {
+        let x = Tensor::from_slice(&[1.0_f32, 0.0, 3.0, 0.0]).reshape([2, 2]);
+        let expected = ((2.0_f64 + 1e-6).sqrt() + 1e-3) / 2.0;
+        assert!((spread(&x).double_value(&[]) - expected).abs() < 1e-6);
+        assert!(spread(&x.narrow(0, 0, 1)).double_value(&[]) < 2e-3);
+    }
+
+    #[test]
+    fn explained_is_one_for_perfect_zero_for_the_mean_and_adds_up() {
+        let t = Tensor::randn([40, 3], (Kind::Float, tch::Device::Cpu));
+        let of = |p: &Tensor| {
+            let mut explained = Explained::default();
+            for part in 0..4 {
+                explained.add(&p.narrow(0, part * 10, 10), &t.narrow(0, part * 10, 10));
+            }
+            explained.share().expect("something was added")
+        };
+        assert!((of(&t) - 1.0).abs() < 1e-9);
+        let mean = t.mean_dim(&[0_i64][..], true, Kind::Float).expand_as(&t);
+        assert!(of(&mean).abs() < 1e-5);
+        assert!(of(&(&t * 2.0 + 1.0)) < 0.0);
+        assert_eq!(Explained::default().share(), None);
+    }
+}

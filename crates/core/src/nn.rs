@@ -1,0 +1,174 @@
+//! The few layers that everything is made of, with the initialisation data2vec uses.
+
+use tch::{Kind, Tensor, nn};
+
+/// How a layer's weights start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Init {
+    /// Weights N(0, 0.02²), biases 0: BERT's, used in all transformers here.
+    Bert,
+    /// PyTorch's default: weights and biases U(±1/√fan_in).
+    Torch,
+}
+
+impl Init {
+    fn weight(self, fan_in: i64) -> nn::Init {
+        match self {
+            Self::Bert => nn::Init::Randn { mean: 0.0, stdev: 0.02 },
+            Self::Torch => uniform(fan_in),
+        }
+    }
+
+    fn bias(self, fan_in: i64) -> nn::Init {
+        match self {
+            Self::Bert => nn::Init::Const(0.0),
+            Self::Torch => uniform(fan_in),
+        }
+    }
+}
+
+fn uniform(fan_in: i64) -> nn::Init {
+    let bound = 1.0 / (fan_in as f64).sqrt();
+    nn::Init::Uniform { lo: -bound, up: bound }
+}
+
+/// An affine map of the last dimension.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// `in_dim` to `out_dim`, with bias.
+    pub fn new(path: &nn::Path, in_dim: i64, out_dim: i64, init: Init) -> Self {
+        Self {
+            weight: path.var("weight", &[out_dim, in_dim], init.weight(in_dim)),
+            bias: path.var("bias", &[out_dim], init.bias(in_dim)),
+        }
+    }
+
+    /// `(…, in)` to `(…, out)`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Some(&self.bias))
+    }
+}
+
+/// Layer norm over the last dimension, with learned scale and shift.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Over `dim` channels.
+    pub fn new(path: &nn::Path, dim: i64, eps: f64) -> Self {
+        Self {
+            weight: path.var("weight", &[dim], nn::Init::Const(1.0)),
+            bias: path.var("bias", &[dim], nn::Init::Const(0.0)),
+            eps,
+        }
+    }
+
+    /// `(…, dim)` to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// Layer norm over the last dimension without parameters.
+pub fn plain_layer_norm(x: &Tensor, eps: f64) -> Tensor {
+    let dim = x.size().last().copied().unwrap_or(1);
+    x.layer_norm([dim], None::<Tensor>, None::<Tensor>, eps, true)
+}
+
+/// `x` `(B, T, D)`: mean 0 and biased variance 1 for each row and channel over real tokens,
+/// without parameters. `padding` `(B, T)` is true at padding.
+pub fn instance_norm(x: &Tensor, padding: Option<&Tensor>, eps: f64) -> Tensor {
+    let Some(keep) = keep_factor(padding, x.kind()) else {
+        let (var, mean) = x.var_mean_correction(&[1_i64][..], 0, true);
+        return (x - mean) * (var + eps).rsqrt();
+    };
+    let count = keep.sum_dim_intlist(&[1_i64][..], true, Kind::Float); // (B, 1, 1)
+    let mean = (x * &keep).sum_dim_intlist(&[1_i64][..], true, Kind::Float) / &count;
+    let centred = (x - mean) * keep;
+    let var = centred.square().sum_dim_intlist(&[1_i64][..], true, Kind::Float) / count;
+    centred * (var + eps).rsqrt()
+}
+
+/// A one-dimensional convolution over `(B, C, L)` that keeps the length.
+#[derive(Debug)]
+pub struct Conv1d {
+    weight: Tensor,
+    bias: Tensor,
+    padding: i64,
+    groups: i64,
+}
+
+/// Sizes of a [`Conv1d`].
+#[derive(Clone, Copy, Debug)]
+pub struct Conv1dShape {
+    /// Channels in.
+    pub in_dim: i64,
+    /// Channels out.
+    pub out_dim: i64,
+    /// Width of the kernel.
+    pub kernel: i64,
+    /// Groups of channels that do not see each other.
+    pub groups: i64,
+}
+
+impl Conv1d {
+    /// With bias, padded by `kernel / 2` on both sides: length kept, an even kernel's surplus is cut.
+    pub fn same(path: &nn::Path, shape: Conv1dShape, init: Init) -> Self {
+        let Conv1dShape { in_dim, out_dim, kernel, groups } = shape;
+        let fan_in = in_dim / groups * kernel;
+        let size = [out_dim, in_dim / groups, kernel];
+        Self {
+            weight: path.var("weight", &size, init.weight(fan_in)),
+            bias: path.var("bias", &[out_dim], init.bias(fan_in)),
+            padding: kernel / 2,
+            groups,
+        }
+    }
+
+    /// `(B, C_in, L)` to `(B, C_out, L)`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let len = x.size()[2];
+        let y = x.conv1d(&self.weight, Some(&self.bias), 1, self.padding, 1, self.groups);
+        if y.size()[2] > len { y.narrow(2, 0, len) } else { y }
+    }
+}
+
+/// Blocks of convolution, layer norm without parameters and GELU over time, as data2vec's positional
+/// encoder and its 1-D decoders are built.
+///
+/// Padded tokens are set to zero before each convolution, so that a row's values do not depend on
+/// how far its batch was padded.
+pub fn conv_block(x: &Tensor, conv: &Conv1d, keep: Option<&Tensor>) -> Tensor {
+    let x = match keep {
+        Some(keep) => x * keep, // (B, T, C) · (B, T, 1)
+        None => x.shallow_clone(),
+    };
+    let y = conv.forward(&x.transpose(1, 2)).transpose(1, 2); // (B, T, C)
+    plain_layer_norm(&y.contiguous(), CONV_NORM_EPS).gelu("none")
+}
+
+/// Epsilon of the layer norms in convolution stacks, in all of the reference's models.
+pub const CONV_NORM_EPS: f64 = 1e-5;
+
+/// `(B, T, 1)` float, 0 at padding, for multiplying; `None` when nothing is padded.
+pub fn keep_factor(padding: Option<&Tensor>, kind: Kind) -> Option<Tensor> {
+    padding.map(|p| p.logical_not().to_kind(kind).unsqueeze(-1))
+}
+
+/// Scales whole rows by 1/keep or drops them: stochastic depth (Huang et al. 2016).
+pub(crate) fn drop_path(x: &Tensor, p: f64, train: bool) -> Tensor {
+    if !train || p == 0.0 {
+        return x.shallow_clone();
+    }
+    let rows = Tensor::empty([x.size()[0], 1, 1], (x.kind(), x.device())).bernoulli_float_(1.0 - p);
+    x * rows / (1.0 - p)
+}

@@ -1,0 +1,230 @@
+//! AdamW with moments that have names, so that a checkpoint can hold them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use data2vec_torch_ext::{FusedAdamW, fused_adamw, scale, total_norm};
+
+use crate::checkpoint::assign;
+use crate::{Error, Result};
+
+/// Released behaviour that departs from the papers' intent, for exact reproduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerCompat {
+    /// fairseq's Adam adds epsilon to the root of the second moment before bias correction, which
+    /// makes early steps on small gradients smaller (`fairseq/optim/adam.py`).
+    FairseqEpsilon,
+    /// fairseq's runs decay biases, norms and mask tokens too.
+    DecayEverything,
+}
+
+/// Settings of [`AdamW`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Decay rates of the first and second moment.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, times the learning rate; for matrices and kernels alone.
+    pub weight_decay: f64,
+    /// Departures from the above.
+    pub compat: Vec<OptimizerCompat>,
+}
+
+impl AdamWConfig {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn validate(&self) -> Result<()> {
+        if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            let reason = format!("{:?} are not two numbers in 0..1", self.betas);
+            return Err(Error::config("optimizer.betas", reason));
+        }
+        if !(self.eps > 0.0) {
+            return Err(Error::config("optimizer.eps", format!("{} is not above 0", self.eps)));
+        }
+        if !(self.weight_decay >= 0.0) {
+            let reason = format!("{} is below 0", self.weight_decay);
+            return Err(Error::config("optimizer.weight_decay", reason));
+        }
+        Ok(())
+    }
+
+    fn has(&self, compat: OptimizerCompat) -> bool {
+        self.compat.contains(&compat)
+    }
+}
+
+/// Parameters that share their weight decay, with their moments.
+#[derive(Debug, Default)]
+struct Group {
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
+}
+
+/// AdamW (Loshchilov and Hutter 2019) over named parameters.
+#[derive(Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    /// With weight decay, and without.
+    groups: [Group; 2],
+}
+
+impl AdamW {
+    /// Moments of zero for every trainable variable.
+    pub fn new(variables: HashMap<String, Tensor>, config: &AdamWConfig) -> Self {
+        let mut groups = [Group::default(), Group::default()];
+        // Sorted: sums over parameters do not depend on a hash map's order.
+        for (name, param) in BTreeMap::from_iter(variables) {
+            if !param.requires_grad() {
+                continue;
+            }
+            let decayed = param.dim() > 1 || config.has(OptimizerCompat::DecayEverything);
+            let group = &mut groups[usize::from(!decayed)];
+            let zeros = || tch::no_grad(|| param.zeros_like());
+            group.exp_avgs.push(zeros());
+            group.exp_avg_sqs.push(zeros());
+            group.names.push(name);
+            group.params.push(param);
+        }
+        Self { config: config.clone(), groups }
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&mut self) {
+        for param in self.groups.iter_mut().flat_map(|g| &mut g.params) {
+            param.zero_grad();
+        }
+    }
+
+    /// Gradients, group by group; zeros where none has arrived (dropped layers).
+    fn grads(&self) -> [Vec<Tensor>; 2] {
+        let grad = |param: &Tensor| match param.grad() {
+            grad if grad.defined() => grad,
+            _ => param.zeros_like(),
+        };
+        [0, 1].map(|i| self.groups[i].params.iter().map(grad).collect())
+    }
+
+    /// Divides the summed gradients by `count`, clips them to the norm `clip`, and takes step number
+    /// `step` (counted from 1). Returns the norm before clipping; if that is not finite, nothing
+    /// has been changed.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if LibTorch refuses.
+    pub fn step(&mut self, step: u64, lr: f64, count: f64, clip: Option<f64>) -> Result<f64> {
+        let grads = tch::no_grad(|| self.grads());
+        let all: Vec<Tensor> = grads.iter().flatten().map(Tensor::shallow_clone).collect();
+        let norm = total_norm(&all)?.double_value(&[]) / count;
+        if !norm.is_finite() {
+            return Ok(norm);
+        }
+        let clipped = clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
+        scale(&all, clipped / count)?;
+        for (i, (group, grads)) in self.groups.iter().zip(&grads).enumerate() {
+            let weight_decay = if i == 0 { self.config.weight_decay } else { 0.0 };
+            if self.config.has(OptimizerCompat::FairseqEpsilon) {
+                fairseq_step(&self.config, group, grads, step, lr, weight_decay);
+            } else {
+                let AdamWConfig { betas, eps, .. } = self.config;
+                let settings = FusedAdamW { lr, betas, eps, weight_decay };
+                fused_adamw(
+                    settings, step, &group.params, grads, &group.exp_avgs, &group.exp_avg_sqs,
+                )?;
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Both moments of every parameter: `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    pub fn state(&self) -> HashMap<String, Tensor> {
+        let mut state = HashMap::new();
+        for group in &self.groups {
+            for (i, name) in group.names.iter().enumerate() {
+                state.insert(format!("exp_avg.{name}"), group.exp_avgs[i].shallow_clone());
+                state.insert(format!("exp_avg_sq.{name}"), group.exp_avg_sqs[i].shallow_clone());
+            }
+        }
+        state
+    }
+
+    /// Takes over moments read from the file `path`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if one is missing or of another shape.
+    pub fn load_state(&mut self, path: &Path, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        assign(path, &self.state(), state)
+    }
+}
+
+/// One step with epsilon outside the bias correction, in fairseq's order of operations.
+fn fairseq_step(
+    config: &AdamWConfig, group: &Group, grads: &[Tensor], step: u64, lr: f64, weight_decay: f64,
+) {
+    let [beta1, beta2] = config.betas;
+    let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
+    let step_size = lr * corrected(beta2).sqrt() / corrected(beta1);
+    tch::no_grad(|| {
+        for (i, grad) in grads.iter().enumerate() {
+            let [mut param, mut m, mut v] =
+                [&group.params[i], &group.exp_avgs[i], &group.exp_avg_sqs[i]].map(Tensor::shallow_clone);
+            let _ = m.g_mul_scalar_(beta1);
+            let _ = m.g_add_(&(grad * (1.0 - beta1)));
+            let _ = v.g_mul_scalar_(beta2);
+            let _ = v.g_add_(&(grad.square() * (1.0 - beta2)));
+            let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
+            let _ = param.g_sub_(&(&m / (v.sqrt() + config.eps) * step_size));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, nn};
+
+    fn one(value: f32, grad: f64, config: &AdamWConfig) -> (nn::VarStore, AdamW) {
+        let vars = nn::VarStore::new(Device::Cpu);
+        let w = vars.root().var("w", &[1], nn::Init::Const(f64::from(value)));
+        (&w * grad).sum(Kind::Float).backward();
+        let optimizer = AdamW::new(vars.variables(), config);
+        (vars, optimizer)
+    }
+
+    #[test]
+    fn epsilon_before_or_after_bias_correction() {
+        // At |g| = eps and β₂ = .98 the first update is .5·lr with PyTorch's AdamW and
+        // 1/(1 + 1/√(1 − β₂)) ≈ .124·lr with fairseq's Adam.
+        let config = |compat| AdamWConfig { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.0, compat };
+        for (compat, expected) in [
+            (vec![], 0.5),
+            (vec![OptimizerCompat::FairseqEpsilon], 1.0 / (1.0 + 1.0 / 0.02_f64.sqrt())),
+        ] {
+            let (vars, mut optimizer) = one(1.0, 1e-6, &config(compat));
+            optimizer.step(1, 0.1, 1.0, None).expect("a step");
+            let moved = 1.0 - vars.variables()["w"].double_value(&[0]);
+            assert!((moved / 0.1 - expected).abs() < 1e-4, "{moved}");
+        }
+    }
+
+    #[test]
+    fn clipping_counts_the_mean_gradient_and_non_finite_ones_change_nothing() {
+        let config = AdamWConfig { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, compat: vec![] };
+        let (_vars, mut optimizer) = one(1.0, 8.0, &config);
+        assert_eq!(optimizer.step(1, 0.0, 4.0, Some(0.5)).expect("a step"), 2.0);
+        let m = optimizer.state()["exp_avg.w"].double_value(&[0]);
+        assert!((m - 0.1 * 0.5).abs() < 1e-6, "{m}");
+
+        let (vars, mut optimizer) = one(1.0, f64::NAN, &config);
+        assert!(optimizer.step(1, 0.1, 1.0, None).expect("a step").is_nan());
+        assert_eq!(vars.variables()["w"].double_value(&[0]), 1.0);
+    }
+}

@@ -1,0 +1,284 @@
+//! The transformer that student and teacher share, with every block's offer to the targets.
+
+use rand::{RngExt, rngs::StdRng};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor, nn};
+
+use crate::nn::{Init, LayerNorm, Linear, drop_path};
+use crate::{Error, Result};
+
+/// Where a block normalises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NormPlacement {
+    /// After each residual sum, as BERT does: all of data2vec but 1.0's vision.
+    Post,
+    /// Before attention and MLP, as ViT does.
+    Pre,
+}
+
+/// Sizes and regularisation of a [`Transformer`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransformerConfig {
+    /// Width (D).
+    pub dim: i64,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads (H); divides `dim`.
+    pub heads: i64,
+    /// Hidden width of the MLP over `dim`.
+    pub mlp_ratio: f64,
+    /// Where blocks normalise.
+    pub norm: NormPlacement,
+    /// Epsilon of all layer norms in the blocks.
+    pub norm_eps: f64,
+    /// A layer norm between positions and the first block.
+    pub input_norm: bool,
+    /// Initial factor of each residual branch (LayerScale); absent: no factor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer_scale: Option<f64>,
+    /// Dropout before the first block.
+    pub input_dropout: f64,
+    /// Dropout of both residual branches.
+    pub dropout: f64,
+    /// Dropout of attention weights.
+    pub attention_dropout: f64,
+    /// Dropout after the MLP's activation.
+    pub activation_dropout: f64,
+    /// Chance that a block is skipped in a training step (LayerDrop).
+    pub layer_drop: f64,
+    /// Chance that a row skips a residual branch; rises linearly from 0 to this over the depth.
+    pub drop_path: f64,
+}
+
+impl TransformerConfig {
+    /// Checks every key that can be impossible.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |key: &str, reason: String| Err(Error::config(format!("transformer.{key}"), reason));
+        if self.dim < 1 {
+            return bad("dim", format!("{} is not a width; use a multiple of `heads`", self.dim));
+        }
+        if self.heads < 1 || self.dim % self.heads != 0 {
+            return bad("heads", format!("{} does not divide dim = {}", self.heads, self.dim));
+        }
+        if self.depth < 1 {
+            return bad("depth", "at least one block is needed".into());
+        }
+        if !(self.mlp_ratio > 0.0 && (self.dim as f64 * self.mlp_ratio) >= 1.0) {
+            return bad("mlp_ratio", format!("{} gives no hidden unit", self.mlp_ratio));
+        }
+        if !(self.norm_eps > 0.0) {
+            return bad("norm_eps", format!("{} is not above 0", self.norm_eps));
+        }
+        for (key, p) in [
+            ("input_dropout", self.input_dropout),
+            ("dropout", self.dropout),
+            ("attention_dropout", self.attention_dropout),
+            ("activation_dropout", self.activation_dropout),
+            ("layer_drop", self.layer_drop),
+            ("drop_path", self.drop_path),
+        ] {
+            if !(0.0..1.0).contains(&p) {
+                return bad(key, format!("{p} is not a probability below 1"));
+            }
+        }
+        Ok(())
+    }
+
+    fn mlp_dim(&self) -> i64 {
+        (self.dim as f64 * self.mlp_ratio).round() as i64
+    }
+}
+
+/// What a block offers to the targets, `(B, T, D)` each.
+#[derive(Debug)]
+pub struct Layer {
+    /// Output of the MLP, before dropout and the residual sum.
+    pub ffn: Tensor,
+    /// Output of the block.
+    pub out: Tensor,
+}
+
+#[derive(Debug)]
+struct Attention {
+    qkv: Linear,
+    proj: Linear,
+    heads: i64,
+    dropout: f64,
+}
+
+impl Attention {
+    fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
+        let dim = config.dim;
+        Self {
+            qkv: Linear::new(&(path / "qkv"), dim, 3 * dim, Init::Bert),
+            proj: Linear::new(&(path / "proj"), dim, dim, Init::Bert),
+            heads: config.heads,
+            dropout: config.attention_dropout,
+        }
+    }
+
+    /// `bias` is added to the scores: `(1 or B, 1 or H, 1 or T, T)`.
+    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Tensor {
+        let (b, t, d) = x.size3().unwrap_or_default();
+        let qkv = self.qkv.forward(x).reshape([b, t, 3, self.heads, d / self.heads]);
+        let qkv = qkv.permute([2, 0, 3, 1, 4]); // (3, B, H, T, d)
+        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (B, H, T, d)
+        let scale = ((d / self.heads) as f64).powf(-0.5);
+        let dropout = if train { self.dropout } else { 0.0 };
+        // On a CPU, plain products are faster than the fused kernel in training at these lengths;
+        // the fused kernel saves memory everywhere and time on GPUs.
+        let y = if x.device() == Device::Cpu {
+            let mut scores = (q * scale).matmul(&k.transpose(-2, -1)); // (B, H, T, T)
+            if let Some(bias) = bias {
+                scores = scores + bias;
+            }
+            scores.softmax(-1, None::<Kind>).dropout(dropout, train).matmul(&v)
+        } else {
+            Tensor::scaled_dot_product_attention(&q, &k, &v, bias, dropout, false, scale, false)
+        };
+        self.proj.forward(&y.transpose(1, 2).reshape([b, t, d]))
+    }
+}
+
+#[derive(Debug)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    dropout: f64,
+}
+
+impl Mlp {
+    fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
+        Self {
+            fc1: Linear::new(&(path / "fc1"), config.dim, config.mlp_dim(), Init::Bert),
+            fc2: Linear::new(&(path / "fc2"), config.mlp_dim(), config.dim, Init::Bert),
+            dropout: config.activation_dropout,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        self.fc2.forward(&self.fc1.forward(x).gelu("none").dropout(self.dropout, train))
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attn: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+    /// Factors of the two residual branches, `(D)` each.
+    scales: Option<(Tensor, Tensor)>,
+    placement: NormPlacement,
+    dropout: f64,
+    drop_path: f64,
+}
+
+impl Block {
+    fn new(path: &nn::Path, config: &TransformerConfig, drop_path: f64) -> Self {
+        let scale = |name: &str, v: f64| path.var(name, &[config.dim], nn::Init::Const(v));
+        Self {
+            norm1: LayerNorm::new(&(path / "norm1"), config.dim, config.norm_eps),
+            attn: Attention::new(&(path / "attn"), config),
+            norm2: LayerNorm::new(&(path / "norm2"), config.dim, config.norm_eps),
+            mlp: Mlp::new(&(path / "mlp"), config),
+            scales: config.layer_scale.map(|v| (scale("scale1", v), scale("scale2", v))),
+            placement: config.norm,
+            dropout: config.dropout,
+            drop_path,
+        }
+    }
+
+    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Layer {
+        let branch = |y: &Tensor, scale: Option<&Tensor>| {
+            let y = y.dropout(self.dropout, train);
+            let y = scale.map_or_else(|| y.shallow_clone(), |s| &y * s);
+            drop_path(&y, self.drop_path, train)
+        };
+        let (scale1, scale2) = match &self.scales {
+            Some((a, b)) => (Some(a), Some(b)),
+            None => (None, None),
+        };
+        match self.placement {
+            NormPlacement::Post => {
+                let x = x + branch(&self.attn.forward(x, bias, train), scale1);
+                let x = self.norm1.forward(&x);
+                let ffn = self.mlp.forward(&x, train);
+                let out = self.norm2.forward(&(&x + branch(&ffn, scale2)));
+                Layer { ffn, out }
+            }
+            NormPlacement::Pre => {
+                let y = self.attn.forward(&self.norm1.forward(x), bias, train);
+                let x = x + branch(&y, scale1);
+                let ffn = self.mlp.forward(&self.norm2.forward(&x), train);
+                let out = &x + branch(&ffn, scale2);
+                Layer { ffn, out }
+            }
+        }
+    }
+}
+
+/// Blocks of attention and MLP over tokens that already carry their positions.
+#[derive(Debug)]
+pub struct Transformer {
+    input_norm: Option<LayerNorm>,
+    blocks: Vec<Block>,
+    input_dropout: f64,
+    layer_drop: f64,
+}
+
+impl Transformer {
+    /// Creates the variables below `path`. `config` has been validated.
+    pub fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
+        let blocks = path / "blocks";
+        let last = config.depth.saturating_sub(1).max(1) as f64;
+        Self {
+            input_norm: config
+                .input_norm
+                .then(|| LayerNorm::new(&(path / "input_norm"), config.dim, config.norm_eps)),
+            blocks: (0..config.depth)
+                .map(|i| Block::new(&(&blocks / i), config, config.drop_path * i as f64 / last))
+                .collect(),
+            input_dropout: config.input_dropout,
+            layer_drop: config.layer_drop,
+        }
+    }
+
+    /// `x` `(B, T, D)` through all blocks; the last block's output is the last layer's `out`.
+    ///
+    /// `bias` is added to attention scores, `(1 or B, 1 or H, 1 or T, T)`; padded keys hold −∞ in it.
+    /// With `rng` the pass is a training pass: dropout, and blocks dropped by draws from `rng`, which
+    /// are then missing from the result. At least one layer is returned.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        rng: Option<&mut StdRng>,
+    ) -> Vec<Layer> {
+        let train = rng.is_some();
+        let mut keep = vec![true; self.blocks.len()];
+        if let Some(rng) = rng.filter(|_| self.layer_drop > 0.0) {
+            keep.fill_with(|| rng.random::<f64>() >= self.layer_drop);
+            if !keep.contains(&true) {
+                keep[self.blocks.len() - 1] = true; // an all-identity student would learn nothing
+            }
+        }
+        let mut x = match &self.input_norm {
+            Some(norm) => norm.forward(x),
+            None => x.shallow_clone(),
+        };
+        x = x.dropout(self.input_dropout, train);
+        let mut layers = Vec::with_capacity(self.blocks.len());
+        for (block, _) in self.blocks.iter().zip(keep).filter(|(_, keep)| *keep) {
+            let layer = block.forward(&x, bias, train);
+            x = layer.out.shallow_clone();
+            layers.push(layer);
+        }
+        layers
+    }
+}

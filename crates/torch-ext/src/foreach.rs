@@ -1,0 +1,193 @@
+//! Operations over whole lists of parameters.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::{Kind, TchError, Tensor};
+use torch_sys::C_tensor;
+
+type Raw = *mut C_tensor;
+
+unsafe extern "C" {
+    fn d2v_ema_update(
+        averaged: *mut Raw, source: *mut Raw, count: usize, decay: f64, error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_scale(tensors: *mut Raw, count: usize, factor: f64, error: *mut *mut c_char) -> c_int;
+    fn d2v_total_norm(
+        tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_fused_adamw(
+        params: *mut Raw, grads: *mut Raw, exp_avgs: *mut Raw, exp_avg_sqs: *mut Raw,
+        steps: *mut Raw, count: usize, lr: f64, beta1: f64, beta2: f64, weight_decay: f64, eps: f64,
+        error: *mut *mut c_char,
+    ) -> c_int;
+}
+
+/// Turns a shim's return code and message into a `Result`.
+fn check(call: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<(), TchError> {
+    let mut error: *mut c_char = std::ptr::null_mut();
+    if call(&mut error) == 0 {
+        return Ok(());
+    }
+    // SAFETY: on failure the shim sets `error` to a NUL-terminated string from `strdup`, or to null
+    // if that ran out of memory; it is ours to free.
+    let message = unsafe {
+        if error.is_null() {
+            return Err(TchError::Torch("out of memory".into()));
+        }
+        let message = CStr::from_ptr(error).to_string_lossy().into_owned();
+        libc::free(error.cast());
+        message
+    };
+    Err(TchError::Torch(message))
+}
+
+fn pointers(tensors: &[Tensor]) -> Vec<Raw> {
+    tensors.iter().map(|t| t.as_ptr().cast_mut()).collect()
+}
+
+fn same_length(lists: &[&[Tensor]]) -> Result<(), TchError> {
+    let lengths: Vec<usize> = lists.iter().map(|list| list.len()).collect();
+    match lengths.windows(2).all(|pair| pair[0] == pair[1]) {
+        true => Ok(()),
+        false => Err(TchError::Shape(format!("lists of tensors of lengths {lengths:?}"))),
+    }
+}
+
+/// `averaged[i] ← decay · averaged[i] + (1 − decay) · source[i]`, in place and without gradients.
+///
+/// # Errors
+/// If the lists differ in length or LibTorch refuses.
+pub fn ema_update(averaged: &[Tensor], source: &[Tensor], decay: f64) -> Result<(), TchError> {
+    same_length(&[averaged, source])?;
+    if averaged.is_empty() {
+        return Ok(());
+    }
+    let (mut to, mut from) = (pointers(averaged), pointers(source));
+    // SAFETY: both arrays hold `to.len()` pointers to tensors that the slices keep alive.
+    check(|error| unsafe {
+        d2v_ema_update(to.as_mut_ptr(), from.as_mut_ptr(), to.len(), decay, error)
+    })
+}
+
+/// Multiplies all tensors by `factor`, in place and without gradients.
+///
+/// # Errors
+/// If LibTorch refuses.
+pub fn scale(tensors: &[Tensor], factor: f64) -> Result<(), TchError> {
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let mut list = pointers(tensors);
+    // SAFETY: the array holds `list.len()` pointers to tensors that the slice keeps alive.
+    check(|error| unsafe { d2v_scale(list.as_mut_ptr(), list.len(), factor, error) })
+}
+
+/// Scalar tensor: the Euclidean norm over all values of all tensors. Nothing waits for the device.
+///
+/// # Errors
+/// If the list is empty or LibTorch refuses.
+pub fn total_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
+    if tensors.is_empty() {
+        return Err(TchError::Shape("the norm of no tensors".into()));
+    }
+    let mut list = pointers(tensors);
+    let out = Tensor::new();
+    // SAFETY: as above; `out` is a live tensor that the shim assigns to.
+    check(|error| unsafe {
+        d2v_total_norm(list.as_mut_ptr(), list.len(), out.as_ptr().cast_mut(), error)
+    })?;
+    Ok(out)
+}
+
+/// Settings of one [`fused_adamw`] step.
+#[derive(Clone, Copy, Debug)]
+pub struct FusedAdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the bias-corrected root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, multiplied by `lr`.
+    pub weight_decay: f64,
+}
+
+/// One step of AdamW (Loshchilov and Hutter 2019) over lists of tensors, in place.
+///
+/// `step` is the number of the step being taken, counted from 1.
+///
+/// # Errors
+/// If the lists differ in length or LibTorch refuses.
+pub fn fused_adamw(
+    settings: FusedAdamW,
+    step: u64,
+    params: &[Tensor],
+    grads: &[Tensor],
+    exp_avgs: &[Tensor],
+    exp_avg_sqs: &[Tensor],
+) -> Result<(), TchError> {
+    same_length(&[params, grads, exp_avgs, exp_avg_sqs])?;
+    let Some(first) = params.first() else { return Ok(()) };
+    let [mut p, mut g, mut m, mut v] = [params, grads, exp_avgs, exp_avg_sqs].map(pointers);
+    // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
+    let step = Tensor::full([], step as f64, (Kind::Float, first.device()));
+    let mut s = vec![step.as_ptr().cast_mut(); p.len()];
+    let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay } = settings;
+    // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call.
+    check(|error| unsafe {
+        d2v_fused_adamw(
+            p.as_mut_ptr(), g.as_mut_ptr(), m.as_mut_ptr(), v.as_mut_ptr(), s.as_mut_ptr(), p.len(),
+            lr, beta1, beta2, weight_decay, eps, error,
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn randn(count: usize) -> Vec<Tensor> {
+        (0..count).map(|i| Tensor::randn([3, i as i64 + 1], (Kind::Float, Device::Cpu))).collect()
+    }
+
+    fn close(a: &Tensor, b: &Tensor) -> bool {
+        (a - b).abs().max().double_value(&[]) < 1e-6
+    }
+
+    #[test]
+    fn lists_agree_with_single_tensors() {
+        let (a, b) = (randn(4), randn(4));
+        let before: Vec<Tensor> = a.iter().map(Tensor::copy).collect();
+        ema_update(&a, &b, 0.9).expect("lists of equal length");
+        for i in 0..4 {
+            assert!(close(&a[i], &(&before[i] * 0.9 + &b[i] * 0.1)));
+        }
+        let flat: Vec<Tensor> = b.iter().map(|t| t.flatten(0, -1)).collect();
+        let norm = Tensor::cat(&flat, 0).norm();
+        assert!(close(&total_norm(&b).expect("not empty"), &norm));
+        scale(&b, 0.5).expect("a factor");
+        assert!(close(&total_norm(&b).expect("not empty"), &(norm * 0.5)));
+    }
+
+    #[test]
+    fn first_adamw_step_by_hand() {
+        // |m̂| = g and √v̂ = |g| at the first step: p·(1 − lr·wd) − lr·g/(|g| + eps).
+        let (p, g) = (Tensor::from_slice(&[1.0_f32, -2.0]), Tensor::from_slice(&[0.5_f32, -1e-3]));
+        let zeros = || vec![Tensor::zeros([2], (Kind::Float, Device::Cpu))];
+        let settings = FusedAdamW { lr: 0.1, betas: [0.9, 0.98], eps: 1e-3, weight_decay: 0.5 };
+        let (p, g) = (vec![p], vec![g]);
+        fused_adamw(settings, 1, &p, &g, &zeros(), &zeros()).expect("four lists of one");
+        let expected = [0.95 - 0.1 * 0.5 / 0.501, -1.9 + 0.1 * 0.5];
+        assert!(close(&p[0], &Tensor::from_slice(&expected.map(|v| v as f32))));
+    }
+
+    #[test]
+    fn failures_are_errors_with_one_plain_message() {
+        let error = ema_update(&randn(2), &randn(3), 0.9).unwrap_err();
+        assert!(error.to_string().contains("[2, 3]"));
+        let (a, b) = (randn(1), vec![Tensor::zeros([5, 7], (Kind::Float, Device::Cpu))]);
+        let error = ema_update(&a, &b, 0.9).unwrap_err().to_string();
+        assert!(error.contains("size") && !error.contains("frame #"), "{error}");
+    }
+}

@@ -1,0 +1,75 @@
+//! fairseq's names for our variables.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use data2vec_core::checkpoint::read_tensors;
+use tch::Tensor;
+
+/// Tensors by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// The tensors of `goldens/NAME.safetensors`.
+///
+/// # Panics
+/// If the file is missing or broken.
+pub fn golden(name: &str) -> Tensors {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens");
+    read_tensors(&dir.join(format!("{name}.safetensors"))).expect("a golden file")
+}
+
+/// What data2vec 1.0's speech model calls our variable `name`; `None` for ours alone. Names of the
+/// query, key and value maps hold a `*` for `q`, `k`, `v`: ours is the three stacked.
+pub fn speech_v1_name(name: &str) -> Option<String> {
+    if name == "mask_token" {
+        return Some("mask_emb".into());
+    }
+    if let Some(rest) = name.strip_prefix("decoder.proj.0.") {
+        return Some(format!("final_proj.{rest}"));
+    }
+    let rest = name.strip_prefix("encoder.")?;
+    let rename = [
+        ("features.embed.norm.", "layer_norm."),
+        ("features.embed.proj.", "post_extract_proj."),
+        ("transformer.input_norm.", "encoder.layer_norm."),
+    ];
+    if let Some((ours, theirs)) = rename.iter().find(|(ours, _)| rest.starts_with(ours)) {
+        return Some(rest.replacen(ours, theirs, 1));
+    }
+    if let Some(rest) = rest.strip_prefix("features.embed.conv_layers.") {
+        let theirs = rest.replacen(".conv.", ".0.", 1).replacen(".norm.", ".2.1.", 1);
+        return Some(format!("feature_extractor.conv_layers.{theirs}"));
+    }
+    if let Some(rest) = rest.strip_prefix("features.positions.convs.") {
+        let (i, part) = rest.split_once('.')?;
+        return Some(format!("encoder.pos_conv.{i}.0.{part}"));
+    }
+    let block = rest.strip_prefix("transformer.blocks.")?;
+    let (i, part) = block.split_once('.')?;
+    let (module, kind) = part.rsplit_once('.')?;
+    let theirs = match module {
+        "attn.qkv" => "self_attn.*_proj",
+        "attn.proj" => "self_attn.out_proj",
+        "norm1" => "self_attn_layer_norm",
+        "norm2" => "final_layer_norm",
+        "mlp.fc1" => "fc1",
+        "mlp.fc2" => "fc2",
+        _ => return None,
+    };
+    Some(format!("encoder.layers.{i}.{theirs}.{kind}"))
+}
+
+/// Our variable `name` among tensors that carry the reference's names behind `prefix`.
+pub fn speech_v1_tensor(tensors: &Tensors, prefix: &str, name: &str) -> Option<Tensor> {
+    let theirs = speech_v1_name(name)?;
+    // The teacher's names are relative to what is averaged, the encoder.
+    let theirs = match prefix.contains("teacher") {
+        true => theirs.strip_prefix("encoder.")?.to_owned(),
+        false => theirs,
+    };
+    if theirs.contains('*') {
+        let part = |p: &str| tensors.get(&format!("{prefix}.{}", theirs.replace('*', p)));
+        return Some(Tensor::cat(&[part("q")?, part("k")?, part("v")?], 0));
+    }
+    tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
+}

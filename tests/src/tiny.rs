@@ -1,0 +1,130 @@
+//! Models small enough for a test.
+
+use data2vec_core::{
+    AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Mask, MaskStrategy,
+    MaskedInput, ModelConfig, NormPlacement, RegressionLoss, Result, Schedule, StepConfig,
+    TargetConfig, TargetNorm, TargetSource, TrainState, TransformerConfig,
+};
+use data2vec_speech::{ConvNorm, WaveEncoder, WaveEncoderConfig};
+use rand::rngs::StdRng;
+use tch::{Device, Kind, Tensor};
+
+/// A learning rate that never changes.
+pub fn constant(lr: f64) -> Schedule {
+    Schedule::TriStage { lr, init_scale: 1.0, final_scale: 1.0, phases: [0.0, 1.0, 0.0] }
+}
+
+/// Always the same mask, whatever is asked for.
+#[derive(Debug)]
+pub struct FixedMask(pub Mask);
+
+impl MaskStrategy for FixedMask {
+    fn sample(&self, _: &[i64], _: i64, _: &mut StdRng) -> Result<Mask> {
+        Ok(self.0.clone())
+    }
+}
+
+/// data2vec 1.0 for speech at the sizes of `goldens/v1_audio`, without dropout.
+pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
+    Data2VecConfig {
+        model: ModelConfig { masked_input: MaskedInput::Replace, copies: 1, noise_std: 0.0 },
+        features: WaveEncoderConfig {
+            conv_layers: vec![[32, 10, 5], [32, 3, 2], [32, 3, 2], [32, 2, 2]],
+            conv_norm: ConvNorm::Layer,
+            pos_layers: 3,
+            pos_kernel: 5,
+            pos_groups: 4,
+            alibi: false,
+        },
+        transformer: TransformerConfig {
+            dim: 48,
+            depth: 4,
+            heads: 4,
+            mlp_ratio: 2.0,
+            norm: NormPlacement::Post,
+            norm_eps: 1e-5,
+            input_norm: true,
+            layer_scale: None,
+            input_dropout: 0.0,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            activation_dropout: 0.0,
+            layer_drop: 0.0,
+            drop_path: 0.0,
+        },
+        target: TargetConfig {
+            top_k: 3,
+            source: TargetSource::Ffn,
+            layer_norm: TargetNorm::Instance,
+            target_norm: TargetNorm::None,
+        },
+        loss: RegressionLoss { beta: 0.0, scale: None },
+        decoder: DecoderConfig::Mlp { layers: 1 },
+        ema: EmaConfig { scope: EmaScope::Blocks, decay: 0.9, end_decay: 0.9, anneal_steps: 0 },
+    }
+}
+
+/// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
+pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
+    let mut config = speech_v1();
+    config.model = ModelConfig { masked_input: MaskedInput::Drop, copies: 3, noise_std: 0.01 };
+    config.features.alibi = true;
+    config.ema.scope = EmaScope::Context;
+    config.decoder = DecoderConfig::Conv1d {
+        dim: 24,
+        kernel: 7,
+        groups: 4,
+        layers: 3,
+        residual: true,
+        projections: 1,
+        input_dropout: 0.0,
+    };
+    config
+}
+
+/// The same with every kind of dropout on.
+pub fn with_dropout(
+    mut config: Data2VecConfig<WaveEncoderConfig>,
+) -> Data2VecConfig<WaveEncoderConfig> {
+    let t = &mut config.transformer;
+    (t.input_dropout, t.dropout, t.attention_dropout) = (0.1, 0.1, 0.1);
+    (t.activation_dropout, t.layer_drop, t.drop_path) = (0.1, 0.2, 0.1);
+    if let DecoderConfig::Conv1d { input_dropout, .. } = &mut config.decoder {
+        *input_dropout = 0.1;
+    }
+    config
+}
+
+/// A model on the CPU with the given masks.
+///
+/// # Panics
+/// If the settings are impossible.
+pub fn model(
+    config: Data2VecConfig<WaveEncoderConfig>,
+    masking: impl MaskStrategy + 'static,
+) -> Data2Vec<WaveEncoder> {
+    Data2Vec::new(config, Box::new(masking), Device::Cpu, 1).expect("possible settings")
+}
+
+/// The optimizer of the goldens, without the reference's oddities.
+pub fn adamw() -> AdamWConfig {
+    AdamWConfig { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.01, compat: vec![] }
+}
+
+/// A state before the first step.
+///
+/// # Panics
+/// If the settings are impossible.
+pub fn state(model: Data2Vec<WaveEncoder>, optimizer: &AdamWConfig) -> TrainState<WaveEncoder> {
+    let config = StepConfig { steps: 100, clip_norm: Some(0.5), seed: 1 };
+    TrainState::new(model, optimizer, constant(1e-3), config).expect("possible settings")
+}
+
+/// Largest absolute difference.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
