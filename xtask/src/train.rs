@@ -1,0 +1,179 @@
+//! `cargo xtask train MODALITY`: LibTorch, data, a build, and then the `data2vec` program itself.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::data::{self, catalog::Catalog};
+use crate::{libtorch, nearest, repo};
+
+/// What the user typed.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Train {
+    /// speech, or any other modality that has recipes
+    pub modality: String,
+    /// A recipe of recipes/ by name, or a file [default: MODALITY-tiny; with --data, MODALITY]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub recipe: Option<String>,
+    /// A data set of the catalog, a folder, or a manifest [default: the catalog's for this modality]
+    #[arg(long, value_name = "NAME|DIR|MANIFEST")]
+    pub data: Option<String>,
+    /// Where checkpoints, logs and the encoder go [default: runs/RECIPE]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// cpu, cuda or cuda:N [default: what the recipe says]
+    #[arg(long)]
+    pub device: Option<String>,
+    /// Stop after so many optimizer steps
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Go on from the last checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Override a key of the recipe; may be given often
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Further arguments for `data2vec pretrain`
+    #[arg(last = true, value_name = "ARGS")]
+    pub more: Vec<OsString>,
+}
+
+/// Where the data are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// In the catalog, perhaps not fetched yet.
+    Named(String),
+    /// On the disk.
+    Path(PathBuf),
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// A file.
+    pub recipe: PathBuf,
+    /// What to train on.
+    pub data: Data,
+    /// The run's folder.
+    pub out: PathBuf,
+}
+
+/// What is on the disk, as far as a plan depends on it.
+pub trait Files {
+    /// The names of the recipes, without `.toml`.
+    fn recipes(&self) -> Vec<String>;
+    /// Whether something is there.
+    fn exists(&self, path: &Path) -> bool;
+}
+
+struct Disk<'a>(&'a Path);
+
+impl Files for Disk<'_> {
+    fn recipes(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.join("recipes")).into_iter().flatten().flatten();
+        let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "toml"));
+        let mut names: Vec<String> =
+            files.filter_map(|path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned())).collect();
+        names.sort();
+        names
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        path.exists()
+    }
+}
+
+/// Does it. On Unix this does not return once the program runs.
+pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
+    let catalog = Catalog::read(root)?;
+    let plan = plan(root, train, &catalog, &Disk(root))?;
+    let wants_cuda = train.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
+    let libtorch = libtorch::ensure(root, wants_cuda, None)?;
+    let data = match &plan.data {
+        Data::Named(name) => data::ensure(root, &catalog, name)?,
+        Data::Path(path) => path.clone(),
+    };
+    let mut build = repo::cargo(root);
+    build.args(["build", "--release", "--package", "data2vec"]);
+    repo::run(repo::with_libtorch(&mut build, &libtorch))?;
+    let mut program = Command::new(program(root));
+    program.args(arguments(train, &plan.recipe, &data, &plan.out));
+    repo::become_command(repo::with_libtorch(&mut program, &libtorch))
+}
+
+/// Where cargo puts the program.
+pub fn program(root: &Path) -> PathBuf {
+    // Relative to the repository, where cargo is run.
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    root.join(target).join("release").join(format!("data2vec{}", std::env::consts::EXE_SUFFIX))
+}
+
+/// Decides on recipe, data and folder, or says in one line what is wrong.
+pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) -> Result<Plan> {
+    let recipes = files.recipes();
+    let of_modality = |name: &str| {
+        name.strip_prefix(&train.modality).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if !recipes.iter().any(|name| of_modality(name)) {
+        let known: BTreeSet<&str> = recipes.iter().filter_map(|name| name.split('-').next()).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        bail!("no recipes for {:?}{}", train.modality, nearest::suggestion(&train.modality, &known));
+    }
+    let recipe = match (&train.recipe, &train.data) {
+        (Some(recipe), _) => find_recipe(root, recipe, &recipes, files)?,
+        (None, None) => find_recipe(root, &format!("{}-tiny", train.modality), &recipes, files)?,
+        (None, Some(_)) => find_recipe(root, &train.modality, &recipes, files)?,
+    };
+    let data = match &train.data {
+        None => Data::Named(catalog.default_for(&train.modality)?.name.clone()),
+        Some(data) if files.exists(Path::new(data)) => Data::Path(PathBuf::from(data)),
+        Some(data) if data.contains(['/', '\\', '.']) => bail!("--data {data}: there is no such folder or file"),
+        Some(data) => {
+            let set = catalog.find(data).with_context(|| format!("--data {data} is no file and no folder"))?;
+            Data::Named(set.name.clone())
+        }
+    };
+    let stem = recipe.file_stem().context("--recipe names no file")?;
+    let out = train.out.clone().unwrap_or_else(|| repo::shown(&root.join("runs").join(stem)));
+    Ok(Plan { recipe, data, out })
+}
+
+fn find_recipe(root: &Path, recipe: &str, recipes: &[String], files: &dyn Files) -> Result<PathBuf> {
+    let name = recipe.strip_suffix(".toml").unwrap_or(recipe);
+    if recipes.iter().any(|known| known == name) && (name == recipe || !files.exists(Path::new(recipe))) {
+        return Ok(repo::shown(&root.join("recipes").join(format!("{name}.toml"))));
+    }
+    if files.exists(Path::new(recipe)) {
+        return Ok(PathBuf::from(recipe));
+    }
+    let known: Vec<&str> = recipes.iter().map(String::as_str).collect();
+    bail!("no recipe {recipe:?}{}", nearest::suggestion(name, &known))
+}
+
+/// The command line of the `data2vec` program.
+pub fn arguments(train: &Train, recipe: &Path, data: &Path, out: &Path) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec!["pretrain".into(), recipe.into()];
+    line.extend(["--data".into(), repo::shown(data).into(), "--out".into(), out.into()]);
+    if let Some(device) = &train.device {
+        line.extend(["--device".into(), device.into()]);
+    }
+    if let Some(steps) = train.steps {
+        line.extend(["--steps".into(), steps.to_string().into()]);
+    }
+    if train.resume {
+        line.push("--resume".into());
+    }
+    for set in &train.set {
+        line.extend(["--set".into(), set.into()]);
+    }
+    line.extend(train.more.iter().cloned());
+    line
+}
+
+#[cfg(test)]
+#[path = "train_tests.rs"]
+mod tests;
