@@ -40,7 +40,11 @@ pub struct Entry<'a> {
 }
 
 /// Calls `visit` for every entry of the archive but its folders.
-pub fn walk(path: &Path, limits: Limits, visit: &mut dyn FnMut(Entry<'_>) -> Result<()>) -> Result<()> {
+pub fn walk(
+    path: &Path,
+    limits: Limits,
+    visit: &mut dyn FnMut(Entry<'_>) -> Result<()>,
+) -> Result<()> {
     let open = || format!("cannot read {}", path.display());
     let mut file = BufReader::with_capacity(1 << 17, File::open(path).with_context(open)?);
     let mut walker = Walker { limits, entries: 0, visit };
@@ -98,7 +102,8 @@ impl Walker<'_> {
             if kind.is_dir() || kind.is_pax_global_extensions() {
                 continue;
             }
-            let path = String::from_utf8(entry.path_bytes().into_owned()).context("a name is not UTF-8")?;
+            let path = String::from_utf8(entry.path_bytes().into_owned())
+                .context("a name is not UTF-8")?;
             let path = path.trim_start_matches("./");
             (self.visit)(Entry { path, is_file: kind.is_file(), content: &mut entry })?;
         }
@@ -139,10 +144,18 @@ impl Walker<'_> {
             }
             file.seek(SeekFrom::Start(member.span.start))?;
             let span = (&mut file).take(member.span.end - member.span.start);
-            let mut content = Checked { inner: member.open(span)?, crc: CrcWriter::new(io::sink()), member: &member };
+            let mut content = Checked {
+                inner: member.open(span)?,
+                crc: CrcWriter::new(io::sink()),
+                member: &member,
+            };
             // A file type of 0 is an archive made elsewhere than on Unix.
             let is_file = matches!(member.mode & 0o170_000, 0 | 0o100_000);
-            (self.visit)(Entry { path: member.name.trim_start_matches("./"), is_file, content: &mut content })?;
+            (self.visit)(Entry {
+                path: member.name.trim_start_matches("./"),
+                is_file,
+                content: &mut content,
+            })?;
         }
         Ok(())
     }

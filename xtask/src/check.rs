@@ -45,8 +45,19 @@ pub fn ci(root: &Path) -> Result<()> {
     let features = doc_only(root)?;
     let features: &[&str] = if features.is_empty() { &[] } else { &["--features", &features] };
     let deny = ["--", "--deny", "warnings"];
-    repo::run(repo::cargo(root).args(["clippy", "--release", "--all-targets"]).args(ALL).args(features).args(deny))?;
-    repo::run(repo::cargo(root).args(["clippy", "--release", "--all-targets"]).args(OWN_TARGET).args(deny))?;
+    repo::run(
+        repo::cargo(root)
+            .args(["clippy", "--release", "--all-targets"])
+            .args(ALL)
+            .args(features)
+            .args(deny),
+    )?;
+    repo::run(
+        repo::cargo(root)
+            .args(["clippy", "--release", "--all-targets"])
+            .args(OWN_TARGET)
+            .args(deny),
+    )?;
     let mut docs = repo::cargo(root);
     docs.env("RUSTDOCFLAGS", "--deny warnings");
     repo::run(docs.args(["doc", "--release", "--no-deps"]).args(ALL).args(features))?;

@@ -31,7 +31,8 @@ pub fn ensure(root: &Path, catalog: &Catalog, name: &str) -> Result<PathBuf> {
     if is_complete(&dir, set) {
         return Ok(dir);
     }
-    fetch_into(&dir, set, &|source, parts| obtain(source, parts)).with_context(|| format!("no data set {name}"))?;
+    fetch_into(&dir, set, &|source, parts| obtain(source, parts))
+        .with_context(|| format!("no data set {name}"))?;
     Ok(dir)
 }
 
@@ -46,7 +47,9 @@ pub fn is_complete(dir: &Path, set: &DataSet) -> bool {
 pub fn verify(root: &Path, set: &DataSet) -> Result<()> {
     let dir = dir(root, &set.name);
     let marker = fs::read_to_string(dir.join(MARKER));
-    let marker = marker.with_context(|| format!("{} was not fetched: `cargo xtask data {}`", set.name, set.name))?;
+    let marker = marker.with_context(|| {
+        format!("{} was not fetched: `cargo xtask data {}`", set.name, set.name)
+    })?;
     let wanted = set.digest.clone().or_else(|| marker.split_whitespace().next().map(String::from));
     let found = hash::tree(&dir, &[MARKER])?;
     ensure!(
@@ -86,7 +89,8 @@ fn fetch_into(dir: &Path, set: &DataSet, obtain: Obtain<'_>) -> Result<()> {
         match from_source(set, source, &partial, obtain) {
             Ok(tree) => {
                 put(&tree, dir, &partial)?;
-                fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+                fs::remove_dir_all(&partial)
+                    .with_context(|| format!("cannot remove {}", partial.display()))?;
                 drop(lock);
                 eprintln!("{} is ready in {}", set.name, dir.display());
                 return Ok(());
@@ -104,14 +108,22 @@ fn fetch_into(dir: &Path, set: &DataSet, obtain: Obtain<'_>) -> Result<()> {
 fn adopt(dir: &Path, set: &DataSet, partial: &Path) -> Result<()> {
     let found = hash::tree(dir, &[])?;
     if set.digest.as_ref() != Some(&found.sha256) {
-        bail!("{} was not put there by this command and holds other files: move it away first", dir.display());
+        bail!(
+            "{} was not put there by this command and holds other files: move it away first",
+            dir.display()
+        );
     }
     write_marker(dir, &found, "found there")?;
     fs::remove_dir_all(partial)?;
     Ok(())
 }
 
-fn from_source(set: &DataSet, source: &Source, partial: &Path, obtain: Obtain<'_>) -> Result<PathBuf> {
+fn from_source(
+    set: &DataSet,
+    source: &Source,
+    partial: &Path,
+    obtain: Obtain<'_>,
+) -> Result<PathBuf> {
     let tree = partial.join("tree");
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
@@ -124,7 +136,11 @@ fn from_source(set: &DataSet, source: &Source, partial: &Path, obtain: Obtain<'_
     let found = hash::tree(&tree, &[])?;
     ensure!(found.files > 0, "none of the files wanted is in it");
     if let Some(wanted) = &set.digest {
-        ensure!(found.sha256 == *wanted, "its files are not those that the catalog pins (digest {})", found.sha256);
+        ensure!(
+            found.sha256 == *wanted,
+            "its files are not those that the catalog pins (digest {})",
+            found.sha256
+        );
     }
     write_marker(&tree, &found, &source.name)?;
     Ok(tree)
@@ -132,7 +148,8 @@ fn from_source(set: &DataSet, source: &Source, partial: &Path, obtain: Obtain<'_
 
 fn write_marker(dir: &Path, found: &hash::TreeDigest, source: &str) -> Result<()> {
     let text = format!("{} {} files, {} bytes, {source}\n", found.sha256, found.files, found.bytes);
-    fs::write(dir.join(MARKER), text).with_context(|| format!("cannot write into {}", dir.display()))
+    fs::write(dir.join(MARKER), text)
+        .with_context(|| format!("cannot write into {}", dir.display()))
 }
 
 /// Writes what is to be taken from an archive below `tree`.
@@ -162,14 +179,22 @@ fn unpack(archive: &Archive, path: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_file(content: &mut dyn io::Read, gunzip: bool, tree: &Path, to: &str, limit: u64) -> Result<()> {
+fn write_file(
+    content: &mut dyn io::Read,
+    gunzip: bool,
+    tree: &Path,
+    to: &str,
+    limit: u64,
+) -> Result<()> {
     let path = archive::safe_path(tree, to)?;
     let write = || format!("cannot write {}", path.display());
     fs::create_dir_all(path.parent().context("no folder")?).with_context(write)?;
     // Not over a file of the same archive: two entries of one name are a trick or a mistake.
     let mut file = BufWriter::new(File::create_new(&path).with_context(write)?);
-    let mut content: Box<dyn io::Read> = if gunzip { Box::new(MultiGzDecoder::new(content)) } else { Box::new(content) };
-    let written = io::copy(&mut io::Read::take(&mut content, limit), &mut file).with_context(write)?;
+    let mut content: Box<dyn io::Read> =
+        if gunzip { Box::new(MultiGzDecoder::new(content)) } else { Box::new(content) };
+    let written =
+        io::copy(&mut io::Read::take(&mut content, limit), &mut file).with_context(write)?;
     ensure!(written < limit, "{to} unpacks to far more than its size promises");
     io::Write::flush(&mut file).with_context(write)
 }
@@ -190,8 +215,18 @@ fn put(tree: &Path, dir: &Path, partial: &Path) -> Result<()> {
 pub fn list(root: &Path, catalog: &Catalog) {
     for set in &catalog.set {
         let there = if is_complete(&dir(root, &set.name), set) { "fetched" } else { "" };
-        let default = set.default_for.as_ref().map_or(String::new(), |modality| format!(" (default for {modality})"));
-        println!("{:<28} {:<7} {:>8}  {:<8} {}", set.name, set.modality, human(set.bytes), there, set.licence);
+        let default = set
+            .default_for
+            .as_ref()
+            .map_or(String::new(), |modality| format!(" (default for {modality})"));
+        println!(
+            "{:<28} {:<7} {:>8}  {:<8} {}",
+            set.name,
+            set.modality,
+            human(set.bytes),
+            there,
+            set.licence
+        );
         println!("    {}{default}", set.description);
     }
     println!("\nFetch one with `cargo xtask data NAME`; it lands in data/sets/NAME.");

@@ -19,7 +19,13 @@ pub fn free(path: &Path) -> Option<u64> {
 /// Fails when fewer than `needed` bytes are known to be free.
 pub fn ensure_free(path: &Path, needed: u64) -> Result<()> {
     if let Some(free) = free(path) {
-        ensure!(free >= needed, "{} is needed in {}, but only {} is free: make room", human(needed), path.display(), human(free));
+        ensure!(
+            free >= needed,
+            "{} is needed in {}, but only {} is free: make room",
+            human(needed),
+            path.display(),
+            human(free)
+        );
     }
     Ok(())
 }

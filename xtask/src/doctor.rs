@@ -15,16 +15,28 @@ pub fn run(root: &Path) -> Result<bool> {
     doctor.program("Rust", "rustc", &["--version"], "install it with rustup");
     doctor.program("Cargo", "cargo", &["--version"], "install it with rustup");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| String::from("c++"));
-    doctor.program("C++ compiler", &compiler, &["--version"], "install one, on Debian: apt-get install g++");
+    doctor.program(
+        "C++ compiler",
+        &compiler,
+        &["--version"],
+        "install one, on Debian: apt-get install g++",
+    );
     doctor.libtorch(root);
     // Needed to install LibTorch and for some data sets, not to train.
     doctor.optional("Python", python::PYTHON, &["--version"], python::PIP_HINT);
     doctor.optional("pip", python::PYTHON, &["-m", "pip", "--version"], python::PIP_HINT);
-    doctor.optional("apt-get (data sets)", "apt-get", &["--version"], "sets from Debian packages need it");
+    doctor.optional(
+        "apt-get (data sets)",
+        "apt-get",
+        &["--version"],
+        "sets from Debian packages need it",
+    );
     doctor.optional("npm (data sets)", "npm", &["--version"], "state-of-the-union needs it");
     doctor.gpu(root);
     match disk::free(root) {
-        Some(free) if free < 5_000_000_000 => doctor.line(Mark::Hint, "Disk", &format!("only {} free", human(free))),
+        Some(free) if free < 5_000_000_000 => {
+            doctor.line(Mark::Hint, "Disk", &format!("only {} free", human(free)))
+        }
         Some(free) => doctor.line(Mark::Good, "Disk", &format!("{} free", human(free))),
         None => doctor.line(Mark::Hint, "Disk", "the system does not tell what is free"),
     }
@@ -32,7 +44,11 @@ pub fn run(root: &Path) -> Result<bool> {
     let there = |set: &&data::catalog::DataSet| data::is_complete(&data::dir(root, &set.name), set);
     let names: Vec<&str> = catalog.set.iter().filter(there).map(|set| set.name.as_str()).collect();
     match names.as_slice() {
-        [] => doctor.line(Mark::Hint, "Data sets", "none yet: `cargo xtask data --list`; train fetches its default"),
+        [] => doctor.line(
+            Mark::Hint,
+            "Data sets",
+            "none yet: `cargo xtask data --list`; train fetches its default",
+        ),
         names => doctor.line(Mark::Good, "Data sets", &names.join(", ")),
     }
     Ok(doctor.healthy)
@@ -84,13 +100,20 @@ impl Doctor {
 
     fn gpu(&mut self, root: &Path) {
         let gpu = first_line("nvidia-smi", &["-L"]).filter(|_| libtorch::has_gpu());
-        let cuda = libtorch::find(root, None).ok().flatten().is_some_and(|libtorch| libtorch.has_cuda());
+        let cuda =
+            libtorch::find(root, None).ok().flatten().is_some_and(|libtorch| libtorch.has_cuda());
         match (gpu, cuda) {
             (Some(gpu), true) => self.line(Mark::Good, "GPU", &gpu),
             (Some(gpu), false) => {
-                self.line(Mark::Hint, "GPU", &format!("{gpu}; to use it: `cargo xtask libtorch --cuda`"));
+                self.line(
+                    Mark::Hint,
+                    "GPU",
+                    &format!("{gpu}; to use it: `cargo xtask libtorch --cuda`"),
+                );
             }
-            (None, _) if libtorch::has_gpu() => self.line(Mark::Hint, "GPU", "there is one, but nvidia-smi does not run"),
+            (None, _) if libtorch::has_gpu() => {
+                self.line(Mark::Hint, "GPU", "there is one, but nvidia-smi does not run")
+            }
             (None, _) => self.line(Mark::Hint, "GPU", "no NVIDIA GPU: training runs on the CPU"),
         }
     }

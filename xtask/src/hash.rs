@@ -128,7 +128,8 @@ mod tests {
         fs::write(dir.path().join("a"), "1").unwrap();
         fs::write(dir.path().join("b.txt"), "3").unwrap();
         fs::write(dir.path().join(".complete"), "x").unwrap();
-        let lines = format!("{}  a\n{}  b.txt\n{}  b/two\n", sha256(b"1"), sha256(b"3"), sha256(b"2"));
+        let lines =
+            format!("{}  a\n{}  b.txt\n{}  b/two\n", sha256(b"1"), sha256(b"3"), sha256(b"2"));
         let digest = tree(dir.path(), &[".complete"]).unwrap();
         assert_eq!(digest, TreeDigest { sha256: sha256(lines.as_bytes()), files: 3, bytes: 3 });
         assert!(is_sha256(&digest.sha256));

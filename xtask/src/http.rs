@@ -13,7 +13,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 /// How often a request that brought no new byte is tried again.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 3;
 
 /// The server answered a range request with the whole file.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Client {
             .timeout_per_read(Some(Duration::from_secs(30)))
             .build()
             .new_agent();
-        Self { agent, pause: Duration::from_secs(1) }
+        Self { agent, pause: Duration::from_millis(500) }
     }
 
     /// The size of the file at `url`, if the server says it and sends parts of files.
@@ -147,7 +147,8 @@ impl Client {
             }
         }
         let start = range.as_ref().map_or(0, |range| range.start) + have;
-        let ask = (range.is_some() || have > 0).then_some((start, range.as_ref().map(|range| range.end)));
+        let ask =
+            (range.is_some() || have > 0).then_some((start, range.as_ref().map(|range| range.end)));
         let response = self.get(url, ask)?;
         match (response.status().as_u16(), ask) {
             (206, Some(_)) => {
@@ -183,12 +184,17 @@ impl Client {
             }
             have += n as u64;
             if wanted.is_some_and(|wanted| have > wanted) {
-                return Err(Refused(String::from("the server sent more than it was asked for")).into());
+                return Err(
+                    Refused(String::from("the server sent more than it was asked for")).into()
+                );
             }
-            file.write_all(&buffer[..n]).context("cannot write the download (is the disk full?)")?;
+            file.write_all(&buffer[..n])
+                .context("cannot write the download (is the disk full?)")?;
         }
         match wanted {
-            Some(wanted) if have < wanted => bail!("the connection ended after {have} of {wanted} bytes"),
+            Some(wanted) if have < wanted => {
+                bail!("the connection ended after {have} of {wanted} bytes")
+            }
             _ => Ok(()),
         }
     }
@@ -241,8 +247,10 @@ struct ContentRange {
 fn content_range(response: &Response<Body>) -> Result<ContentRange> {
     let value = response.headers().get(header::CONTENT_RANGE).ok_or(NoRanges)?.to_str()?;
     let unreadable = || anyhow!("unreadable Content-Range {value:?}");
-    let (span, total) =
-        value.strip_prefix("bytes ").and_then(|rest| rest.split_once('/')).ok_or_else(unreadable)?;
+    let (span, total) = value
+        .strip_prefix("bytes ")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(unreadable)?;
     let start = match span.split_once('-') {
         Some((start, _)) => start.parse().map_err(|_| unreadable())?,
         None => 0,
@@ -255,7 +263,9 @@ fn check_start(response: &Response<Body>, start: u64) -> Result<()> {
         return Err(NoRanges.into());
     }
     if content_range(response)?.start != start {
-        return Err(Refused(String::from("the server sent another part than it was asked for")).into());
+        return Err(
+            Refused(String::from("the server sent another part than it was asked for")).into()
+        );
     }
     Ok(())
 }
@@ -289,4 +299,4 @@ fn root_certificates(more: &[PathBuf]) -> RootCerts {
 
 #[cfg(test)]
 #[path = "http_tests.rs"]
-mod tests;
+pub mod tests;

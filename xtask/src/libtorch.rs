@@ -51,7 +51,8 @@ pub fn default_dir(root: &Path) -> PathBuf {
 pub fn find(root: &Path, target: Option<&Path>) -> Result<Option<LibTorch>> {
     if let (None, Some(dir)) = (target, users_libtorch(root)) {
         let dir = std::path::absolute(&dir)?;
-        let advice = format!("let it point to LibTorch {VERSION}, or unset it to have one installed");
+        let advice =
+            format!("let it point to LibTorch {VERSION}, or unset it to have one installed");
         folder::check(&dir).with_context(|| format!("LIBTORCH is {}: {advice}", dir.display()))?;
         return Ok(Some(LibTorch { dir, origin: String::from("LIBTORCH"), users_own: true }));
     }
@@ -72,7 +73,10 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     if let (true, None, Some(dir)) = (cuda, target, users_libtorch(root)) {
         bail!("LIBTORCH is {}, which has no CUDA: unset it to have one installed", dir.display());
     }
-    ensure!(cfg!(unix), "LibTorch is installed on Linux and macOS only: unpack LibTorch {VERSION} and set LIBTORCH to its folder");
+    ensure!(
+        cfg!(unix),
+        "LibTorch is installed on Linux and macOS only: unpack LibTorch {VERSION} and set LIBTORCH to its folder"
+    );
     let dir = std::path::absolute(target.map_or_else(|| default_dir(root), Path::to_path_buf))?;
     let partial = folder::partial(&dir);
     let lock = lock::exclusive(&partial.join("lock"), "LibTorch")?;
@@ -86,7 +90,8 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     install(root, cuda, &dir, &partial)?;
     fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     drop(lock);
-    let installed = find(root, Some(&dir))?.with_context(|| format!("{} is not usable after installing", dir.display()))?;
+    let installed = find(root, Some(&dir))?
+        .with_context(|| format!("{} is not usable after installing", dir.display()))?;
     eprintln!("LibTorch {VERSION} is ready in {}", dir.display());
     hint_at_cuda(&installed);
     Ok(installed)
@@ -94,7 +99,11 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
 
 fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
     if let Some(torch) = python_torch(root, cuda) {
-        eprintln!("{} becomes a link to the PyTorch {VERSION} in {}", dir.display(), torch.display());
+        eprintln!(
+            "{} becomes a link to the PyTorch {VERSION} in {}",
+            dir.display(),
+            torch.display()
+        );
         return folder::link(&torch, dir, partial);
     }
     if cuda {
@@ -113,7 +122,12 @@ fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
         Ok(located) => wheels::install(platform, &located, &tree, &parts)?,
         Err(error) => {
             eprintln!("{error:#}");
-            let both = || format!("neither pip nor the PyTorch project's site gave LibTorch: {}", python::PIP_HINT);
+            let both = || {
+                format!(
+                    "neither pip nor the PyTorch project's site gave LibTorch: {}",
+                    python::PIP_HINT
+                )
+            };
             official::install(&tree, &parts).with_context(both)?;
         }
     }
@@ -123,7 +137,8 @@ fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
 /// A PyTorch of the right version in one of the interpreters at hand.
 fn python_torch(root: &Path, cuda: bool) -> Option<PathBuf> {
     let venv = root.join(".venv/bin/python3");
-    let interpreters = venv.is_file().then_some(venv).into_iter().chain([PathBuf::from(python::PYTHON)]);
+    let interpreters =
+        venv.is_file().then_some(venv).into_iter().chain([PathBuf::from(python::PYTHON)]);
     interpreters
         .filter_map(|python| python::torch(&python, VERSION))
         .find(|torch| (!cuda || torch.cuda) && folder::check(&torch.dir).is_ok())
@@ -140,13 +155,25 @@ fn install_cuda(root: &Path, dir: &Path, partial: &Path) -> Result<()> {
     run(Command::new(python::PYTHON).args(["-m", "venv"]).arg(&venv), python::PIP_HINT)?;
     let python = venv.join("bin/python3");
     run(
-        Command::new(&python).args(["-m", "pip", "install", "--disable-pip-version-check", &requirement]),
+        Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            &requirement,
+        ]),
         "look at the network and run the command again",
     )?;
     let torch = python::torch(&python, VERSION).with_context(|| {
-        format!("{} has no PyTorch {VERSION} that can be imported: remove it and run the command again", venv.display())
+        format!(
+            "{} has no PyTorch {VERSION} that can be imported: remove it and run the command again",
+            venv.display()
+        )
     })?;
-    ensure!(torch.cuda, "the PyTorch that pip chose has no CUDA: see which index `pip config list` names");
+    ensure!(
+        torch.cuda,
+        "the PyTorch that pip chose has no CUDA: see which index `pip config list` names"
+    );
     folder::link(&torch.dir, dir, partial)
 }
 
@@ -166,19 +193,25 @@ fn users_libtorch(root: &Path) -> Option<PathBuf> {
 
 fn hint_at_cuda(libtorch: &LibTorch) {
     if !libtorch.has_cuda() && has_gpu() {
-        eprintln!("This machine has an NVIDIA GPU, but this LibTorch is for the CPU: `cargo xtask libtorch --cuda` gets the other one");
+        eprintln!(
+            "This machine has an NVIDIA GPU, but this LibTorch is for the CPU: `cargo xtask libtorch --cuda` gets the other one"
+        );
     }
 }
 
 /// An NVIDIA GPU with its driver.
 pub fn has_gpu() -> bool {
     Path::new("/dev/nvidia0").exists()
-        || Command::new("nvidia-smi").arg("-L").output().is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
+        || Command::new("nvidia-smi")
+            .arg("-L")
+            .output()
+            .is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
 }
 
 /// What `cargo xtask libtorch` prints.
 pub fn describe(libtorch: &LibTorch) -> String {
     let kind = if libtorch.has_cuda() { "CUDA" } else { "CPU" };
-    let size = folder::size(&libtorch.dir).map_or(String::new(), |size| format!(", {}", progress::human(size)));
+    let size = folder::size(&libtorch.dir)
+        .map_or(String::new(), |size| format!(", {}", progress::human(size)));
     format!("LibTorch {VERSION} ({kind}{size}) in {} ({})", libtorch.dir.display(), libtorch.origin)
 }

@@ -16,7 +16,9 @@ pub fn exclusive(path: &Path, what: &str) -> Result<File> {
     let file = open().with_context(unlockable)?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
-        Err(TryLockError::WouldBlock) => eprintln!("waiting for another command that prepares {what}"),
+        Err(TryLockError::WouldBlock) => {
+            eprintln!("waiting for another command that prepares {what}")
+        }
         Err(TryLockError::Error(error)) => return Err(error).with_context(unlockable),
     }
     file.lock().with_context(unlockable)?;

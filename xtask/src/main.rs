@@ -1,6 +1,10 @@
 //! `cargo xtask`: sets up LibTorch and data, then trains and tests data2vec.
 
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to its user")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks to its user"
+)]
 
 mod archive;
 mod check;

@@ -6,7 +6,9 @@ pub fn suggestion(name: &str, known: &[&str]) -> String {
     let all = known.join(", ");
     match nearest {
         None => String::from("; there is none yet"),
-        Some((distance, known)) if distance <= 2 + name.len() / 4 => format!(", did you mean {known}? There are: {all}"),
+        Some((distance, known)) if distance <= 2 + name.len() / 4 => {
+            format!(", did you mean {known}? There are: {all}")
+        }
         Some(_) => format!("; there are: {all}"),
     }
 }
@@ -41,6 +43,9 @@ mod tests {
     #[test]
     fn only_near_names_are_suggested() {
         assert!(suggestion("speach", &["speech", "vision"]).starts_with(", did you mean speech?"));
-        assert!(suggestion("xyzzyxyzzy", &["speech", "vision"]).starts_with("; there are: speech, vision"));
+        assert!(
+            suggestion("xyzzyxyzzy", &["speech", "vision"])
+                .starts_with("; there are: speech, vision")
+        );
     }
 }

@@ -5,7 +5,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 /// A bar counting bytes. Draws nothing where standard error is no terminal.
 pub fn bytes(label: &str, total: u64) -> ProgressBar {
     let template = "{msg:>28} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
 }
 

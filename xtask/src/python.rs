@@ -10,7 +10,8 @@ use serde::Deserialize;
 pub const PYTHON: &str = "python3";
 
 /// Said whenever pip cannot be run.
-pub const PIP_HINT: &str = "install Python with pip, on Debian: apt-get install python3-pip python3-venv";
+pub const PIP_HINT: &str =
+    "install Python with pip, on Debian: apt-get install python3-pip python3-venv";
 
 /// A PyTorch that an interpreter can import.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,7 +35,11 @@ print(json.dumps({"version": torch.__version__.split("+")[0], "dir": os.path.dir
 
 /// The PyTorch of exactly this version that `python` imports, if it does.
 pub fn torch(python: &Path, version: &str) -> Option<Torch> {
-    let output = Command::new(python).args(["-c", FIND_TORCH, version]).stderr(Stdio::null()).output().ok()?;
+    let output = Command::new(python)
+        .args(["-c", FIND_TORCH, version])
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
     let torch: Torch = serde_json::from_slice(&output.stdout).ok()?;
     (torch.version == version).then_some(torch)
 }
@@ -52,10 +57,20 @@ pub struct Wheel {
 
 /// Flags that make pip choose the same files whatever Python and system it runs on.
 fn pinned_flags(tags: &[&str]) -> Vec<String> {
-    let mut flags: Vec<String> =
-        ["--no-deps", "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "none"]
-            .map(String::from)
-            .to_vec();
+    let mut flags: Vec<String> = [
+        "--no-deps",
+        "--only-binary=:all:",
+        "--python-version",
+        "3.11",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp311",
+        "--abi",
+        "none",
+    ]
+    .map(String::from)
+    .to_vec();
     for tag in tags {
         flags.extend([String::from("--platform"), (*tag).to_owned()]);
     }
@@ -65,11 +80,20 @@ fn pinned_flags(tags: &[&str]) -> Vec<String> {
 /// Asks pip, and so the index that the user configured, where packages are. Downloads nothing.
 pub fn locate(requirements: &[String], tags: &[&str]) -> Result<Vec<Wheel>> {
     let mut pip = Command::new(PYTHON);
-    pip.args(["-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-"])
-        // Foreign platforms are only for a folder of their own; a dry run does not make it.
-        .args(["--target", "unused"])
-        .args(pinned_flags(tags))
-        .args(requirements);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--quiet",
+        "--report",
+        "-",
+    ])
+    // Foreign platforms are only for a folder of their own; a dry run does not make it.
+    .args(["--target", "unused"])
+    .args(pinned_flags(tags))
+    .args(requirements);
     let output = pip.output().with_context(|| format!("cannot run {PYTHON}: {PIP_HINT}"))?;
     if !output.status.success() {
         bail!("pip does not find {}: {}", requirements.join(" "), last_line(&output.stderr));
@@ -100,7 +124,8 @@ fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
     struct ArchiveInfo {
         hash: Option<String>,
     }
-    let report: Report = serde_json::from_slice(json).context("pip's report cannot be read (is pip older than 22.2?)")?;
+    let report: Report = serde_json::from_slice(json)
+        .context("pip's report cannot be read (is pip older than 22.2?)")?;
     let wheel = |item: Item| Wheel {
         name: item.metadata.name.to_lowercase().replace('_', "-"),
         url: item.download_info.url,
@@ -119,7 +144,8 @@ fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
 pub fn download(requirement: &str, tags: &[&str], dir: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(dir)?;
     let mut pip = Command::new(PYTHON);
-    pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--dest"]).arg(dir);
+    pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--dest"])
+        .arg(dir);
     if !tags.is_empty() {
         pip.args(pinned_flags(tags));
     }
@@ -132,8 +158,9 @@ pub fn download(requirement: &str, tags: &[&str], dir: &Path) -> Result<PathBuf>
 
 /// The one file in a folder that a package client was told to download into.
 pub fn only_file(dir: &Path) -> Result<PathBuf> {
-    let files: Vec<PathBuf> =
-        std::fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<_>>()?;
+    let files: Vec<PathBuf> = std::fs::read_dir(dir)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<_>>()?;
     match files.as_slice() {
         [file] => Ok(file.clone()),
         files => bail!("{} files in {} where one was to come", files.len(), dir.display()),
@@ -142,7 +169,8 @@ pub fn only_file(dir: &Path) -> Result<PathBuf> {
 
 /// The certificate file that pip is configured to trust.
 pub fn pip_certificates() -> Option<PathBuf> {
-    let output = Command::new(PYTHON).args(["-m", "pip", "config", "get", "global.cert"]).output().ok()?;
+    let output =
+        Command::new(PYTHON).args(["-m", "pip", "config", "get", "global.cert"]).output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
@@ -150,7 +178,11 @@ pub fn pip_certificates() -> Option<PathBuf> {
 /// What a tool that failed had to say.
 pub fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing").to_owned()
+    text.lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or("it said nothing")
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -165,7 +197,11 @@ mod tests {
             "download_info": {"url": "https://host/torch.whl", "archive_info": {"hash": "sha256=12ab", "hashes": {"sha256": "12ab"}}},
             "metadata": {"name": "Torch_X", "version": "2"}
         }]}"#;
-        let wheel = Wheel { name: "torch-x".into(), url: "https://host/torch.whl".into(), sha256: Some("12ab".into()) };
+        let wheel = Wheel {
+            name: "torch-x".into(),
+            url: "https://host/torch.whl".into(),
+            sha256: Some("12ab".into()),
+        };
         assert_eq!(parse_report(json.as_bytes()).unwrap(), [wheel]);
         assert!(parse_report(b"").unwrap_err().to_string().contains("older than"));
     }

@@ -24,7 +24,8 @@ pub fn shown(path: &Path) -> PathBuf {
 
 /// The cargo that runs this tool.
 pub fn cargo(root: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    let mut command =
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(root);
     forget_ourselves(&mut command);
     command
@@ -35,7 +36,10 @@ fn forget_ourselves(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let ours = ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PRIMARY_PACKAGE"];
-        if ours.contains(&&*text) || text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_BIN_") {
+        if ours.contains(&&*text)
+            || text.starts_with("CARGO_PKG_")
+            || text.starts_with("CARGO_BIN_")
+        {
             command.env_remove(&name);
         }
     }
@@ -53,8 +57,9 @@ pub fn with_libtorch<'c>(command: &'c mut Command, libtorch: &LibTorch) -> &'c m
     }
     let variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
     let before = std::env::var_os(variable).filter(|before| !before.is_empty());
-    let folders: Vec<PathBuf> =
-        std::iter::once(libtorch.lib()).chain(before.iter().flat_map(std::env::split_paths)).collect();
+    let folders: Vec<PathBuf> = std::iter::once(libtorch.lib())
+        .chain(before.iter().flat_map(std::env::split_paths))
+        .collect();
     if let Ok(joined) = std::env::join_paths(folders) {
         command.env(variable, joined);
     }
@@ -85,7 +90,10 @@ pub fn become_command(command: &mut Command) -> Result<ExitCode> {
     #[cfg(not(unix))]
     {
         let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
-        Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+        Ok(status
+            .code()
+            .and_then(|code| u8::try_from(code).ok())
+            .map_or(ExitCode::FAILURE, ExitCode::from))
     }
 }
 
@@ -93,11 +101,17 @@ pub fn become_command(command: &mut Command) -> Result<ExitCode> {
 fn line(command: &Command) -> String {
     let program = Path::new(command.get_program());
     // The toolchain's cargo has a long path that tells nobody anything.
-    let program = if program.file_stem() == Some(OsStr::new("cargo")) { Path::new("cargo") } else { program };
-    let words = std::iter::once(shown(program).into_os_string()).chain(command.get_args().map(OsStr::to_os_string));
+    let program =
+        if program.file_stem() == Some(OsStr::new("cargo")) { Path::new("cargo") } else { program };
+    let words = std::iter::once(shown(program).into_os_string())
+        .chain(command.get_args().map(OsStr::to_os_string));
     let quoted = words.map(|word| {
         let word = word.to_string_lossy().into_owned();
-        if word.is_empty() || word.contains(char::is_whitespace) { format!("'{word}'") } else { word }
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            format!("'{word}'")
+        } else {
+            word
+        }
     });
     quoted.collect::<Vec<_>>().join(" ")
 }
@@ -115,11 +129,16 @@ mod tests {
 
     #[test]
     fn the_projects_own_libtorch_leaves_the_variable_alone() {
-        let libtorch = LibTorch { dir: PathBuf::from("/x"), origin: String::new(), users_own: false };
+        let libtorch =
+            LibTorch { dir: PathBuf::from("/x"), origin: String::new(), users_own: false };
         let value = |libtorch: &LibTorch, name: &str| {
             let mut command = Command::new("true");
             with_libtorch(&mut command, libtorch);
-            command.get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value).map(OsStr::to_os_string)
+            command
+                .get_envs()
+                .find(|(key, _)| *key == name)
+                .and_then(|(_, value)| value)
+                .map(OsStr::to_os_string)
         };
         assert_eq!(value(&libtorch, "LIBTORCH"), None);
         let users = LibTorch { users_own: true, ..libtorch };

@@ -75,9 +75,12 @@ struct Disk<'a>(&'a Path);
 impl Files for Disk<'_> {
     fn recipes(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.join("recipes")).into_iter().flatten().flatten();
-        let files = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "toml"));
-        let mut names: Vec<String> =
-            files.filter_map(|path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned())).collect();
+        let files = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|end| end == "toml"));
+        let mut names: Vec<String> = files
+            .filter_map(|path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()))
+            .collect();
         names.sort();
         names
     }
@@ -108,7 +111,8 @@ pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
 /// Where cargo puts the program.
 pub fn program(root: &Path) -> PathBuf {
     // Relative to the repository, where cargo is run.
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     root.join(target).join("release").join(format!("data2vec{}", std::env::consts::EXE_SUFFIX))
 }
 
@@ -116,12 +120,18 @@ pub fn program(root: &Path) -> PathBuf {
 pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) -> Result<Plan> {
     let recipes = files.recipes();
     let of_modality = |name: &str| {
-        name.strip_prefix(&train.modality).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        name.strip_prefix(&train.modality)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     if !recipes.iter().any(|name| of_modality(name)) {
-        let known: BTreeSet<&str> = recipes.iter().filter_map(|name| name.split('-').next()).collect();
+        let known: BTreeSet<&str> =
+            recipes.iter().filter_map(|name| name.split('-').next()).collect();
         let known: Vec<&str> = known.into_iter().collect();
-        bail!("no recipes for {:?}{}", train.modality, nearest::suggestion(&train.modality, &known));
+        bail!(
+            "no recipes for {:?}{}",
+            train.modality,
+            nearest::suggestion(&train.modality, &known)
+        );
     }
     let recipe = match (&train.recipe, &train.data) {
         (Some(recipe), _) => find_recipe(root, recipe, &recipes, files)?,
@@ -131,9 +141,13 @@ pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) ->
     let data = match &train.data {
         None => Data::Named(catalog.default_for(&train.modality)?.name.clone()),
         Some(data) if files.exists(Path::new(data)) => Data::Path(PathBuf::from(data)),
-        Some(data) if data.contains(['/', '\\', '.']) => bail!("--data {data}: there is no such folder or file"),
+        Some(data) if data.contains(['/', '\\', '.']) => {
+            bail!("--data {data}: there is no such folder or file")
+        }
         Some(data) => {
-            let set = catalog.find(data).with_context(|| format!("--data {data} is no file and no folder"))?;
+            let set = catalog
+                .find(data)
+                .with_context(|| format!("--data {data} is no file and no folder"))?;
             Data::Named(set.name.clone())
         }
     };
@@ -142,9 +156,16 @@ pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) ->
     Ok(Plan { recipe, data, out })
 }
 
-fn find_recipe(root: &Path, recipe: &str, recipes: &[String], files: &dyn Files) -> Result<PathBuf> {
+fn find_recipe(
+    root: &Path,
+    recipe: &str,
+    recipes: &[String],
+    files: &dyn Files,
+) -> Result<PathBuf> {
     let name = recipe.strip_suffix(".toml").unwrap_or(recipe);
-    if recipes.iter().any(|known| known == name) && (name == recipe || !files.exists(Path::new(recipe))) {
+    if recipes.iter().any(|known| known == name)
+        && (name == recipe || !files.exists(Path::new(recipe)))
+    {
         return Ok(repo::shown(&root.join("recipes").join(format!("{name}.toml"))));
     }
     if files.exists(Path::new(recipe)) {

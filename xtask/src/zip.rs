@@ -78,13 +78,22 @@ pub fn directory(source: &mut dyn Source) -> Result<Vec<Member>> {
     // The record is the last one, so it is looked for from the end; a comment may not hide another one.
     let end = (0..=tail.len() - END_LEN as usize)
         .rev()
-        .find(|&at| tail[at..].starts_with(b"PK\x05\x06") && at as u64 + END_LEN + u64::from(u16_at(&tail, at + 20)) == tail.len() as u64)
+        .find(|&at| {
+            tail[at..].starts_with(b"PK\x05\x06")
+                && at as u64 + END_LEN + u64::from(u16_at(&tail, at + 20)) == tail.len() as u64
+        })
         .context("not a ZIP archive: no end-of-directory record")?;
     let entries = usize::from(u16_at(&tail, end + 10));
     let size = u64::from(u32_at(&tail, end + 12));
     let start = u64::from(u32_at(&tail, end + 16));
-    ensure!(start != u64::from(u32::MAX) && entries != usize::from(u16::MAX), "ZIP archives over 4 GB are not supported");
-    ensure!(start + size <= tail_start + end as u64, "broken ZIP archive: its directory is not inside it");
+    ensure!(
+        start != u64::from(u32::MAX) && entries != usize::from(u16::MAX),
+        "ZIP archives over 4 GB are not supported"
+    );
+    ensure!(
+        start + size <= tail_start + end as u64,
+        "broken ZIP archive: its directory is not inside it"
+    );
     let bytes = if start >= tail_start {
         let from = usize::try_from(start - tail_start)?;
         tail[from..from + usize::try_from(size)?].to_vec()
@@ -104,11 +113,16 @@ fn parse_directory(mut bytes: &[u8], start: u64) -> Result<Vec<Member>> {
     const HEADER: usize = 46;
     let mut members = Vec::new();
     while !bytes.is_empty() {
-        ensure!(bytes.len() >= HEADER && bytes.starts_with(b"PK\x01\x02"), "unreadable directory entry");
+        ensure!(
+            bytes.len() >= HEADER && bytes.starts_with(b"PK\x01\x02"),
+            "unreadable directory entry"
+        );
         let name_len = usize::from(u16_at(bytes, 28));
-        let len = HEADER + name_len + usize::from(u16_at(bytes, 30)) + usize::from(u16_at(bytes, 32));
+        let len =
+            HEADER + name_len + usize::from(u16_at(bytes, 30)) + usize::from(u16_at(bytes, 32));
         ensure!(bytes.len() >= len, "directory entry cut off");
-        let name = String::from_utf8(bytes[HEADER..HEADER + name_len].to_vec()).context("a name is not UTF-8")?;
+        let name = String::from_utf8(bytes[HEADER..HEADER + name_len].to_vec())
+            .context("a name is not UTF-8")?;
         let offset = u64::from(u32_at(bytes, 42));
         ensure!(offset < start, "{name} lies outside the archive");
         ensure!(u16_at(bytes, 8) & 1 == 0, "{name} is encrypted");

@@ -126,7 +126,8 @@ impl Catalog {
     /// Reads and checks `data/catalog.toml`.
     pub fn read(root: &Path) -> Result<Self> {
         let path = root.join("data/catalog.toml");
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("{} is wrong", path.display()))
     }
 
@@ -156,10 +157,13 @@ impl Catalog {
 
     /// What a modality trains on when no data are named.
     pub fn default_for(&self, modality: &str) -> Result<&DataSet> {
-        self.set
-            .iter()
-            .find(|set| set.default_for.as_deref() == Some(modality))
-            .with_context(|| format!("no data set of the catalog is the default for {modality}: name one with --data"))
+        self.set.iter().find(|set| set.default_for.as_deref() == Some(modality)).with_context(
+            || {
+                format!(
+                    "no data set of the catalog is the default for {modality}: name one with --data"
+                )
+            },
+        )
     }
 }
 
@@ -171,17 +175,28 @@ impl DataSet {
         ensure!(!self.licence.is_empty(), "no licence");
         ensure!(!self.source.is_empty(), "no source");
         ensure!(self.digest.as_deref().is_none_or(hash::is_sha256), "the digest is no SHA-256");
-        ensure!(self.digest.is_some() || self.source.len() == 1, "several sources need a digest to prove that they are the same");
+        ensure!(
+            self.digest.is_some() || self.source.len() == 1,
+            "several sources need a digest to prove that they are the same"
+        );
         for archive in self.source.iter().flat_map(|source| &source.archive) {
             let fetch = archive.fetch()?;
             match &archive.sha256 {
                 Some(sha256) => ensure!(hash::is_sha256(sha256), "{fetch:?}: the sha256 is none"),
-                None => ensure!(self.digest.is_some(), "{fetch:?}: neither sha256 nor a digest proves it"),
+                None => ensure!(
+                    self.digest.is_some(),
+                    "{fetch:?}: neither sha256 nor a digest proves it"
+                ),
             }
             ensure!(!archive.take.is_empty(), "{fetch:?}: nothing is taken from it");
             for take in &archive.take {
                 let folder = |path: &str| path.is_empty() || path.ends_with('/');
-                ensure!(folder(&take.from) == folder(&take.to), "{fetch:?}: {:?} and {:?} do not fit", take.from, take.to);
+                ensure!(
+                    folder(&take.from) == folder(&take.to),
+                    "{fetch:?}: {:?} and {:?} do not fit",
+                    take.from,
+                    take.to
+                );
                 if !take.to.is_empty() {
                     archive::safe_path(Path::new(""), &take.to)?;
                 }
@@ -207,10 +222,20 @@ mod tests {
         for set in &catalog.set {
             for archive in set.source.iter().flat_map(|source| &source.archive) {
                 let package = !matches!(archive.fetch().unwrap(), Fetch::Url(_));
-                assert!(!package || archive.sha256.is_some(), "{}: a package has no sha256", set.name);
+                assert!(
+                    !package || archive.sha256.is_some(),
+                    "{}: a package has no sha256",
+                    set.name
+                );
             }
         }
-        assert!(catalog.find("asterisk-core-sound-en").unwrap_err().to_string().contains("asterisk-core-sounds-en"));
+        assert!(
+            catalog
+                .find("asterisk-core-sound-en")
+                .unwrap_err()
+                .to_string()
+                .contains("asterisk-core-sounds-en")
+        );
     }
 
     fn wrong(text: &str) -> String {
@@ -223,27 +248,41 @@ mod tests {
     fn mistakes_are_named() {
         let hash = "0".repeat(64);
         let source = |archive: &str, take: &str| {
-            format!("{SET}[[set.source]]\nname = \"s\"\n[[set.source.archive]]\n{archive}\ntake = [{take}]\n")
+            format!(
+                "{SET}[[set.source]]\nname = \"s\"\n[[set.source.archive]]\n{archive}\ntake = [{take}]\n"
+            )
         };
         let take = "{ from = \"a/\", to = \"\" }";
         assert!(wrong(&source("url = \"http://x\"", take)).contains("neither sha256 nor a digest"));
-        assert!(wrong(&source("url = \"http://x\"\nsha256 = \"12\"", take)).contains("sha256 is none"));
+        assert!(
+            wrong(&source("url = \"http://x\"\nsha256 = \"12\"", take)).contains("sha256 is none")
+        );
         let good = format!("url = \"http://x\"\nsha256 = \"{hash}\"");
-        assert!(wrong(&source(&format!("{good}\ndeb = \"b\""), take)).contains("one of url, deb, pypi, npm"));
-        assert!(wrong(&source(&good, "{ from = \"a\", to = \"../b\" }")).contains("does not name a file below"));
+        assert!(
+            wrong(&source(&format!("{good}\ndeb = \"b\""), take))
+                .contains("one of url, deb, pypi, npm")
+        );
+        assert!(
+            wrong(&source(&good, "{ from = \"a\", to = \"../b\" }"))
+                .contains("does not name a file below")
+        );
         assert!(wrong(&source(&good, "{ from = \"a/\", to = \"b\" }")).contains("do not fit"));
         assert!(wrong(&source(&good, take).replace("MIT", "")).contains("no licence"));
-        assert!(wrong(&source(&good, take).replace("licence", "license")).contains("unknown field"));
+        assert!(
+            wrong(&source(&good, take).replace("licence", "license")).contains("unknown field")
+        );
         assert!(wrong(&source(&good, take).replace("\"a\"", "\"../a\"")).contains("data set ../a"));
         assert!(Catalog::parse(&source(&good, take)).is_ok());
     }
 
     #[test]
     fn takes_name_their_destination() {
-        let folder = Take { from: "usr/a/".into(), to: "b/".into(), suffix: ".wav".into(), gunzip: false };
+        let folder =
+            Take { from: "usr/a/".into(), to: "b/".into(), suffix: ".wav".into(), gunzip: false };
         assert_eq!(folder.destination("usr/a/x/1.wav").as_deref(), Some("b/x/1.wav"));
         assert_eq!(folder.destination("usr/a/x/1.txt"), None);
-        let file = Take { from: "usr/a.gz".into(), to: "c".into(), suffix: String::new(), gunzip: true };
+        let file =
+            Take { from: "usr/a.gz".into(), to: "c".into(), suffix: String::new(), gunzip: true };
         assert_eq!(file.destination("usr/a.gz").as_deref(), Some("c"));
         assert_eq!(file.destination("usr/a.gz2"), None);
     }

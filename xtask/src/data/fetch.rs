@@ -15,7 +15,8 @@ use crate::{hash, progress, python};
 pub fn archive(archive: &Archive, parts: &Path, client: &Client) -> Result<PathBuf> {
     let fetch = archive.fetch()?;
     let name = fetch.name();
-    let dir = parts.join(hash::sha256(format!("{fetch:?}").as_bytes()).get(..16).unwrap_or_default());
+    let dir =
+        parts.join(hash::sha256(format!("{fetch:?}").as_bytes()).get(..16).unwrap_or_default());
     let file = dir.join("archive");
     let right = |file: &Path| match &archive.sha256 {
         Some(wanted) => Ok::<_, anyhow::Error>(hash::sha256_file(file)? == *wanted),
@@ -28,7 +29,9 @@ pub fn archive(archive: &Archive, parts: &Path, client: &Client) -> Result<PathB
     match fetch {
         Fetch::Url(url) => http(url, &dir, &file, client)?,
         Fetch::Deb(package) => rename(apt(package, &dir)?, &file)?,
-        Fetch::PyPi(package) => rename(packed(&dir, |to| python::download(package, &[], to))?, &file)?,
+        Fetch::PyPi(package) => {
+            rename(packed(&dir, |to| python::download(package, &[], to))?, &file)?
+        }
         Fetch::Npm(package) => rename(packed(&dir, |to| npm(package, to))?, &file)?,
     }
     if !right(&file)? {
@@ -86,7 +89,10 @@ fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
     let lists = dir.join("lists");
     let download = |options: &[String]| {
         packed(dir, |to| {
-            run(Command::new("apt-get").args(options).args(["download", "--quiet", package]).current_dir(to))?;
+            run(Command::new("apt-get")
+                .args(options)
+                .args(["download", "--quiet", package])
+                .current_dir(to))?;
             python::only_file(to)
         })
     };
@@ -108,7 +114,11 @@ fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
         format!("Dir::Cache={}", absolute(&cache)?),
         String::from("Debug::NoLocking=1"),
     ];
-    let own: Vec<String> = sandbox.iter().cloned().chain(own.into_iter().flat_map(|option| [String::from("-o"), option])).collect();
+    let own: Vec<String> = sandbox
+        .iter()
+        .cloned()
+        .chain(own.into_iter().flat_map(|option| [String::from("-o"), option]))
+        .collect();
     run(Command::new("apt-get").args(&own).args(["update", "--quiet"]))
         .context("run `apt-get update` as root, then this command again")?;
     download(&own)
@@ -122,7 +132,9 @@ fn absolute(path: &Path) -> io::Result<String> {
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => anyhow::bail!("{program} is not installed here"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            anyhow::bail!("{program} is not installed here")
+        }
         output => output.with_context(|| format!("cannot run {program}"))?,
     };
     ensure!(output.status.success(), "{program} failed: {}", python::last_line(&output.stderr));

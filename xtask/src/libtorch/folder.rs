@@ -40,7 +40,9 @@ pub fn state(dir: &Path) -> Result<State> {
         (Ok(()), true) => State::Good(String::from("installed by cargo xtask")),
         (Ok(()), false) => State::Good(String::from("found there")),
         (Err(error), true) => State::Ours(format!("{error:#}")),
-        (Err(_), false) if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none()) => State::Absent,
+        (Err(_), false) if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none()) => {
+            State::Absent
+        }
         (Err(error), false) => State::Foreign(format!("{error:#}")),
     })
 }
@@ -51,7 +53,9 @@ pub fn ensure_replaceable(dir: &Path) -> Result<()> {
         State::Absent => {}
         State::Ours(why) => eprintln!("{} is replaced: {why}", dir.display()),
         State::Good(_) if dir.is_symlink() || dir.join(MARKER).exists() => {}
-        State::Good(_) => bail!("{} was not installed by this command: move it away first", dir.display()),
+        State::Good(_) => {
+            bail!("{} was not installed by this command: move it away first", dir.display())
+        }
         State::Foreign(why) => bail!("{} is in the way ({why}): move it away first", dir.display()),
     }
     Ok(())
@@ -59,10 +63,15 @@ pub fn ensure_replaceable(dir: &Path) -> Result<()> {
 
 /// That `dir` is LibTorch of the right version.
 pub fn check(dir: &Path) -> Result<()> {
-    let version = version(dir).with_context(|| format!("{} is no LibTorch: it has no version", dir.display()))?;
+    let version = version(dir)
+        .with_context(|| format!("{} is no LibTorch: it has no version", dir.display()))?;
     ensure!(version == VERSION, "{} is LibTorch {version}, not {VERSION}", dir.display());
     let suffix = std::env::consts::DLL_SUFFIX;
-    for part in [format!("lib/libtorch_cpu{suffix}"), format!("lib/libc10{suffix}"), String::from("include/torch")] {
+    for part in [
+        format!("lib/libtorch_cpu{suffix}"),
+        format!("lib/libc10{suffix}"),
+        String::from("include/torch"),
+    ] {
         let part = if cfg!(windows) { part.replace("lib/lib", "lib/") } else { part };
         ensure!(dir.join(&part).exists(), "{} is incomplete: it has no {part}", dir.display());
     }
@@ -102,8 +111,11 @@ pub fn partial(dir: &Path) -> PathBuf {
 pub fn finish(tree: &Path, dir: &Path, partial: &Path) -> Result<()> {
     let mut lines = vec![format!("libtorch {VERSION}")];
     list(tree, tree, &mut lines)?;
-    fs::write(tree.join(MARKER), lines.join("\n") + "\n").context("cannot write into the new LibTorch folder")?;
-    check(tree).and_then(|()| check_files(tree)).context("the LibTorch just unpacked is not complete")?;
+    fs::write(tree.join(MARKER), lines.join("\n") + "\n")
+        .context("cannot write into the new LibTorch folder")?;
+    check(tree)
+        .and_then(|()| check_files(tree))
+        .context("the LibTorch just unpacked is not complete")?;
     put(tree, dir, partial)
 }
 
@@ -112,7 +124,8 @@ pub fn link(torch: &Path, dir: &Path, partial: &Path) -> Result<()> {
     let new = partial.join("link");
     let _ = fs::remove_file(&new);
     #[cfg(unix)]
-    std::os::unix::fs::symlink(torch, &new).with_context(|| format!("cannot make the link {}", new.display()))?;
+    std::os::unix::fs::symlink(torch, &new)
+        .with_context(|| format!("cannot make the link {}", new.display()))?;
     #[cfg(not(unix))]
     bail!("set LIBTORCH to {}: links are made on Linux and macOS only", torch.display());
     put(&new, dir, partial)
@@ -146,7 +159,11 @@ fn list(root: &Path, dir: &Path, lines: &mut Vec<String>) -> Result<()> {
         if entry.file_type()?.is_dir() {
             list(root, &path, lines)?;
         } else {
-            lines.push(format!("{} {}", entry.metadata()?.len(), path.strip_prefix(root)?.display()));
+            lines.push(format!(
+                "{} {}",
+                entry.metadata()?.len(),
+                path.strip_prefix(root)?.display()
+            ));
         }
     }
     Ok(())
@@ -158,7 +175,11 @@ fn check_files(dir: &Path) -> Result<()> {
     for line in marker.lines().skip(1) {
         let (size, path) = line.split_once(' ').context("its list of files is damaged")?;
         let there = fs::metadata(dir.join(path)).map(|metadata| metadata.len()).ok();
-        ensure!(there.map(|len| len.to_string()).as_deref() == Some(size), "{} is damaged: {path} is missing or cut off", dir.display());
+        ensure!(
+            there.map(|len| len.to_string()).as_deref() == Some(size),
+            "{} is damaged: {path} is missing or cut off",
+            dir.display()
+        );
     }
     Ok(())
 }
@@ -166,7 +187,9 @@ fn check_files(dir: &Path) -> Result<()> {
 /// Of an installation of ours.
 pub fn size(dir: &Path) -> Option<u64> {
     let marker = fs::read_to_string(dir.join(MARKER)).ok()?;
-    Some(marker.lines().skip(1).filter_map(|line| line.split_once(' ')?.0.parse::<u64>().ok()).sum())
+    Some(
+        marker.lines().skip(1).filter_map(|line| line.split_once(' ')?.0.parse::<u64>().ok()).sum(),
+    )
 }
 
 #[cfg(test)]

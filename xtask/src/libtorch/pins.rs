@@ -121,14 +121,20 @@ pub fn platform() -> Result<&'static Platform> {
         ("linux", "x86_64") => Ok(&LINUX_X86_64),
         ("linux", "aarch64") => Ok(&LINUX_AARCH64),
         ("macos", "aarch64") => Ok(&MACOS_ARM64),
-        (os, arch) => bail!("no LibTorch {VERSION} to install is known for {os} on {arch}: build it and set LIBTORCH"),
+        (os, arch) => bail!(
+            "no LibTorch {VERSION} to install is known for {os} on {arch}: build it and set LIBTORCH"
+        ),
     }
 }
 
 impl Pin {
     /// For pip.
     pub fn requirement(&self) -> String {
-        if self.requirement.contains("==") { self.requirement.to_owned() } else { format!("{}=={VERSION}", self.requirement) }
+        if self.requirement.contains("==") {
+            self.requirement.to_owned()
+        } else {
+            format!("{}=={VERSION}", self.requirement)
+        }
     }
 
     /// Where a member of the wheel goes, if it is wanted.

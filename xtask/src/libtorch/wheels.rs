@@ -28,20 +28,30 @@ pub fn locate(platform: &Platform) -> Result<Vec<python::Wheel>> {
 }
 
 /// Unpacks LibTorch into `tree`. What was downloaded so far is kept in `parts`.
-pub fn install(platform: &Platform, located: &[python::Wheel], tree: &Path, parts: &Path) -> Result<()> {
+pub fn install(
+    platform: &Platform,
+    located: &[python::Wheel],
+    tree: &Path,
+    parts: &Path,
+) -> Result<()> {
     let certificates: Vec<PathBuf> = python::pip_certificates().into_iter().collect();
     let client = Client::new(&certificates);
     let mut wheels = Vec::new();
     for pin in platform.wheels {
         let package = pin.requirement.split('=').next().unwrap_or_default();
         let wheel = located.iter().find(|wheel| wheel.name == package);
-        let wheel = wheel.with_context(|| format!("pip's report does not tell where {package} is"))?;
+        let wheel =
+            wheel.with_context(|| format!("pip's report does not tell where {package} is"))?;
         let same = wheel.sha256.as_deref().is_none_or(|sha256| sha256 == pin.sha256);
-        ensure!(same, "pip offers another {package} than the one pinned: is the index a mirror that rebuilds packages?");
+        ensure!(
+            same,
+            "pip offers another {package} than the one pinned: is the index a mirror that rebuilds packages?"
+        );
         wheels.push(Wheel::open(pin, &wheel.url, &client, platform.tags, parts)?);
     }
     fetch(&wheels, &client)?;
-    let bytes = wheels.iter().flat_map(|wheel| &wheel.members).map(|wanted| wanted.member.size).sum();
+    let bytes =
+        wheels.iter().flat_map(|wheel| &wheel.members).map(|wanted| wanted.member.size).sum();
     let bar = progress::bytes("unpacking", bytes);
     for wheel in &wheels {
         wheel.unpack(tree, &bar)?;
@@ -50,7 +60,8 @@ pub fn install(platform: &Platform, located: &[python::Wheel], tree: &Path, part
     if platform.linker_script {
         fs::write(tree.join("lib/libtorch.so"), "INPUT(-ltorch_cpu)\n")?;
     }
-    fs::write(tree.join("build-version"), format!("{VERSION}\n")).context("cannot write into the new LibTorch folder")
+    fs::write(tree.join("build-version"), format!("{VERSION}\n"))
+        .context("cannot write into the new LibTorch folder")
 }
 
 /// A member wanted, where it goes, and its SHA-256.
@@ -81,13 +92,17 @@ impl Wheel {
         if !whole.exists() && url.starts_with("http") {
             let opened = RemoteFile::open(client, url).and_then(|mut remote| {
                 let members = choose(pin, &mut remote)?;
-                let run = |run: Range<u64>| (run.clone(), parts.join(format!("{}-{}", &pin.record[..16], run.start)));
+                let run = |run: Range<u64>| {
+                    (run.clone(), parts.join(format!("{}-{}", &pin.record[..16], run.start)))
+                };
                 let runs = runs(&members).into_iter().map(run).collect();
                 Ok((members, Place::Remote { url: url.to_owned(), runs }))
             });
             match opened {
                 Ok((members, place)) => return Ok(Self { requirement, members, place }),
-                Err(error) => eprintln!("cannot read parts of {requirement} ({error:#}): pip downloads all of it"),
+                Err(error) => eprintln!(
+                    "cannot read parts of {requirement} ({error:#}): pip downloads all of it"
+                ),
             }
         }
         let file = if whole.exists() { python::only_file(&whole).ok() } else { None };
@@ -98,7 +113,10 @@ impl Wheel {
                 python::download(&requirement, tags, &whole)?
             }
         };
-        ensure!(hash::sha256_file(&file)? == pin.sha256, "{requirement} came damaged, its sha256 is wrong: run the command again");
+        ensure!(
+            hash::sha256_file(&file)? == pin.sha256,
+            "{requirement} came damaged, its sha256 is wrong: run the command again"
+        );
         let members = choose(pin, &mut LocalFile::open(&file)?)?;
         Ok(Self { requirement, members, place: Place::Local(file) })
     }
@@ -112,7 +130,10 @@ impl Wheel {
                 let (run, path) = match &self.place {
                     Place::Local(path) => (0..u64::MAX, path),
                     Place::Remote { runs, .. } => {
-                        let run = runs.iter().find(|(run, _)| inside(run)).context("a part was not fetched")?;
+                        let run = runs
+                            .iter()
+                            .find(|(run, _)| inside(run))
+                            .context("a part was not fetched")?;
                         (run.0.clone(), &run.1)
                     }
                 };
@@ -123,7 +144,8 @@ impl Wheel {
             if let Err(error) = wanted.unpack(file.take(span.end - span.start), tree, bar) {
                 // What was fetched is wrong, so going on from it would fail for ever.
                 self.forget();
-                return Err(error.context(format!("{} came damaged: run the command again", self.requirement)));
+                return Err(error
+                    .context(format!("{} came damaged: run the command again", self.requirement)));
             }
         }
         Ok(())
@@ -143,7 +165,8 @@ impl Wanted {
         let path = archive::safe_path(tree, &self.to)?;
         let parent = path.parent().context("no folder")?;
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         let mut writer = HashingWriter::new(BufWriter::new(file));
         io::copy(&mut bar.wrap_read(self.member.open(span)?), &mut writer)
             .with_context(|| format!("cannot unpack {}", self.member.name))?;
@@ -165,17 +188,25 @@ fn fetch(wheels: &[Wheel], client: &Client) -> Result<()> {
         Place::Remote { url, runs } => Some((url, runs)),
         Place::Local(_) => None,
     });
-    let all: Vec<_> = remote.flat_map(|(url, runs)| runs.iter().map(move |run| (url, run))).collect();
+    let all: Vec<_> =
+        remote.flat_map(|(url, runs)| runs.iter().map(move |run| (url, run))).collect();
     let total = all.iter().map(|(_, (run, _))| run.end - run.start).sum();
-    let there: u64 = all.iter().filter_map(|(_, (_, path))| Some(fs::metadata(path).ok()?.len())).sum();
-    let rest = if there > 0 { format!(", {} of it are there already", progress::human(there)) } else { String::new() };
+    let there: u64 =
+        all.iter().filter_map(|(_, (_, path))| Some(fs::metadata(path).ok()?.len())).sum();
+    let rest = if there > 0 {
+        format!(", {} of it are there already", progress::human(there))
+    } else {
+        String::new()
+    };
     eprintln!("downloading {}{rest}", progress::human(total));
     let bar = progress::bytes("downloading", total);
     bar.set_position(there);
     bar.reset_eta();
     let mut before = 0;
     for (url, (run, path)) in all {
-        client.download(url, path, Some(run.clone()), &mut |have, _| bar.set_position(before + have))?;
+        client.download(url, path, Some(run.clone()), &mut |have, _| {
+            bar.set_position(before + have)
+        })?;
         before += run.end - run.start;
     }
     bar.finish_and_clear();
@@ -185,7 +216,9 @@ fn fetch(wheels: &[Wheel], client: &Client) -> Result<()> {
 /// The members that a pin takes, proved by the wheel's `RECORD`, and that in turn by the pin.
 fn choose(pin: &Pin, source: &mut dyn zip::Source) -> Result<Vec<Wanted>> {
     let directory = zip::directory(source)?;
-    let is_record = |member: &&Member| member.name.ends_with(".dist-info/RECORD") && member.name.matches('/').count() == 1;
+    let is_record = |member: &&Member| {
+        member.name.ends_with(".dist-info/RECORD") && member.name.matches('/').count() == 1
+    };
     let record = directory.iter().find(is_record).context("the wheel has no RECORD")?;
     let packed = source.read(record.span.clone())?;
     let mut text = Vec::new();
@@ -195,12 +228,17 @@ fn choose(pin: &Pin, source: &mut dyn zip::Source) -> Result<Vec<Wanted>> {
     let mut chosen = Vec::new();
     for member in directory {
         if let Some(to) = pin.destination(&member.name).filter(|_| !member.name.ends_with('/')) {
-            let sha256 = hashes.get(member.name.as_str()).with_context(|| format!("RECORD has no {}", member.name))?;
+            let sha256 = hashes
+                .get(member.name.as_str())
+                .with_context(|| format!("RECORD has no {}", member.name))?;
             chosen.push(Wanted { sha256: sha256.clone(), member, to });
         }
     }
     for (from, _) in pin.take {
-        ensure!(chosen.iter().any(|wanted| wanted.member.name.starts_with(from)), "the wheel has no {from}");
+        ensure!(
+            chosen.iter().any(|wanted| wanted.member.name.starts_with(from)),
+            "the wheel has no {from}"
+        );
     }
     Ok(chosen)
 }
