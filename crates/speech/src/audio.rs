@@ -194,23 +194,23 @@ fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
         }
         check_duration(sound.mono.len() as u64, rate, path)?;
     }
+    if let Some(expected) = expected.filter(|_| is_exact(format.as_ref(), track_id)) {
+        // Lossy codecs work in blocks of up to 1152 frames, and not all containers tell what of the
+        // first and the last one to leave out.
+        let lossy = [CODEC_ID_MP3, CODEC_ID_AAC, CODEC_ID_VORBIS].contains(&params.codec);
+        let slack = if lossy { 2 * 1152 } else { 0 };
+        let got = sound.mono.len() as u64;
+        if got + slack < expected {
+            let seconds = |frames: u64| frames as f64 / f64::from(sound.rate);
+            let (got, all) = (seconds(got), seconds(expected));
+            let reason = format!("truncated after {got:.2} s: its header promises {all:.2} s");
+            return Err(Error::file(path, reason));
+        }
+        sound.mono.truncate(expected as usize);
+    }
     if decoder.finalize().verify_ok == Some(false) {
         return Err(Error::file(path, "damaged: the decoded audio does not match its checksum"));
     }
-    let Some(expected) = expected.filter(|_| is_exact(format.as_ref(), track_id)) else {
-        return Ok(sound);
-    };
-    let got = sound.mono.len() as u64;
-    // Lossy codecs work in blocks of up to 2048 frames, and not all containers tell what of the
-    // first and the last one to leave out.
-    let lossy = [CODEC_ID_MP3, CODEC_ID_AAC, CODEC_ID_VORBIS].contains(&params.codec);
-    if got > 0 && got + if lossy { 4096 } else { 0 } < expected {
-        let seconds = |frames: u64| frames as f64 / f64::from(sound.rate);
-        let (got, expected) = (seconds(got), seconds(expected));
-        let reason = format!("truncated after {got:.2} s: its header promises {expected:.2} s");
-        return Err(Error::file(path, reason));
-    }
-    sound.mono.truncate(expected as usize);
     Ok(sound)
 }
 
@@ -255,7 +255,9 @@ fn recognise(source: Box<dyn MediaSource>, path: &Path) -> Result<Box<dyn Format
             DecodeError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
                 Error::io(path, source)
             }
-            error => Error::file(path, format!("not audio of a known format ({error})")),
+            error => {
+                Error::file(path, format!("not audio of a known format, or cut off ({error})"))
+            }
         })
 }
 
