@@ -1,1 +1,88 @@
-fn main() {}
+//! `data2vec`: pretrain on your own data, and use what was pretrained.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to its user")]
+
+mod curve;
+mod device;
+mod extract;
+mod metrics;
+mod modality;
+mod pretrain;
+mod progress;
+mod recipe;
+mod run;
+mod signals;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Pretrain data2vec on your own data, and use what was pretrained.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pretrain by a recipe; the same command goes on where it was stopped
+    Pretrain(PretrainArgs),
+    /// Write an exported encoder's features of files
+    Extract(extract::Args),
+}
+
+/// What `pretrain` is told.
+#[derive(clap::Args)]
+pub struct PretrainArgs {
+    /// A recipe: a TOML file that tells the whole run
+    recipe: PathBuf,
+    /// A folder of recordings, a manifest, or one file
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder of the run: checkpoints, metrics, curve, encoder
+    #[arg(long)]
+    out: PathBuf,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+    /// Optimizer steps, in place of the recipe's
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Only go on with a run that is already in --out
+    #[arg(long)]
+    resume: bool,
+    /// Another value for a key of the recipe, as in --set transformer.depth=6
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    data2vec_torch_ext::keep_freed_memory();
+    let done = match Cli::parse().command {
+        Command::Pretrain(args) => modality::pretrain(&args),
+        Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// One line to the user about something that is not an error.
+fn note(text: impl AsRef<str>) {
+    eprintln!("note: {}", text.as_ref());
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,118 @@
+//! `curve.svg`: how the run went, at a glance.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::*;
+
+use crate::metrics::{Line, read};
+
+type Points = Vec<(f64, f64)>;
+
+/// Draws the lines of `metrics` to the file `out`.
+pub fn draw(metrics: &Path, out: &Path) -> Result<()> {
+    let lines = read(metrics)?;
+    let train = |value: fn(&crate::metrics::TrainLine) -> f64| -> Points {
+        let pick = |line: &Line| match line {
+            Line::Train(line) => Some((line.step as f64, value(line))),
+            Line::HeldOut(_) => None,
+        };
+        lines.iter().filter_map(pick).collect()
+    };
+    let held_out = |value: fn(&crate::metrics::HeldOutLine) -> Option<f64>| -> Points {
+        let pick = |line: &Line| match line {
+            Line::HeldOut(line) => Some((line.step as f64, value(line)?)),
+            Line::Train(_) => None,
+        };
+        lines.iter().filter_map(pick).collect()
+    };
+    let panels = [
+        (
+            "loss (the targets move: falling alone proves nothing)",
+            vec![("training", train(|l| l.loss)), ("held out", held_out(|l| Some(l.loss)))],
+        ),
+        (
+            "explained variance of the targets, held out (0: no better than a constant)",
+            vec![("explained", held_out(|l| l.explained))],
+        ),
+        (
+            "spread of targets and predictions (near 0: collapse)",
+            vec![("targets", train(|l| l.target_var)), ("predictions", train(|l| l.pred_var))],
+        ),
+    ];
+    panels_to(out, &panels).map_err(|e| anyhow!("{}: {e}", out.display()))
+}
+
+fn panels_to(
+    out: &Path,
+    panels: &[(&str, Vec<(&str, Points)>)],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let colors = [RGBColor(31, 119, 180), RGBColor(214, 100, 20)];
+    let root = SVGBackend::new(out, (760, 900)).into_drawing_area();
+    root.fill(&WHITE)?;
+    for (area, (title, series)) in root.split_evenly((panels.len(), 1)).iter().zip(panels) {
+        let all = series.iter().flat_map(|(_, points)| points).filter(|p| p.1.is_finite());
+        let (mut last, mut low, mut high) = (1.0_f64, 0.0_f64, f64::MIN);
+        for &(x, y) in all {
+            (last, low, high) = (last.max(x), low.min(y), high.max(y));
+        }
+        if high <= low {
+            high = low + 1.0; // nothing to show yet
+        }
+        let mut chart = ChartBuilder::on(area)
+            .caption(*title, ("sans-serif", 15))
+            .margin(12)
+            .x_label_area_size(28)
+            .y_label_area_size(52)
+            .build_cartesian_2d(0.0..last, low..high + 0.05 * (high - low))?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .x_desc("step")
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| format!("{y:.2}"))
+            .draw()?;
+        for ((name, points), color) in series.iter().zip(colors) {
+            let points = points.iter().copied().filter(|p| p.1.is_finite());
+            chart
+                .draw_series(LineSeries::new(points, color.stroke_width(2)))?
+                .label(*name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        }
+        if series.len() > 1 {
+            chart
+                .configure_series_labels()
+                .background_style(WHITE.mix(0.8))
+                .border_style(TRANSPARENT)
+                .draw()?;
+        }
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::{HeldOutLine, Metrics, TrainLine};
+
+    #[test]
+    fn draws_curves_and_survives_emptiness_and_nan() {
+        let dir = std::env::temp_dir();
+        let (metrics, out) = (dir.join("data2vec-curve.jsonl"), dir.join("data2vec-curve.svg"));
+        let _ = std::fs::remove_file(&metrics);
+        draw(&metrics, &out).expect("an empty figure");
+        let mut file = Metrics::open(&metrics, 0).expect("a new file");
+        for step in 1..20 {
+            let loss = if step == 7 { f64::NAN } else { 1.0 / step as f64 };
+            file.write(&Line::Train(TrainLine { step, loss, ..TrainLine::default() })).expect("space");
+        }
+        let explained = Some(-0.1);
+        let line = HeldOutLine { step: 9, loss: 1.0, explained, target_var: 1.0, pred_var: 0.5 };
+        file.write(&Line::HeldOut(line)).expect("space");
+        draw(&metrics, &out).expect("a figure");
+        let svg = std::fs::read_to_string(&out).expect("text");
+        assert!(svg.contains("explained variance") && svg.matches("<polyline").count() > 3);
+        assert!(!svg.contains("NaN"));
+    }
+}

@@ -1,0 +1,85 @@
+//! Where to compute.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use tch::{Cuda, Device, Kind, Tensor};
+
+/// The device called `asked`, or the best there is. Never another than was asked for.
+pub fn choose(asked: Option<&str>) -> Result<Device> {
+    let wanted = match asked {
+        None => None,
+        Some("cpu") => return Ok(Device::Cpu),
+        Some("cuda") => Some(0),
+        Some(name) => match name.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(n) => Some(n),
+            None => bail!("--device {name}: not one of cpu, cuda, cuda:N"),
+        },
+    };
+    let usable = usable(wanted.unwrap_or(0));
+    match (wanted, usable) {
+        (_, Ok(device)) => Ok(device),
+        (Some(n), Err(reason)) => bail!("--device cuda:{n}: {reason}"),
+        (None, Err(reason)) => {
+            // A GPU that is there but out of order is worth a word; none at all is not.
+            if std::path::Path::new("/dev/nvidia0").exists() {
+                crate::note(format!("there is a GPU, but {reason}; computing on the CPU"));
+            }
+            Ok(Device::Cpu)
+        }
+    }
+}
+
+/// CUDA device `n`, after trying it: it can be listed and still refuse every allocation.
+fn usable(n: usize) -> Result<Device, String> {
+    let lib = libtorch_folder().ok_or("LibTorch's folder is not known")?;
+    if !data2vec_torch_ext::load_cuda(&lib)? {
+        return Err(format!(
+            "LibTorch in {} has no CUDA; `cargo xtask libtorch --cuda` installs one that has",
+            lib.display()
+        ));
+    }
+    if !Cuda::is_available() {
+        return Err("LibTorch finds no CUDA device".into());
+    }
+    if n as i64 >= Cuda::device_count() {
+        return Err(format!("there are {} CUDA devices", Cuda::device_count()));
+    }
+    let device = Device::Cuda(n);
+    match Tensor::f_zeros([1], (Kind::Float, device)) {
+        Ok(_) => Ok(device),
+        Err(e) => {
+            Err(format!("it refuses work: {}", e.to_string().lines().next().unwrap_or_default()))
+        }
+    }
+}
+
+/// The folder of the `libtorch_cpu` that this process runs on.
+fn libtorch_folder() -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
+    let path = &line[line.find('/')?..];
+    PathBuf::from(path).parent().map(PathBuf::from)
+}
+
+/// What to call `device`.
+pub fn name(device: Device) -> String {
+    match device {
+        Device::Cpu => format!("the CPU ({} threads)", tch::get_num_threads()),
+        Device::Cuda(n) => format!("CUDA device {n}"),
+        other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_asked_for() {
+        assert_eq!(choose(Some("cpu")).expect("always there"), Device::Cpu);
+        assert!(choose(Some("gpu")).unwrap_err().to_string().contains("cuda:N"));
+        assert!(choose(Some("cuda:99")).unwrap_err().to_string().contains("cuda:99"));
+        assert!(libtorch_folder().is_some());
+    }
+}

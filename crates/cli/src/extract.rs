@@ -1,0 +1,162 @@
+//! `data2vec extract`: features of files by an exported encoder.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use data2vec_speech::SpeechEncoder;
+use indicatif::{ProgressBar, ProgressIterator};
+use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
+use ndarray_npy::WriteNpyExt;
+
+use crate::device;
+
+/// What `extract` is told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder with encoder.safetensors and encoder.toml
+    #[arg(long)]
+    encoder: PathBuf,
+    /// Audio files
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// FILE.npy for one input; FILE.safetensors for any number, by path; or a folder, one .npy each
+    #[arg(long)]
+    out: PathBuf,
+    /// Which block's output: 1, 2, …, `last`, or `all` of them, stacked in front
+    #[arg(long, default_value = "last")]
+    layer: String,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+}
+
+enum Layers {
+    One(usize),
+    All,
+}
+
+enum Features {
+    /// `(T, D)`
+    One(Array2<f32>),
+    /// `(blocks, T, D)`
+    All(Array3<f32>),
+}
+
+/// Reads every file, runs the encoder, writes the features.
+pub fn run(args: &Args) -> Result<()> {
+    let encoder = SpeechEncoder::load(&args.encoder, device::choose(args.device.as_deref())?)?;
+    let layers = match args.layer.as_str() {
+        "last" => Layers::One(encoder.depth()),
+        "all" => Layers::All,
+        text => match text.parse() {
+            Ok(n) if (1..=encoder.depth()).contains(&n) => Layers::One(n),
+            _ => bail!("--layer {text}: not one of 1 to {}, last, all", encoder.depth()),
+        },
+    };
+    let out = Output::new(&args.out, args.files.len())?;
+    let bar = ProgressBar::new(args.files.len() as u64);
+    let (mut written, mut failed) = (BTreeMap::new(), 0);
+    for path in args.files.iter().progress_with(bar.clone()) {
+        let features = data2vec_speech::audio::read(path)
+            .and_then(|samples| encoder.layers(&samples))
+            .with_context(|| path.display().to_string());
+        match features {
+            Ok(all) => {
+                out.write(path, select(all, &layers)?, &mut written)?;
+            }
+            // One broken file among many should not cost the others.
+            Err(error) if args.files.len() > 1 => {
+                failed += 1;
+                bar.suspend(|| eprintln!("error: {error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    out.finish(&written)?;
+    bar.finish_and_clear();
+    println!("{} files to {}", args.files.len() - failed, args.out.display());
+    if failed > 0 {
+        bail!("{failed} files could not be used");
+    }
+    Ok(())
+}
+
+fn select(mut all: Vec<Array2<f32>>, layers: &Layers) -> Result<Features> {
+    match layers {
+        Layers::One(n) => Ok(Features::One(all.swap_remove(n - 1))),
+        Layers::All => {
+            let views: Vec<ArrayView2<f32>> = all.iter().map(Array2::view).collect();
+            Ok(Features::All(stack(Axis(0), &views)?))
+        }
+    }
+}
+
+enum Output {
+    Npy(PathBuf),
+    Folder(PathBuf),
+    Safetensors(PathBuf),
+}
+
+impl Output {
+    fn new(path: &Path, inputs: usize) -> Result<Self> {
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("safetensors") => Ok(Self::Safetensors(path.to_owned())),
+            Some("npy") if inputs == 1 => Ok(Self::Npy(path.to_owned())),
+            Some("npy") => {
+                bail!(
+                    "--out {}: one .npy holds one file's features, not {inputs}; name a folder or a .safetensors",
+                    path.display()
+                )
+            }
+            _ => {
+                std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
+                Ok(Self::Folder(path.to_owned()))
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        input: &Path,
+        features: Features,
+        written: &mut BTreeMap<String, Features>,
+    ) -> Result<()> {
+        let target = match self {
+            Self::Npy(path) => path.clone(),
+            Self::Folder(dir) => {
+                let name = input.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                if written.contains_key(&name) {
+                    bail!("two inputs are called {name}; write to a .safetensors, or one by one");
+                }
+                let path = dir.join(format!("{name}.npy"));
+                written.insert(name, Features::One(Array2::zeros((0, 0))));
+                path
+            }
+            Self::Safetensors(_) => {
+                written.insert(input.display().to_string(), features);
+                return Ok(());
+            }
+        };
+        let file = File::create(&target).with_context(|| target.display().to_string())?;
+        let result = match features {
+            Features::One(array) => array.write_npy(file),
+            Features::All(array) => array.write_npy(file),
+        };
+        result.with_context(|| target.display().to_string())
+    }
+
+    fn finish(&self, written: &BTreeMap<String, Features>) -> Result<()> {
+        let Self::Safetensors(path) = self else { return Ok(()) };
+        let mut tensors = std::collections::HashMap::new();
+        for (name, features) in written {
+            let tensor = match features {
+                Features::One(array) => tch::Tensor::try_from(array.view().to_owned())?,
+                Features::All(array) => tch::Tensor::try_from(array.view().to_owned())?,
+            };
+            tensors.insert(name.clone(), tensor);
+        }
+        Ok(data2vec_core::checkpoint::write_tensors(path, &tensors)?)
+    }
+}

@@ -1,0 +1,170 @@
+//! `metrics.jsonl`: one object a line, in order of steps, whatever happened to the run.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use data2vec_core::StepReport;
+use serde::{Deserialize, Serialize};
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    /// Means over the steps since the last such line.
+    Train(TrainLine),
+    /// Held-out examples, without dropout.
+    HeldOut(HeldOutLine),
+}
+
+/// See [`Line::Train`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainLine {
+    /// Completed steps.
+    pub step: u64,
+    /// Passes over the data.
+    pub epoch: f64,
+    /// Mean over hidden tokens.
+    pub loss: f64,
+    /// Spread of the targets over hidden tokens.
+    pub target_var: f64,
+    /// Spread of the predictions.
+    pub pred_var: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Share of hidden tokens.
+    pub masked_share: f64,
+    /// Of the last step.
+    pub lr: f64,
+    /// Of the last step.
+    pub ema_decay: f64,
+    /// Units of data (seconds of audio, …) a second.
+    pub units_per_second: f64,
+    /// Share of the time that the model waited for data.
+    pub waiting: f64,
+    /// Unusable examples met so far.
+    pub bad_examples: usize,
+}
+
+/// See [`Line::HeldOut`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeldOutLine {
+    /// Completed steps.
+    pub step: u64,
+    /// Mean over hidden tokens.
+    pub loss: f64,
+    /// Share of the targets' variance that predictions explain; `None` if the targets have none.
+    pub explained: Option<f64>,
+    /// Spread of the targets over hidden tokens.
+    pub target_var: f64,
+    /// Spread of the predictions.
+    pub pred_var: f64,
+}
+
+impl Line {
+    fn step(&self) -> u64 {
+        match self {
+            Self::Train(line) => line.step,
+            Self::HeldOut(line) => line.step,
+        }
+    }
+}
+
+/// Sums of steps until a line is due.
+#[derive(Default)]
+pub struct Mean {
+    sum: TrainLine,
+    count: f64,
+}
+
+impl Mean {
+    /// Adds a step.
+    pub fn add(&mut self, report: &StepReport) {
+        let sum = &mut self.sum;
+        self.count += 1.0;
+        sum.step = report.step;
+        sum.loss += report.loss;
+        sum.target_var += report.target_var;
+        sum.pred_var += report.pred_var;
+        sum.grad_norm += report.grad_norm;
+        sum.masked_share += report.masked_share;
+        (sum.lr, sum.ema_decay) = (report.lr, report.ema_decay);
+    }
+
+    /// The means; starts anew.
+    pub fn take(&mut self) -> TrainLine {
+        let (mut line, n) = (std::mem::take(&mut self.sum), self.count);
+        for value in [
+            &mut line.loss,
+            &mut line.target_var,
+            &mut line.pred_var,
+            &mut line.grad_norm,
+            &mut line.masked_share,
+        ] {
+            *value /= n;
+        }
+        self.count = 0.0;
+        line
+    }
+}
+
+/// The file, open for more.
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Opens the file for a run that stands at `step`: lines of later steps, which will be taken
+    /// again, go, and so does a line that was cut short.
+    pub fn open(path: &Path, step: u64) -> Result<Self> {
+        let kept: Vec<Line> = read(path)?.into_iter().filter(|line| line.step() <= step).collect();
+        let mut text = String::new();
+        for line in &kept {
+            text += &serde_json::to_string(line)?;
+            text.push('\n');
+        }
+        crate::run::write(path, &text)?;
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.with_context(|| path.display().to_string())?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// Appends a line.
+    pub fn write(&mut self, line: &Line) -> Result<()> {
+        let mut text = serde_json::to_string(line)?;
+        text.push('\n');
+        self.file.write_all(text.as_bytes()).with_context(|| self.path.display().to_string())
+    }
+}
+
+/// All whole lines of the file; none if there is no file.
+pub fn read(path: &Path) -> Result<Vec<Line>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| path.display().to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn going_on_drops_later_and_broken_lines() {
+        let path = std::env::temp_dir().join(format!("data2vec-metrics-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let line = |step| Line::Train(TrainLine { step, ..TrainLine::default() });
+        let mut metrics = Metrics::open(&path, 0).expect("a new file");
+        for step in [10, 20, 30] {
+            metrics.write(&line(step)).expect("space");
+        }
+        fs::write(&path, fs::read_to_string(&path).expect("text") + "{\"kind\":\"tra").expect("space");
+        Metrics::open(&path, 20).expect("the same file").write(&line(21)).expect("space");
+        let steps: Vec<u64> = read(&path).expect("lines").iter().map(Line::step).collect();
+        assert_eq!(steps, [10, 20, 21]);
+        fs::remove_file(&path).expect("the file");
+    }
+}

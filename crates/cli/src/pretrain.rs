@@ -1,0 +1,332 @@
+//! The loop: data in, steps, evaluations, checkpoints; and a clean end whenever it comes.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use data2vec_core::loader::{Plan, TOLERANCE};
+use data2vec_core::loss::spread;
+use data2vec_core::random::{Purpose, stream};
+use data2vec_core::{
+    Batch, Checkpoints, Data2Vec, Dataset, Explained, Loader, LoaderConfig, Position, TrainState,
+};
+use tch::{Kind, Tensor};
+
+use crate::metrics::{HeldOutLine, Line, Mean, Metrics};
+use crate::modality::{Examples, Modality};
+use crate::progress::{Progress, clock};
+use crate::recipe::Recipe;
+use crate::run::RunFolder;
+use crate::signals::Stop;
+use crate::{PretrainArgs, curve, device, note};
+
+/// Steps in a row whose loss or gradient is not finite before the run gives up.
+const MAX_SKIPPED: u32 = 10;
+
+/// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
+pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
+    let stop = Stop::listen()?;
+    let folder = RunFolder::open(&args.out)?;
+    folder.check_recipe(&toml::Table::try_from(&recipe)?, args.resume)?;
+    let train = &recipe.train;
+    let device = device::choose(args.device.as_deref())?;
+    folder.record(&args.data, &device::name(device))?;
+
+    let examples = open::<M>(args, &recipe, &folder)?;
+    let model = Data2Vec::<M::Encoder>::new(
+        recipe.model(),
+        M::masking(&recipe.mask)?,
+        device,
+        recipe.seed,
+    )?;
+    let (all, encoder) = model.parameters();
+    eprintln!(
+        "model: {:.1} M parameters, {:.1} M of them in the encoder, on {}",
+        all as f64 / 1e6,
+        encoder as f64 / 1e6,
+        device::name(device)
+    );
+    let state =
+        TrainState::new(model, &recipe.optimizer, recipe.schedule.clone(), recipe.step_config())?;
+
+    let checkpoints = Checkpoints::new(folder.join("checkpoints"), train.keep)?;
+    let mut run = Run {
+        state,
+        next_batch: 0,
+        saved: None,
+        checkpoints,
+        metrics: None,
+        held_out: held_out_batches::<M>(&examples.held_out, &recipe)?,
+        last: None,
+        folder,
+        recipe,
+    };
+    run.resume()?;
+    run.train(Arc::new(examples.train), &stop)
+}
+
+/// Lists the examples and says what was found.
+fn open<M: Modality>(
+    args: &PretrainArgs,
+    recipe: &Recipe<M>,
+    folder: &RunFolder,
+) -> Result<Examples<M::Dataset>> {
+    let (train, cache) = (&recipe.train, folder.join("cache"));
+    std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    let examples = M::open(
+        &args.data,
+        &recipe.data,
+        &recipe.features,
+        train.held_out,
+        recipe.seed,
+        &cache,
+    )?;
+    eprintln!("data: {}", examples.summary);
+    for reason in examples.skipped.iter().take(10) {
+        note(format!("skipped {reason}"));
+    }
+    if examples.skipped.len() > 10 {
+        note(format!("and {} more", examples.skipped.len() - 10));
+    }
+    if examples.skipped.len() > train.max_bad_examples {
+        bail!(
+            "{} unusable examples, train.max_bad_examples = {} are allowed",
+            examples.skipped.len(),
+            train.max_bad_examples
+        );
+    }
+    if examples.held_out.is_empty() {
+        note("nothing is held out: no evaluation, and no `explained`");
+    }
+    Ok(examples)
+}
+
+fn loader_config<M: Modality>(recipe: &Recipe<M>) -> LoaderConfig {
+    LoaderConfig {
+        budget: (recipe.train.batch * M::SIZE_OF_UNIT).round() as u64,
+        max_examples: None,
+        workers: recipe.train.workers,
+        queue: 4,
+        seed: recipe.seed,
+        max_bad: recipe.train.max_bad_examples,
+        tolerance: TOLERANCE,
+    }
+}
+
+/// The batches of all evaluations: the same examples, cut the same way.
+fn held_out_batches<M: Modality>(held_out: &M::Dataset, recipe: &Recipe<M>) -> Result<Vec<Batch>> {
+    if held_out.is_empty() {
+        return Ok(Vec::new());
+    }
+    let config = loader_config(recipe);
+    let plan = Plan::new(held_out, config.budget, usize::MAX, config.tolerance)?;
+    let epoch = plan.epoch(recipe.seed, 0);
+    let mut batches = Vec::new();
+    for place in 0..plan.batches().min(recipe.train.eval_batches as u64) {
+        let mut rng = stream(recipe.seed, Purpose::HeldOut, &[place]);
+        let mut examples = Vec::new();
+        for &index in epoch.batch(place) {
+            match held_out.load(index as usize, &mut rng) {
+                Ok(example) => examples.push(example),
+                Err(error) => note(format!("skipped {error}")),
+            }
+        }
+        if !examples.is_empty() {
+            batches.push(held_out.collate(examples, &mut rng)?);
+        }
+    }
+    Ok(batches)
+}
+
+struct Run<M: Modality> {
+    recipe: Recipe<M>,
+    folder: RunFolder,
+    state: TrainState<M::Encoder>,
+    /// Number of the next batch of data.
+    next_batch: u64,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
+    checkpoints: Checkpoints,
+    metrics: Option<Metrics>,
+    held_out: Vec<Batch>,
+    /// The last evaluation.
+    last: Option<HeldOutLine>,
+}
+
+impl<M: Modality> Run<M> {
+    /// Takes over the newest undamaged checkpoint, if there is any.
+    fn resume(&mut self) -> Result<()> {
+        let newest = self.checkpoints.newest()?;
+        for (path, reason) in &newest.damaged {
+            note(format!("{} is damaged ({reason}); trying the one before it", path.display()));
+        }
+        match newest.good {
+            Some((position, path)) => {
+                self.state.load(&path, position.step)?;
+                self.next_batch = position.next_batch;
+                self.saved = Some(position.step);
+                eprintln!("going on from step {} ({})", position.step, path.display());
+            }
+            None if newest.damaged.is_empty() => {}
+            None => note("no checkpoint is whole: starting from step 0"),
+        }
+        let path = self.folder.join("metrics.jsonl");
+        self.metrics = Some(Metrics::open(&path, self.state.step)?);
+        Ok(())
+    }
+
+    fn train(&mut self, dataset: Arc<M::Dataset>, stop: &Stop) -> Result<ExitCode> {
+        let train = self.recipe.train.clone();
+        if self.state.step >= train.steps {
+            eprintln!("this run is finished: {} steps", self.state.step);
+            return self.finish(Duration::ZERO);
+        }
+        let mut loader = Loader::new(dataset, loader_config(&self.recipe), self.next_batch)?;
+        let progress = Progress::new(self.state.step, train.steps, M::UNIT);
+        if self.state.step == 0 {
+            self.evaluate(&progress)?;
+        }
+        let (started, first) = (Instant::now(), self.state.step);
+        let mut mean = Mean::default();
+        let (mut since, mut units, mut waited, mut told) = (Instant::now(), 0.0, Duration::ZERO, 0);
+        let mut skipped = 0;
+        while self.state.step < train.steps && stop.exit_code().is_none() {
+            let mut batches = Vec::with_capacity(train.accumulate);
+            let mut epoch = 0.0;
+            while batches.len() < train.accumulate {
+                let loaded = loader.next()?;
+                self.next_batch = loaded.number + 1;
+                units += loaded.size as f64 / M::SIZE_OF_UNIT;
+                epoch = self.next_batch as f64 / loader.batches_per_epoch() as f64;
+                batches.push(loaded.batch);
+            }
+            let bad = loader.bad();
+            for (_, reason) in &bad[told..] {
+                progress.say(&format!("note: skipped {reason}"));
+            }
+            told = bad.len();
+
+            let report = self.state.step(&batches)?;
+            skipped = if report.skipped { skipped + 1 } else { 0 };
+            if report.skipped {
+                let step = report.step;
+                progress.say(&format!("note: step {step} is not finite, nothing was changed"));
+                if skipped >= MAX_SKIPPED {
+                    bail!("{MAX_SKIPPED} steps in a row were not finite; try a lower schedule.lr");
+                }
+            } else {
+                mean.add(&report);
+            }
+            let step = self.state.step;
+            progress.step(step);
+            let last_step = step == train.steps;
+            if (step % train.log_every == 0 || last_step) && !report.skipped {
+                let took = since.elapsed();
+                let mut line = mean.take();
+                line.epoch = epoch;
+                line.units_per_second = units / took.as_secs_f64();
+                line.waiting = (loader.waited() - waited).as_secs_f64() / took.as_secs_f64();
+                line.bad_examples = told;
+                (since, units, waited) = (Instant::now(), 0.0, loader.waited());
+                let per_step = started.elapsed().div_f64((step - first) as f64);
+                let left = per_step.mul_f64((train.steps - step) as f64);
+                progress.line(&line, self.last.as_ref(), left);
+                self.write(&Line::Train(line))?;
+            }
+            if step % train.eval_every == 0 || last_step {
+                let before = Instant::now();
+                self.evaluate(&progress)?;
+                since += before.elapsed(); // an evaluation is no training time
+            }
+            if step % train.save_every == 0 || last_step {
+                self.save()?;
+            }
+        }
+        progress.finish();
+        if let Some(code) = stop.exit_code() {
+            self.save()?;
+            curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
+            eprintln!("stopped and saved at step {}; the same command goes on", self.state.step);
+            return Ok(ExitCode::from(code));
+        }
+        let waiting = loader.waited().as_secs_f64() / started.elapsed().as_secs_f64();
+        eprintln!("waited for data {:.1} % of the time", 100.0 * waiting);
+        self.finish(started.elapsed())
+    }
+
+    fn write(&mut self, line: &Line) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(line))
+    }
+
+    /// Predicts held-out examples: the same masks each time, no dropout.
+    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+        if self.held_out.is_empty() {
+            return Ok(());
+        }
+        let mut explained = Explained::default();
+        let (mut loss, mut count) = (0.0, 0.0);
+        let (mut targets, mut predictions) = (Vec::new(), Vec::new());
+        for (i, batch) in self.held_out.iter().enumerate() {
+            let mut rng = stream(self.recipe.seed, Purpose::HeldOut, &[i as u64, 1]);
+            tch::manual_seed(i as i64); // of the decoder's noise
+            let batch = batch.to_device(self.state.model.device());
+            let objective = tch::no_grad(|| self.state.model.forward(&batch, &mut rng, false))?;
+            loss += objective.loss.double_value(&[]);
+            count += objective.num_hidden as f64;
+            explained.add(&objective.prediction, &objective.target);
+            targets.push(objective.target);
+            predictions.push(objective.prediction);
+        }
+        let spread_of = |x: &[Tensor]| spread(&Tensor::cat(x, 0).to_kind(Kind::Float)).double_value(&[]);
+        let line = HeldOutLine {
+            step: self.state.step,
+            loss: loss / count,
+            explained: explained.share(),
+            target_var: spread_of(&targets),
+            pred_var: spread_of(&predictions),
+        };
+        progress.say(&format!(
+            "step {}: held out: loss {:.3}, explained {}, var {:.2}/{:.2}",
+            line.step,
+            line.loss,
+            line.explained.map_or("–".into(), |e| format!("{e:.3}")),
+            line.target_var,
+            line.pred_var
+        ));
+        self.write(&Line::HeldOut(line.clone()))?;
+        self.last = Some(line);
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        if self.saved == Some(self.state.step) {
+            return Ok(());
+        }
+        let position = Position { step: self.state.step, next_batch: self.next_batch };
+        self.checkpoints.save(position, |dir| self.state.save(dir)).with_context(|| {
+            format!("the checkpoint of step {} could not be written; older ones are whole", position.step)
+        })?;
+        self.saved = Some(position.step);
+        Ok(())
+    }
+
+    /// Curve, encoder, and where everything is.
+    fn finish(&mut self, took: Duration) -> Result<ExitCode> {
+        let (curve, encoder) = (self.folder.join("curve.svg"), self.folder.join("encoder"));
+        curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
+        self.state.model.export(&encoder)?;
+        println!();
+        if !took.is_zero() {
+            println!("Trained in {}.", clock(took));
+        }
+        println!("  run      {}", self.folder.path().display());
+        println!("  curve    {}", curve.display());
+        println!("  encoder  {}", encoder.display());
+        println!();
+        println!("Next:");
+        println!("  data2vec extract --encoder {} FILES… --out features.npy", encoder.display());
+        println!("  cargo xtask train {} --data YOUR_FOLDER", self.recipe.modality);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,69 @@
+//! What the user sees while a run goes on: a bar on a terminal, plain lines elsewhere.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::metrics::{HeldOutLine, TrainLine};
+
+/// The run's progress.
+pub struct Progress {
+    bar: ProgressBar,
+    unit: &'static str,
+    steps: u64,
+    terminal: bool,
+}
+
+impl Progress {
+    /// Shows a run of `steps` that stands at `step`.
+    pub fn new(step: u64, steps: u64, unit: &'static str) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = if terminal { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+        let style = "{bar:24} {pos}/{len} {msg} {elapsed_precise} left {eta_precise}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.set_position(step);
+        bar.reset_eta();
+        Self { bar, unit, steps, terminal }
+    }
+
+    /// One more step.
+    pub fn step(&self, step: u64) {
+        self.bar.set_position(step);
+    }
+
+    /// Means of the last steps, and the last evaluation.
+    pub fn line(&self, line: &TrainLine, held_out: Option<&HeldOutLine>, left: Duration) {
+        let explained = held_out.and_then(|h| h.explained).map_or("–".into(), |e| format!("{e:.3}"));
+        let text = format!(
+            "loss {:.3} explained {explained} var {:.2}/{:.2} lr {:.1e} {:.0} {}/s",
+            line.loss, line.target_var, line.pred_var, line.lr, line.units_per_second, self.unit
+        );
+        if self.terminal {
+            self.bar.set_message(text);
+        } else {
+            eprintln!("step {}/{}  {text}  {} left", line.step, self.steps, clock(left));
+        }
+    }
+
+    /// A line of its own, above the bar.
+    pub fn say(&self, text: &str) {
+        if self.terminal { self.bar.println(text) } else { eprintln!("{text}") }
+    }
+
+    /// Leaves the terminal as it was.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `1:02:03` or `2:03`.
+pub fn clock(time: Duration) -> String {
+    let s = time.as_secs();
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
+    }
+}

@@ -1,0 +1,130 @@
+//! The folder of a run: what it is, where it stands, and that nobody else writes to it.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use toml::Table;
+
+use crate::recipe::changes;
+
+/// A run's folder, locked for this process.
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held as long as the process trains.
+    _lock: File,
+}
+
+/// How a run came to be, kept beside its results.
+#[derive(Serialize)]
+struct Record<'a> {
+    command: Vec<String>,
+    data: &'a Path,
+    device: &'a str,
+    data2vec: &'static str,
+    libtorch: String,
+    system: String,
+}
+
+impl RunFolder {
+    /// Creates the folder if need be, and locks it.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).with_context(|| format!("--out {}", path.display()))?;
+        let lock_path = path.join("run.lock");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
+        let lock = lock.with_context(|| lock_path.display().to_string())?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => {
+                bail!("another process trains in {}; give this one its own --out", path.display())
+            }
+            Err(TryLockError::Error(e)) => Err(e).with_context(|| lock_path.display().to_string()),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file or folder in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Compares the recipe with the one this run was started with, or keeps it for next time.
+    pub fn check_recipe(&self, recipe: &Table, resume: bool) -> Result<()> {
+        let path = self.join("recipe.toml");
+        let name = path.display();
+        let Ok(text) = fs::read_to_string(&path) else {
+            if resume {
+                bail!("--resume: there is no run in {}", self.path.display());
+            }
+            return write(&path, &toml::to_string(recipe)?);
+        };
+        let old: Table = text.parse().with_context(|| {
+            format!("{name} is broken; restore it, or remove {}", self.path.display())
+        })?;
+        let changes = changes(&old, recipe);
+        if !changes.is_empty() {
+            bail!(
+                "{} was started with another recipe ({}); go on with the old one, or give this one its own --out",
+                self.path.display(),
+                changes.join(", ")
+            );
+        }
+        write(&path, &toml::to_string(recipe)?)
+    }
+
+    /// Writes down how this process was started.
+    pub fn record(&self, data: &Path, device: &str) -> Result<()> {
+        let record = Record {
+            command: std::env::args().collect(),
+            data,
+            device,
+            data2vec: env!("CARGO_PKG_VERSION"),
+            libtorch: data2vec_torch_ext::libtorch_version(),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        };
+        write(&self.join("run.json"), &serde_json::to_string_pretty(&record)?)
+    }
+}
+
+/// Replaces a small file in one step.
+pub fn write(path: &Path, text: &str) -> Result<()> {
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, text)
+        .and_then(|()| File::open(&unfinished)?.sync_all())
+        .and_then(|()| fs::rename(&unfinished, path))
+        .with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_processes_cannot_share_a_folder() {
+        let dir = std::env::temp_dir().join(format!("data2vec-run-{}", std::process::id()));
+        let first = RunFolder::open(&dir).expect("a free folder");
+        let second = RunFolder::open(&dir).err().expect("a locked folder").to_string();
+        assert!(second.contains("another process"), "{second}");
+        drop(first);
+        assert!(RunFolder::open(&dir).is_ok());
+        fs::remove_dir_all(&dir).expect("the folder");
+    }
+
+    #[test]
+    fn a_changed_recipe_is_refused_with_the_key() {
+        let dir = std::env::temp_dir().join(format!("data2vec-recipe-{}", std::process::id()));
+        let run = RunFolder::open(&dir).expect("a free folder");
+        let recipe = |text: &str| text.parse::<Table>().expect("a table");
+        assert!(run.check_recipe(&recipe("seed = 1"), true).is_err());
+        run.check_recipe(&recipe("seed = 1"), false).expect("a first start");
+        run.check_recipe(&recipe("seed = 1\n[train]\nworkers = 2"), true).expect("a free key");
+        let error = run.check_recipe(&recipe("seed = 2"), false).unwrap_err().to_string();
+        assert!(error.contains("seed: 1 → 2"), "{error}");
+        fs::remove_dir_all(&dir).expect("the folder");
+    }
+}
