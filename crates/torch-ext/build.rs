@@ -25,6 +25,7 @@ fn main() {
         .include(format!("{root}/include"))
         .include(format!("{root}/include/torch/csrc/api/include"))
         .file("cpp/foreach.cpp")
+        .file("cpp/process.cpp")
         .compile("data2vec_torch_ext");
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");

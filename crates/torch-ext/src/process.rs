@@ -1,7 +1,17 @@
 //! Settings of the whole process.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
+
+unsafe extern "C" {
+    fn d2v_libtorch_version() -> *const c_char;
+}
+
+/// The version of the LibTorch that this was compiled against, as `2.11.0`.
+pub fn libtorch_version() -> String {
+    // SAFETY: the shim returns a string literal.
+    unsafe { CStr::from_ptr(d2v_libtorch_version()) }.to_string_lossy().into_owned()
+}
 
 /// Keeps freed memory for the next step instead of giving it back to the system.
 ///
@@ -37,7 +47,7 @@ pub fn load_cuda(lib: &Path) -> Result<bool, String> {
             return Err(if message.is_null() {
                 format!("{} cannot be loaded", path.display())
             } else {
-                std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned()
+                CStr::from_ptr(message).to_string_lossy().into_owned()
             });
         }
     }
