@@ -30,12 +30,22 @@ pub fn test(root: &Path, args: &[OsString]) -> Result<()> {
     build.args(["build", "--release", "--package", "data2vec"]);
     repo::run(repo::with_libtorch(&mut build, &libtorch))?;
     let mut tests = repo::cargo(root);
-    tests.args(["test", "--release"]).args(ALL).args(args);
+    tests.args(["test", "--release"]);
+    if !names_packages(args) {
+        tests.args(ALL);
+    }
+    tests.args(args);
     repo::run(repo::with_libtorch(&mut tests, &libtorch))?;
     if args.is_empty() {
         repo::run(repo::cargo(root).args(["test", "--release"]).args(OWN_TARGET))?;
     }
     Ok(())
+}
+
+/// Whether the user chose packages, so that all of them are not meant.
+fn names_packages(args: &[OsString]) -> bool {
+    let cargos = args.iter().map(|arg| arg.to_string_lossy()).take_while(|arg| arg != "--");
+    cargos.into_iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
 /// Format, lints, documentation, tests: all that must pass before a change is merged.
@@ -93,6 +103,14 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
     use super::*;
+
+    #[test]
+    fn chosen_packages_are_noticed() {
+        let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert!(names_packages(&args("-p data2vec-core")));
+        assert!(names_packages(&args("--test x --package=data2vec-core")));
+        assert!(!names_packages(&args("some_test -- -p")));
+    }
 
     #[test]
     fn packages_with_the_feature_are_found() {

@@ -51,9 +51,11 @@ pub fn default_dir(root: &Path) -> PathBuf {
 pub fn find(root: &Path, target: Option<&Path>) -> Result<Option<LibTorch>> {
     if let (None, Some(dir)) = (target, users_libtorch(root)) {
         let dir = std::path::absolute(&dir)?;
-        let advice =
-            format!("let it point to LibTorch {VERSION}, or unset it to have one installed");
-        folder::check(&dir).with_context(|| format!("LIBTORCH is {}: {advice}", dir.display()))?;
+        if let Err(error) = folder::check(&dir) {
+            bail!(
+                "LIBTORCH cannot be used, {error:#}: let it name LibTorch {VERSION}, or unset it"
+            );
+        }
         return Ok(Some(LibTorch { dir, origin: String::from("LIBTORCH"), users_own: true }));
     }
     let dir = std::path::absolute(target.map_or_else(|| default_dir(root), Path::to_path_buf))?;

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::libtorch::LibTorch;
+use crate::libtorch::{self, LibTorch};
 
 /// The top of the repository, also when the tool was built in another checkout than it runs in.
 pub fn root() -> Result<PathBuf> {
@@ -28,6 +28,12 @@ pub fn cargo(root: &Path) -> Command {
         Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(root);
     forget_ourselves(&mut command);
+    if std::env::var_os("LIBTORCH")
+        .is_some_and(|dir| Path::new(&dir) == libtorch::default_dir(root))
+    {
+        // Cargo sets it by itself, from `.cargo/config.toml`.
+        command.env_remove("LIBTORCH");
+    }
     command
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::data::{self, catalog::Catalog};
@@ -95,6 +95,8 @@ pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
     let catalog = Catalog::read(root)?;
     let plan = plan(root, train, &catalog, &Disk(root))?;
     let wants_cuda = train.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
+    // Before gigabytes are fetched for nothing.
+    ensure!(!wants_cuda || libtorch::has_gpu(), "--device cuda: no NVIDIA GPU with a driver here");
     let libtorch = libtorch::ensure(root, wants_cuda, None)?;
     let data = match &plan.data {
         Data::Named(name) => data::ensure(root, &catalog, name)?,

@@ -124,3 +124,15 @@ fn wrong_content_is_refused_and_forgotten() {
     assert!(error.contains("came damaged") && error.contains("a.h"), "{error}");
     assert_eq!(fs::read_dir(dir.path().join("parts")).unwrap().count(), 0);
 }
+
+#[test]
+#[ignore = "downloads 340 MB: run it when a pin changes"]
+fn every_platforms_pins_are_right() {
+    for platform in [LINUX_X86_64, LINUX_AARCH64, MACOS_ARM64] {
+        let dir = tempfile::tempdir().unwrap();
+        let parts = dir.path().join("parts");
+        fs::create_dir(&parts).unwrap();
+        super::install(&platform, &locate(&platform).unwrap(), &dir.path().join("tree"), &parts)
+            .unwrap();
+    }
+}
