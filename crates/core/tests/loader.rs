@@ -1,5 +1,7 @@
 //! The stream of batches: complete, within budget, repeatable from any place with any workers.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     collections::BTreeSet,
     sync::{

@@ -1,5 +1,7 @@
 //! Listing, lengths, splits, crops and batches.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use data2vec_core::{Dataset, Error, Loader, LoaderConfig};
