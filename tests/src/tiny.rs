@@ -4,6 +4,7 @@ use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Mask, MaskStrategy,
     MaskedInput, ModelConfig, NormPlacement, RegressionLoss, Result, Schedule, StepConfig,
     TargetConfig, TargetNorm, TargetSource, TrainState, TransformerConfig,
+    WeightInit,
 };
 use data2vec_speech::{ConvNorm, WaveEncoder, WaveEncoderConfig};
 use rand::rngs::StdRng;
@@ -27,8 +28,14 @@ impl MaskStrategy for FixedMask {
 /// data2vec 1.0 for speech at the sizes of `goldens/v1_audio`, without dropout.
 pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
     Data2VecConfig {
-        model: ModelConfig { masked_input: MaskedInput::Replace, copies: 1, noise_std: 0.0 },
+        model: ModelConfig {
+            masked_input: MaskedInput::Replace,
+            copies: 1,
+            noise_std: 0.0,
+            compat: vec![],
+        },
         features: WaveEncoderConfig {
+            normalize: false,
             conv_layers: vec![[32, 10, 5], [32, 3, 2], [32, 3, 2], [32, 2, 2]],
             conv_norm: ConvNorm::Layer,
             pos_layers: 3,
@@ -44,6 +51,7 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             norm: NormPlacement::Post,
             norm_eps: 1e-5,
             input_norm: true,
+            init: WeightInit::Bert,
             layer_scale: None,
             input_dropout: 0.0,
             dropout: 0.0,
@@ -58,8 +66,8 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             layer_norm: TargetNorm::Instance,
             target_norm: TargetNorm::None,
         },
-        loss: RegressionLoss { beta: 0.0, scale: None },
-        decoder: DecoderConfig::Mlp { layers: 1 },
+        loss: RegressionLoss { beta: 0.0, scale: None, cls: None },
+        decoder: DecoderConfig::Mlp { layers: 1, norm_eps: None },
         ema: EmaConfig { scope: EmaScope::Blocks, decay: 0.9, end_decay: 0.9, anneal_steps: 0 },
     }
 }
@@ -67,7 +75,12 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
 /// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
 pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
     let mut config = speech_v1();
-    config.model = ModelConfig { masked_input: MaskedInput::Drop, copies: 3, noise_std: 0.01 };
+    config.model = ModelConfig {
+        masked_input: MaskedInput::Drop,
+        copies: 3,
+        noise_std: 0.01,
+        compat: vec![],
+    };
     config.features.alibi = true;
     config.ema.scope = EmaScope::Context;
     config.decoder = DecoderConfig::Conv1d {

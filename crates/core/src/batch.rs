@@ -73,6 +73,7 @@ pub struct Tokens {
     lengths: Vec<i64>,
     /// `(B, T)` bool, true where `x` is padding; `None` when nothing is padded.
     pub padding: Option<Tensor>,
+    grid: Option<[i64; 2]>,
 }
 
 impl Tokens {
@@ -82,7 +83,19 @@ impl Tokens {
         let lengths = lengths.unwrap_or_else(|| vec![len; rows as usize]);
         debug_assert_eq!(lengths.len() as i64, rows);
         let padding = padding_mask(&lengths, len, x.device());
-        Self { x, lengths, padding }
+        Self { x, lengths, padding, grid: None }
+    }
+
+    /// The same tokens as the rows, one after the other, of a grid of `height` × `width`.
+    pub fn in_grid(mut self, height: i64, width: i64) -> Self {
+        debug_assert_eq!(height * width, self.num_tokens());
+        self.grid = Some([height, width]);
+        self
+    }
+
+    /// Height and width of the tokens' arrangement; a sequence has one row.
+    pub fn grid(&self) -> [i64; 2] {
+        self.grid.unwrap_or([1, self.num_tokens()])
     }
 
     /// Real tokens of each row.
@@ -101,6 +114,7 @@ impl Tokens {
             x,
             lengths: self.lengths.clone(),
             padding: self.padding.as_ref().map(Tensor::shallow_clone),
+            grid: self.grid,
         }
     }
 
@@ -111,7 +125,8 @@ impl Tokens {
         }
         let lengths =
             self.lengths.iter().flat_map(|&n| std::iter::repeat_n(n, copies as usize)).collect();
-        Self::new(self.x.repeat_interleave_self_int(copies, 0, None), Some(lengths)) // (B·M, T, D)
+        let x = self.x.repeat_interleave_self_int(copies, 0, None); // (B·M, T, D)
+        Self { grid: self.grid, ..Self::new(x, Some(lengths)) }
     }
 
     /// `x` with zeros at padded tokens.

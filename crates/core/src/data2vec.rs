@@ -9,13 +9,15 @@ use std::path::Path;
 
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use crate::encoder::{self, Encoder, EncoderConfig};
+use crate::nn::{Init, cut_normal, keep_factor};
 use crate::random::{Purpose, seed_for};
 use crate::{
-    Batch, Decoder, DecoderConfig, EmaConfig, EmaTeacher, Error, FeatureEncoder, Mask, MaskStrategy,
-    RegressionLoss, Result, TargetConfig, Tokens, TransformerConfig,
+    Batch, Decoder, DecoderConfig, EmaConfig, EmaScope, EmaTeacher, Error, FeatureEncoder, Mask,
+    MaskStrategy, RegressionLoss, Result, Substitute, TargetConfig, Tokens, TransformerConfig,
+    WeightInit,
 };
 
 /// What becomes of hidden tokens on their way through the student.
@@ -38,6 +40,18 @@ pub struct ModelConfig {
     pub copies: i64,
     /// Standard deviation of the noise that a decoder sees at hidden tokens; for `drop` alone.
     pub noise_std: f64,
+    /// Departures from the papers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compat: Vec<ModelCompat>,
+}
+
+/// Released behaviour that departs from the papers' intent, for exact reproduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModelCompat {
+    /// The teacher sees the hidden tokens alone, moved together, rather than the whole input
+    /// (fairseq issue 4881). For `replace` and a teacher that takes the student's tokens.
+    TeacherSeesHidden,
 }
 
 /// Everything that defines a [`Data2Vec`] but its mask strategy.
@@ -64,7 +78,7 @@ pub struct Data2VecConfig<C> {
 pub struct Data2Vec<F: FeatureEncoder> {
     vars: nn::VarStore,
     student: Encoder<F>,
-    /// `(D)`; 2.0 has none.
+    /// `(D)`; 2.0 has none, and some features have their own.
     mask_token: Option<Tensor>,
     decoder: Decoder,
     teacher: EmaTeacher<F>,
@@ -75,7 +89,7 @@ pub struct Data2Vec<F: FeatureEncoder> {
 /// What one batch contributes to the objective.
 #[derive(Debug)]
 pub struct Objective {
-    /// Scalar f32, summed over hidden tokens.
+    /// Scalar f32, summed over hidden tokens, with the prefix token's share where it has one.
     pub loss: Tensor,
     /// How many tokens were hidden (N): what the loss is divided by, once.
     pub num_hidden: i64,
@@ -99,6 +113,13 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         if model.copies < 1 {
             return Err(Error::config("model.copies", format!("{} is below 1", model.copies)));
         }
+        if model.compat.contains(&ModelCompat::TeacherSeesHidden)
+            && (model.masked_input == MaskedInput::Drop || ema.scope == EmaScope::Everything)
+        {
+            let reason = "`teacher-sees-hidden` needs masked_input = \"replace\" and ema.scope \
+                          \"blocks\" or \"context\"";
+            return Err(Error::config("model.compat", reason));
+        }
         target.validate(transformer)?;
         loss.validate()?;
         decoder.validate(transformer.dim)?;
@@ -106,11 +127,24 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         tch::manual_seed(seed_for(seed, Purpose::Weights, &[]) as i64);
         let vars = nn::VarStore::new(device);
         let root = vars.root();
-        let student = Encoder::new(&(&root / "encoder"), features, transformer)?;
-        let mask_token = (model.masked_input == MaskedInput::Replace).then(|| {
-            root.var("mask_token", &[transformer.dim], nn::Init::Uniform { lo: 0.0, up: 1.0 })
+        let student = Encoder::<F>::new(&(&root / "encoder"), features, transformer)?;
+        let own = model.masked_input == MaskedInput::Replace && student.features().mask_token().is_none();
+        let mask_token = own.then(|| {
+            let size = [transformer.dim];
+            match transformer.init {
+                WeightInit::Bert => root.var("mask_token", &size, nn::Init::Uniform { lo: 0.0, up: 1.0 }),
+                WeightInit::Beit => cut_normal(&root, "mask_token", &size),
+            }
         });
-        let decoder = Decoder::new(&(&root / "decoder"), decoder, transformer.dim);
+        if loss.cls.is_some() && student.features().prefix().is_none() {
+            let reason = format!("`{}` features have no prefix token; leave it out", F::NAME);
+            return Err(Error::config("loss.cls", reason));
+        }
+        let init = match transformer.init {
+            WeightInit::Bert => F::DECODER_INIT,
+            WeightInit::Beit => Init::Beit,
+        };
+        let decoder = Decoder::new(&(&root / "decoder"), decoder, transformer.dim, init);
         let teacher = EmaTeacher::new(&vars, features, transformer, ema, device)?;
         Ok(Self { vars, student, mask_token, decoder, teacher, masking, config })
     }
@@ -121,10 +155,36 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// [`Error::Input`] if the batch does not suit the feature encoder or is too short to mask.
     pub fn forward(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Objective> {
         let tokens = self.student.embed(batch, train)?; // (B, T, D)
-        let target = self.target(batch, &tokens)?; // (B, T, D)
-        let tokens = tokens.repeat(self.config.model.copies); // (B·M, T, D)
-        let mask = self.masking.sample(tokens.lengths(), tokens.num_tokens(), rng)?; // (B·M, T)
-        Ok(self.regress(&tokens, &mask, &target, None, train.then_some(rng)))
+        let repeated = tokens.repeat(self.config.model.copies); // (B·M, T, D)
+        let mask = self.masking.sample(repeated.lengths(), repeated.num_tokens(), rng)?; // (B·M, T)
+        let target = match self.config.model.compat.contains(&ModelCompat::TeacherSeesHidden) {
+            false => self.target(batch, &tokens)?, // (B, T, D)
+            true => self.target_of_hidden(batch, &repeated, &mask)?, // (B·M, T, D)
+        };
+        let shown = self.substitute(repeated, &mask)?;
+        Ok(self.regress(&shown, &mask, &target, None, train.then_some(rng)))
+    }
+
+    /// Other tokens in the places where the mask wants them.
+    fn substitute(&self, tokens: Tokens, mask: &Mask) -> Result<Tokens> {
+        let all = mask.substitutes();
+        if all.is_empty() {
+            return Ok(tokens);
+        }
+        let place = |s: &Substitute| s.row as i64 * tokens.num_tokens() + s.token as i64;
+        let places: Vec<i64> = all.iter().map(place).collect();
+        let entries: Vec<i64> = all.iter().map(|s| s.entry).collect();
+        let places = Tensor::from_slice(&places).to_device(tokens.x.device());
+        let x = tokens.x.flatten(0, 1).index_copy(0, &places, &self.student.features().entries(&entries)?);
+        Ok(tokens.with(x.reshape(tokens.x.size())))
+    }
+
+    /// [`ModelCompat::TeacherSeesHidden`]: `(B, T, D)`, of use at hidden tokens alone.
+    fn target_of_hidden(&self, batch: &Batch, tokens: &Tokens, mask: &Mask) -> Result<Tensor> {
+        let hidden = mask.inverted(tokens.lengths()).visible(tokens.lengths(), tokens.x.device());
+        let together = Tokens::new(hidden.gather(&tokens.x), Some(mask.counts())); // (B, N/B, D)
+        let target = self.target(batch, &together)?;
+        Ok(hidden.restore(&target, &tokens.x.detach().zeros_like()))
     }
 
     /// `(B, T, D)` f32: what the teacher makes of the whole batch. No mask is involved.
@@ -146,31 +206,38 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         rng: Option<&mut StdRng>,
     ) -> Objective {
         let (train, device) = (rng.is_some(), tokens.x.device());
-        let features = match &self.mask_token {
-            Some(mask_token) => {
+        let (features, prefix) = match self.config.model.masked_input {
+            MaskedInput::Replace => {
                 let hidden = mask.to_tensor(device).unsqueeze(-1); // (B, T, 1)
-                let x = mask_token.where_self(&hidden, &tokens.x); // (B, T, D)
+                let x = self.mask_token().unwrap_or_default().where_self(&hidden, &tokens.x); // (B, T, D)
                 let hidden = self.student.contextualize(&tokens.with(x), None, rng);
-                self.decoder.drop_input(&hidden.x, train)
+                (self.decoder.drop_input(&hidden.x, train), hidden.prefix)
             }
-            None => {
+            MaskedInput::Drop => {
                 let visible = mask.visible(tokens.lengths(), device);
                 let x = visible.without_hidden(&tokens.x); // (B·M, T, D)
-                let seen = self.student.contextualize(&tokens.with(x), Some(&visible), rng).x;
-                let seen = self.decoder.drop_input(&seen, train); // (B·M, K, D)
-                match noise {
-                    Some(noise) => visible.restore(&seen, noise), // (B·M, T, D)
-                    None => {
-                        let noise = tokens.x.randn_like() * self.config.model.noise_std;
-                        visible.restore(&seen, &noise)
-                    }
-                }
+                let seen = self.student.contextualize(&tokens.with(x), Some(&visible), rng);
+                let kept = self.decoder.drop_input(&seen.x, train); // (B·M, K, D)
+                let noise = match noise {
+                    Some(noise) => noise.shallow_clone(),
+                    None => tokens.x.randn_like() * self.config.model.noise_std,
+                };
+                (visible.restore(&kept, &noise), seen.prefix) // (B·M, T, D)
             }
         };
         let prediction = self.decoder.forward(&tokens.with(features), mask); // (N, D)
-        let target = mask.gather(target, tokens.x.size()[0] / target.size()[0]); // (N, D)
+        let copies = tokens.x.size()[0] / target.size()[0];
+        let cls_loss = prefix.zip(self.config.loss.cls).map(|(prefix, weight)| {
+            // Each row counts as often as it has hidden tokens: divided by N, a mean over rows.
+            let counts = Tensor::from_slice(&mask.counts()).to_device(device); // (B·M)
+            let cls = prefix.select(1, -1); // (B·M, D)
+            let mean = mean_over_tokens(target, tokens.padding.as_ref(), copies); // (B·M, D)
+            (self.config.loss.rows(&cls, &mean) * counts).sum(Kind::Float) * weight
+        });
+        let target = mask.gather(target, copies); // (N, D)
+        let loss = self.config.loss.sum(&prediction, &target);
         Objective {
-            loss: self.config.loss.sum(&prediction, &target),
+            loss: cls_loss.map_or_else(|| loss.shallow_clone(), |cls_loss| &loss + cls_loss),
             num_hidden: mask.num_hidden(),
             masked_share: mask.share(tokens.lengths()),
             prediction,
@@ -204,6 +271,14 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         &self.student
     }
 
+    /// `(D)`: what stands in the places of hidden tokens; `None` where they are dropped.
+    pub fn mask_token(&self) -> Option<Tensor> {
+        match &self.mask_token {
+            Some(own) => Some(own.shallow_clone()),
+            None => self.student.features().mask_token(),
+        }
+    }
+
     /// The teacher.
     pub fn teacher(&self) -> &EmaTeacher<F> {
         &self.teacher
@@ -232,4 +307,17 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     pub fn device(&self) -> Device {
         self.vars.device()
     }
+}
+
+/// Each row's mean over its real tokens, `(B, T, D)` to `(B·M, D)`; `padding` is `(B·M, T)`.
+fn mean_over_tokens(x: &Tensor, padding: Option<&Tensor>, copies: i64) -> Tensor {
+    let padding = padding.map(|p| p.slice(0, 0, None, copies)); // (B, T)
+    let mean = match keep_factor(padding.as_ref(), x.kind()) {
+        None => x.mean_dim(&[1_i64][..], false, x.kind()),
+        Some(keep) => {
+            let sum = (x * &keep).sum_dim_intlist(&[1_i64][..], false, x.kind());
+            sum / keep.sum_dim_intlist(&[1_i64][..], false, x.kind())
+        }
+    };
+    mean.repeat_interleave_self_int(copies, 0, None)
 }

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use crate::nn::{Conv1d, Conv1dShape, Init, Linear, conv_block, keep_factor};
+use crate::nn::{
+    CONV_NORM_EPS, Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, keep_factor,
+    plain_layer_norm,
+};
 use crate::{Error, Mask, Result, Tokens};
 
 /// Which decoder, and its sizes.
@@ -15,6 +18,9 @@ pub enum DecoderConfig {
     Mlp {
         /// Linear maps; 1 is a plain projection.
         layers: usize,
+        /// Epsilon of a layer norm before them, for transformers that end without one; absent: none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        norm_eps: Option<f64>,
     },
     /// Convolutions over time with layer norm and GELU, then a projection (2.0).
     Conv1d {
@@ -33,6 +39,21 @@ pub enum DecoderConfig {
         /// Dropout of the decoder's input.
         input_dropout: f64,
     },
+    /// Convolutions over the grid of tokens with layer norm and GELU, then a linear map (2.0).
+    Conv2d {
+        /// Width of the convolutions.
+        dim: i64,
+        /// Height and width of the kernels.
+        kernel: i64,
+        /// Groups of the convolutions; divides `dim` and the model's width.
+        groups: i64,
+        /// How many convolutions.
+        layers: usize,
+        /// Whether a convolution's input is added to its output where widths agree.
+        residual: bool,
+        /// Dropout of the decoder's input.
+        input_dropout: f64,
+    },
 }
 
 impl DecoderConfig {
@@ -43,9 +64,16 @@ impl DecoderConfig {
     pub fn validate(&self, model_dim: i64) -> Result<()> {
         let bad = |key: &str, reason: String| Err(Error::config(format!("decoder.{key}"), reason));
         match *self {
-            Self::Mlp { layers: 0 } => bad("layers", "at least one is needed".into()),
+            Self::Mlp { layers: 0, .. } => bad("layers", "at least one is needed".into()),
+            Self::Mlp { norm_eps: Some(eps), .. } if !(eps > 0.0) => {
+                bad("norm_eps", format!("{eps} is not above 0"))
+            }
             Self::Mlp { .. } => Ok(()),
-            Self::Conv1d { dim, kernel, groups, layers, projections, input_dropout, .. } => {
+            Self::Conv1d { projections, .. } if !(1..=2).contains(&projections) => {
+                bad("projections", format!("{projections} is neither 1 nor 2"))
+            }
+            Self::Conv1d { dim, kernel, groups, layers, input_dropout, .. }
+            | Self::Conv2d { dim, kernel, groups, layers, input_dropout, .. } => {
                 if dim < 1 || kernel < 1 || layers < 1 {
                     return bad("dim", "dim, kernel and layers are at least 1".into());
                 }
@@ -54,9 +82,6 @@ impl DecoderConfig {
                         "groups",
                         format!("{groups} does not divide decoder.dim = {dim} and dim = {model_dim}"),
                     );
-                }
-                if !(1..=2).contains(&projections) {
-                    return bad("projections", format!("{projections} is neither 1 nor 2"));
                 }
                 if !(0.0..1.0).contains(&input_dropout) {
                     return bad("input_dropout", format!("{input_dropout} is not a probability"));
@@ -74,13 +99,19 @@ pub enum Decoder {
     Mlp(MlpDecoder),
     /// See [`DecoderConfig::Conv1d`].
     Conv1d(Conv1dDecoder),
+    /// See [`DecoderConfig::Conv2d`].
+    Conv2d(Conv2dDecoder),
 }
 
 impl Decoder {
     /// Creates the variables below `path`. `config` has been validated.
-    pub fn new(path: &nn::Path, config: &DecoderConfig, model_dim: i64) -> Self {
+    /// Linear maps start by `init`, convolutions as PyTorch's do.
+    pub fn new(path: &nn::Path, config: &DecoderConfig, model_dim: i64, init: Init) -> Self {
         match *config {
-            DecoderConfig::Mlp { layers } => Self::Mlp(MlpDecoder::new(path, layers, model_dim)),
+            DecoderConfig::Mlp { layers, norm_eps } => Self::Mlp(MlpDecoder {
+                norm: norm_eps.map(|eps| LayerNorm::new(&(path / "norm"), model_dim, eps)),
+                proj: projections_of(path, model_dim, layers, model_dim, init),
+            }),
             DecoderConfig::Conv1d {
                 dim, kernel, groups, layers, residual, projections, input_dropout,
             } => Self::Conv1d(Conv1dDecoder {
@@ -91,10 +122,24 @@ impl Decoder {
                         Conv1d::same(&(path / "blocks" / i), shape, Init::Torch)
                     })
                     .collect(),
-                proj: projections_of(path, dim, projections, model_dim),
-                residual: (0..layers).map(|i| residual && (i > 0 || dim == model_dim)).collect(),
+                proj: projections_of(path, dim, projections, model_dim, init),
+                residual: residuals(residual, layers, dim == model_dim),
                 input_dropout,
             }),
+            DecoderConfig::Conv2d { dim, kernel, groups, layers, residual, input_dropout } => {
+                Self::Conv2d(Conv2dDecoder {
+                    blocks: (0..layers)
+                        .map(|i| {
+                            let in_dim = if i == 0 { model_dim } else { dim };
+                            let shape = Conv1dShape { in_dim, out_dim: dim, kernel, groups };
+                            Conv2d::same(&(path / "blocks" / i), shape, Init::Torch)
+                        })
+                        .collect(),
+                    proj: projections_of(path, dim, 1, model_dim, init),
+                    residual: residuals(residual, layers, dim == model_dim),
+                    input_dropout,
+                })
+            }
         }
     }
 
@@ -103,6 +148,7 @@ impl Decoder {
         match self {
             Self::Mlp(_) => x.shallow_clone(),
             Self::Conv1d(conv) => x.dropout(conv.input_dropout, train),
+            Self::Conv2d(conv) => x.dropout(conv.input_dropout, train),
         }
     }
 
@@ -112,18 +158,26 @@ impl Decoder {
             // A token's prediction depends on that token alone: the visible ones need none.
             Self::Mlp(mlp) => mlp.forward(&mask.gather(&tokens.x, 1)),
             Self::Conv1d(conv) => mask.gather(&conv.forward(tokens), 1),
+            Self::Conv2d(conv) => conv.forward(tokens, mask),
         }
     }
 }
 
+/// Which of `layers` convolutions add their input: all but a first one that changes the width.
+fn residuals(wanted: bool, layers: usize, same_width: bool) -> Vec<bool> {
+    (0..layers).map(|i| wanted && (i > 0 || same_width)).collect()
+}
+
 /// Linear maps with GELU between, `dim` to `out_dim`; two have a hidden width of `2·dim`.
-fn projections_of(path: &nn::Path, dim: i64, layers: usize, out_dim: i64) -> Vec<Linear> {
+fn projections_of(
+    path: &nn::Path, dim: i64, layers: usize, out_dim: i64, init: Init,
+) -> Vec<Linear> {
     let path = path / "proj";
     (0..layers)
         .map(|i| {
             let from = if i == 0 { dim } else { 2 * dim };
             let to = if i + 1 == layers { out_dim } else { 2 * dim };
-            Linear::new(&(&path / i), from, to, Init::Torch)
+            Linear::new(&(&path / i), from, to, init)
         })
         .collect()
 }
@@ -139,16 +193,16 @@ fn project(layers: &[Linear], x: &Tensor) -> Tensor {
 /// Linear maps of each token by itself.
 #[derive(Debug)]
 pub struct MlpDecoder {
+    norm: Option<LayerNorm>,
     proj: Vec<Linear>,
 }
 
 impl MlpDecoder {
-    fn new(path: &nn::Path, layers: usize, dim: i64) -> Self {
-        Self { proj: projections_of(path, dim, layers, dim) }
-    }
-
     fn forward(&self, x: &Tensor) -> Tensor {
-        project(&self.proj, x)
+        match &self.norm {
+            Some(norm) => project(&self.proj, &norm.forward(x)),
+            None => project(&self.proj, x),
+        }
     }
 }
 
@@ -171,5 +225,28 @@ impl Conv1dDecoder {
             x = if *residual { x + y } else { y };
         }
         project(&self.proj, &x)
+    }
+}
+
+/// Convolutions over the grid of tokens.
+#[derive(Debug)]
+pub struct Conv2dDecoder {
+    blocks: Vec<Conv2d>,
+    proj: Vec<Linear>,
+    residual: Vec<bool>,
+    input_dropout: f64,
+}
+
+impl Conv2dDecoder {
+    /// `(B, T, D)` to `(N, D)`: predictions at hidden tokens.
+    fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
+        let ([height, width], size) = (tokens.grid(), tokens.x.size());
+        let mut x = tokens.x.reshape([size[0], height, width, size[2]]); // (B, h, w, D)
+        for (conv, residual) in self.blocks.iter().zip(&self.residual) {
+            let y = plain_layer_norm(&conv.forward(&x), CONV_NORM_EPS).gelu("none"); // (B, h, w, dim)
+            x = if *residual { x + y } else { y };
+        }
+        // A linear map of each token by itself: the visible ones need none.
+        project(&self.proj, &mask.gather(&x.flatten(1, 2), 1))
     }
 }

@@ -63,6 +63,11 @@ impl<F: FeatureEncoder> Encoder<F> {
         })
     }
 
+    /// The feature encoder.
+    pub fn features(&self) -> &F {
+        &self.features
+    }
+
     /// Contextual features of `batch`, without dropout and without gradients.
     ///
     /// # Errors
@@ -97,9 +102,10 @@ impl<F: FeatureEncoder> Encoder<F> {
             padding = visible.padding.as_ref().map(Tensor::shallow_clone);
         }
         let ids_keep = visible.map(|v| &v.ids_keep);
-        let bias = self.features.attention_bias(tokens.num_tokens(), ids_keep);
-        let prefix_len = self.features.prefix().map_or(0, |p| p.size()[0]);
-        if let Some(prefix) = self.features.prefix() {
+        let bias = self.features.attention_bias(tokens, ids_keep);
+        let prefix = self.features.prefix();
+        let prefix_len = prefix.as_ref().map_or(0, |p| p.size()[0]);
+        if let Some(prefix) = prefix {
             let rows = x.size()[0];
             x = Tensor::cat(&[prefix.unsqueeze(0).expand([rows, -1, -1], false), x], 1); // (B, P+T, D)
         }
@@ -165,17 +171,15 @@ fn read_config<F: FeatureEncoder>(path: &Path) -> Result<EncoderConfig<F::Config
     toml::from_str(&text).map_err(broken)
 }
 
-/// One additive mask for all blocks: the features' bias, zeros for prefix tokens, −∞ at padded keys.
+/// One additive mask for all blocks: the features' bias, −∞ at padded keys.
 fn score_bias(
     bias: Option<Tensor>,
     padding: Option<&Tensor>,
     prefix_len: i64,
     kind: Kind,
 ) -> Option<Tensor> {
-    let bias = bias.map(|bias| {
-        let bias = if bias.dim() == 3 { bias.unsqueeze(0) } else { bias }; // (1 or B, H, T, T)
-        if prefix_len == 0 { bias } else { bias.zero_pad2d(prefix_len, 0, prefix_len, 0) }
-    });
+    // (1 or B, 1 or H, P+T, P+T)
+    let bias = bias.map(|bias| if bias.dim() == 3 { bias.unsqueeze(0) } else { bias });
     let padding = padding.map(|padding| {
         let padding = match prefix_len {
             0 => padding.shallow_clone(),

@@ -5,7 +5,8 @@ use std::fmt::Debug;
 use serde::{Serialize, de::DeserializeOwned};
 use tch::{Tensor, nn};
 
-use crate::{Batch, Result, Tokens, TransformerConfig};
+use crate::nn::Init;
+use crate::{Batch, Error, Result, Tokens, TransformerConfig};
 
 /// Raw signal to tokens, and tokens to positions.
 ///
@@ -18,6 +19,9 @@ use crate::{Batch, Result, Tokens, TransformerConfig};
 pub trait FeatureEncoder: Debug + Send + Sized {
     /// What an exported encoder calls it, so that another kind's file is told apart.
     const NAME: &'static str;
+
+    /// How a decoder's linear maps start.
+    const DECODER_INIT: Init = Init::Torch;
 
     /// What a recipe says of it.
     type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned;
@@ -40,18 +44,34 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     /// `(B, T, D)`: the tokens with their positions, ready for the transformer.
     fn add_positions(&self, tokens: &Tokens, train: bool) -> Tensor;
 
-    /// What is added to the attention scores (ALiBi, relative positions) among `num_tokens` tokens.
+    /// What is added to the attention scores (ALiBi, relative positions) among prefix and `tokens`.
     ///
-    /// `ids_keep` `(B, K)` i64 names the tokens that are present, when some were dropped. Returns
-    /// `(1 or H, T, T)`, or `(B, 1 or H, K, K)` for kept tokens; prefix tokens are left to the
-    /// caller, who pads with zeros.
-    fn attention_bias(&self, num_tokens: i64, ids_keep: Option<&Tensor>) -> Option<Tensor> {
-        let _ = (num_tokens, ids_keep);
+    /// `ids_keep` `(B, K)` i64 names the tokens that are present, when some were dropped; the prefix
+    /// always is, and comes first. Returns `(1 or H, P+T, P+T)`, or `(B, 1 or H, P+K, P+K)` for kept
+    /// tokens.
+    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Option<Tensor> {
+        let _ = (tokens, ids_keep);
         None
     }
 
     /// Learned tokens set before the sequence, `(P, D)`.
-    fn prefix(&self) -> Option<&Tensor> {
+    fn prefix(&self) -> Option<Tensor> {
         None
+    }
+
+    /// `(D)`: what stands in the places of hidden tokens when they are replaced, if the features have
+    /// such a token of their own; `None`: one is learned beside them.
+    fn mask_token(&self) -> Option<Tensor> {
+        None
+    }
+
+    /// `(N, D)`: the tokens that [`embed`](Self::embed) makes of the entries `ids` of a vocabulary,
+    /// for masks that show other tokens in some places.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no vocabulary, or no such entry.
+    fn entries(&self, ids: &[i64]) -> Result<Tensor> {
+        let reason = format!("the mask shows {} other tokens, `{}` has none", ids.len(), Self::NAME);
+        Err(Error::Input(reason))
     }
 }

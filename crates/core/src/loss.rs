@@ -14,6 +14,13 @@ pub struct RegressionLoss {
     /// Factor of the sum over channels; absent: 1/√D.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
+    /// Weight of the prefix token's own loss: it predicts the mean target of all tokens (2.0's CLS
+    /// loss, section 3.2). A mean over rows, beside the mean over hidden tokens; absent: none.
+    ///
+    /// fairseq's weight counts once for each row on a GPU: its 0.01 with 16 images × 16 copies is
+    /// 2.56 here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cls: Option<f64>,
 }
 
 impl RegressionLoss {
@@ -24,6 +31,10 @@ impl RegressionLoss {
     pub fn validate(&self) -> Result<()> {
         if !(self.beta >= 0.0) {
             return Err(Error::config("loss.beta", format!("{} is below 0", self.beta)));
+        }
+        if let Some(weight) = self.cls.filter(|w| !(*w > 0.0)) {
+            let reason = format!("{weight} is not above 0; leave it out for no such loss");
+            return Err(Error::config("loss.cls", reason));
         }
         match self.scale {
             Some(scale) if !(scale > 0.0) => {
@@ -37,14 +48,24 @@ impl RegressionLoss {
     /// Scalar f32: summed over channels and hidden tokens. Divide by the number of hidden tokens
     /// once, after the last micro-batch: a mean of means is not the large batch's gradient.
     pub fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        self.reduced(prediction, target, Reduction::Sum)
+    }
+
+    /// `(N)` f32: the same for each row of `(N, D)`, summed over channels alone.
+    pub fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        let each = self.reduced(prediction, target, Reduction::None); // (N, D)
+        each.sum_dim_intlist(&[-1_i64][..], false, Kind::Float)
+    }
+
+    fn reduced(&self, prediction: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
         let (prediction, target) = (prediction.to_kind(Kind::Float), target.to_kind(Kind::Float));
-        let sum = if self.beta == 0.0 {
-            prediction.mse_loss(&target, Reduction::Sum)
+        let loss = if self.beta == 0.0 {
+            prediction.mse_loss(&target, reduction)
         } else {
-            prediction.smooth_l1_loss(&target, Reduction::Sum, self.beta)
+            prediction.smooth_l1_loss(&target, reduction, self.beta)
         };
         let dim = target.size().last().copied().unwrap_or(1) as f64;
-        sum * self.scale.unwrap_or(dim.powf(-0.5))
+        loss * self.scale.unwrap_or(dim.powf(-0.5))
     }
 }
 
@@ -105,7 +126,7 @@ mod tests {
     fn losses_by_hand() {
         let p = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 0.0]).reshape([2, 2]);
         let t = Tensor::from_slice(&[1.0_f32, -3.0, 0.5, 2.0]).reshape([2, 2]);
-        let value = |beta, scale| RegressionLoss { beta, scale }.sum(&p, &t).double_value(&[]);
+        let value = |beta, scale| RegressionLoss { beta, scale, cls: None }.sum(&p, &t).double_value(&[]);
         assert!((value(0.0, None) - 14.25 / 2_f64.sqrt()).abs() < 1e-6); // 1 + 9 + .25 + 4
         // beta 2: .25·1, 3 − 1, .25·.25, |2| is not below 2: 2 − 1
         assert!((value(2.0, Some(1.0)) - (0.25 + 2.0 + 0.0625 + 1.0)).abs() < 1e-6);

@@ -25,6 +25,18 @@ pub trait MaskStrategy: Debug + Send {
 pub struct Mask {
     hidden: Array2<bool>,
     num_hidden: i64,
+    substitutes: Vec<Substitute>,
+}
+
+/// A token that is not hidden, but shown as another one; nothing is predicted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Substitute {
+    /// Row of the mask.
+    pub row: usize,
+    /// Which token.
+    pub token: usize,
+    /// Entry of the features' vocabulary that is shown in its place.
+    pub entry: i64,
 }
 
 /// The tokens that are left when the hidden ones are dropped.
@@ -54,7 +66,42 @@ impl Mask {
         if let Some(row) = hidden.rows().into_iter().position(|row| row.iter().all(|&h| h)) {
             return Err(Error::Input(format!("the mask hides all of row {row}")));
         }
-        Ok(Self { hidden, num_hidden })
+        Ok(Self { hidden, num_hidden, substitutes: Vec::new() })
+    }
+
+    /// The same, with other tokens shown in some visible places.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a place is hidden or outside the mask.
+    pub fn with_substitutes(mut self, substitutes: Vec<Substitute>) -> Result<Self> {
+        if let Some(bad) =
+            substitutes.iter().find(|s| self.hidden.get((s.row, s.token)) != Some(&false))
+        {
+            return Err(Error::Input(format!("{bad:?} is not in a visible place")));
+        }
+        self.substitutes = substitutes;
+        Ok(self)
+    }
+
+    /// Visible tokens that are shown as others.
+    pub fn substitutes(&self) -> &[Substitute] {
+        &self.substitutes
+    }
+
+    /// Real tokens of rows with `lengths` of them, hidden where they were visible: for looking at the
+    /// hidden ones alone.
+    pub(crate) fn inverted(&self, lengths: &[i64]) -> Self {
+        let mut hidden = self.hidden.clone();
+        for (mut row, &real) in hidden.rows_mut().into_iter().zip(lengths) {
+            row.iter_mut().take(real as usize).for_each(|h| *h = !*h);
+        }
+        let num_hidden = lengths.iter().sum::<i64>() - self.num_hidden;
+        Self { hidden, num_hidden, substitutes: Vec::new() }
+    }
+
+    /// Hidden tokens of each row.
+    pub fn counts(&self) -> Vec<i64> {
+        self.hidden.rows().into_iter().map(|r| r.iter().filter(|&&h| h).count() as i64).collect()
     }
 
     /// `(B, T)`, true = hidden.

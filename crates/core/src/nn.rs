@@ -5,31 +5,52 @@ use tch::{Kind, Tensor, nn};
 /// How a layer's weights start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
-    /// Weights N(0, 0.02²), biases 0: BERT's, used in all transformers here.
+    /// Weights N(0, 0.02²), biases 0: BERT's, used in nearly all transformers here.
     Bert,
+    /// Weights N(0, 0.02²) cut at ±0.02, biases 0: BEiT's.
+    Beit,
     /// PyTorch's default: weights and biases U(±1/√fan_in).
     Torch,
+    /// Weights U(±√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010), biases as PyTorch's default.
+    Xavier,
 }
 
 impl Init {
-    fn weight(self, fan_in: i64) -> nn::Init {
-        match self {
+    /// A new variable `path / "weight"` of the given size, whose first dimension is what comes out.
+    fn weight(self, path: &nn::Path, size: &[i64], fan_in: i64) -> Tensor {
+        let init = match self {
             Self::Bert => nn::Init::Randn { mean: 0.0, stdev: 0.02 },
-            Self::Torch => uniform(fan_in),
-        }
+            Self::Beit => return cut_normal(path, "weight", size),
+            Self::Torch => uniform((fan_in as f64).powf(-0.5)),
+            Self::Xavier => {
+                let fan_out = fan_in * size[0] / size[1..].iter().product::<i64>();
+                uniform((6.0 / (fan_in + fan_out) as f64).sqrt())
+            }
+        };
+        path.var("weight", size, init)
     }
 
     fn bias(self, fan_in: i64) -> nn::Init {
         match self {
-            Self::Bert => nn::Init::Const(0.0),
-            Self::Torch => uniform(fan_in),
+            Self::Bert | Self::Beit => nn::Init::Const(0.0),
+            Self::Torch | Self::Xavier => uniform((fan_in as f64).powf(-0.5)),
         }
     }
 }
 
-fn uniform(fan_in: i64) -> nn::Init {
-    let bound = 1.0 / (fan_in as f64).sqrt();
+fn uniform(bound: f64) -> nn::Init {
     nn::Init::Uniform { lo: -bound, up: bound }
+}
+
+/// A new variable of draws from N(0, 0.02²) that fell between ±0.02, as BEiT starts.
+pub fn cut_normal(path: &nn::Path, name: &str, size: &[i64]) -> Tensor {
+    const STD: f64 = 0.02;
+    // Share of a normal distribution within one standard deviation, erf(1/√2): draws from it go
+    // through the inverse distribution function.
+    const WITHIN: f64 = 0.682_689_492_137_086;
+    let var = path.var(name, size, uniform(WITHIN));
+    let _ = tch::no_grad(|| var.shallow_clone().erfinv_().g_mul_scalar_(STD * std::f64::consts::SQRT_2));
+    var
 }
 
 /// An affine map of the last dimension.
@@ -43,9 +64,15 @@ impl Linear {
     /// `in_dim` to `out_dim`, with bias.
     pub fn new(path: &nn::Path, in_dim: i64, out_dim: i64, init: Init) -> Self {
         Self {
-            weight: path.var("weight", &[out_dim, in_dim], init.weight(in_dim)),
+            weight: init.weight(path, &[out_dim, in_dim], in_dim),
             bias: path.var("bias", &[out_dim], init.bias(in_dim)),
         }
+    }
+
+    /// The same with its initial weights multiplied by `factor`.
+    pub(crate) fn scaled(self, factor: f64) -> Self {
+        let _ = tch::no_grad(|| self.weight.shallow_clone().g_mul_scalar_(factor));
+        self
     }
 
     /// `(…, in)` to `(…, out)`.
@@ -127,7 +154,7 @@ impl Conv1d {
         let fan_in = in_dim / groups * kernel;
         let size = [out_dim, in_dim / groups, kernel];
         Self {
-            weight: path.var("weight", &size, init.weight(fan_in)),
+            weight: init.weight(path, &size, fan_in),
             bias: path.var("bias", &[out_dim], init.bias(fan_in)),
             padding: kernel / 2,
             groups,
@@ -139,6 +166,40 @@ impl Conv1d {
         let len = x.size()[2];
         let y = x.conv1d(&self.weight, Some(&self.bias), 1, self.padding, 1, self.groups);
         if y.size()[2] > len { y.narrow(2, 0, len) } else { y }
+    }
+}
+
+/// A two-dimensional convolution over a grid of tokens that keeps its size.
+#[derive(Debug)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Tensor,
+    padding: i64,
+    groups: i64,
+}
+
+impl Conv2d {
+    /// With bias and a square kernel, padded as [`Conv1d::same`].
+    pub fn same(path: &nn::Path, shape: Conv1dShape, init: Init) -> Self {
+        let Conv1dShape { in_dim, out_dim, kernel, groups } = shape;
+        let fan_in = in_dim / groups * kernel * kernel;
+        let size = [out_dim, in_dim / groups, kernel, kernel];
+        Self {
+            weight: init.weight(path, &size, fan_in),
+            bias: path.var("bias", &[out_dim], init.bias(fan_in)),
+            padding: kernel / 2,
+            groups,
+        }
+    }
+
+    /// `(B, h, w, C_in)` to `(B, h, w, C_out)`. With channels last in memory, the layer norms around
+    /// it run along rows, and nothing is transposed.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (height, width) = (x.size()[1], x.size()[2]);
+        let (padding, groups) = ([self.padding; 2], self.groups);
+        let x = x.permute([0, 3, 1, 2]); // (B, C, h, w), a view
+        let y = x.conv2d(&self.weight, Some(&self.bias), [1, 1], padding, [1, 1], groups);
+        y.narrow(2, 0, height).narrow(3, 0, width).permute([0, 2, 3, 1]).contiguous()
     }
 }
 

@@ -17,6 +17,32 @@ pub enum NormPlacement {
     Pre,
 }
 
+/// How a transformer's weights start, and with them those of its decoder and mask token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightInit {
+    /// N(0, 0.02²), as fairseq's models; mask tokens U(0, 1).
+    #[default]
+    Bert,
+    /// N(0, 0.02²) cut at ±0.02, mask tokens too. The last map of both branches of block i (from 1)
+    /// is divided by √(2i), so that all branches together add about as much as one would.
+    Beit,
+}
+
+impl WeightInit {
+    /// Of linear maps.
+    pub fn linear(self) -> Init {
+        match self {
+            Self::Bert => Init::Bert,
+            Self::Beit => Init::Beit,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Sizes and regularisation of a [`Transformer`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +61,9 @@ pub struct TransformerConfig {
     pub norm_eps: f64,
     /// A layer norm between positions and the first block.
     pub input_norm: bool,
+    /// How weights start; absent: `bert`.
+    #[serde(default, skip_serializing_if = "WeightInit::is_default")]
+    pub init: WeightInit,
     /// Initial factor of each residual branch (LayerScale); absent: no factor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer_scale: Option<f64>,
@@ -103,6 +132,8 @@ pub struct Layer {
     pub out: Tensor,
 }
 
+/// Every map has a bias. BEiT's attention has none for keys: it would add the same to all scores of a
+/// query, which the softmax takes away again, so ours is without effect and its gradient is zero.
 #[derive(Debug)]
 struct Attention {
     qkv: Linear,
@@ -112,11 +143,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
-        let dim = config.dim;
+    /// The last map's weights start multiplied by `last`.
+    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
+        let (dim, init) = (config.dim, config.init.linear());
         Self {
-            qkv: Linear::new(&(path / "qkv"), dim, 3 * dim, Init::Bert),
-            proj: Linear::new(&(path / "proj"), dim, dim, Init::Bert),
+            qkv: Linear::new(&(path / "qkv"), dim, 3 * dim, init),
+            proj: Linear::new(&(path / "proj"), dim, dim, init).scaled(last),
             heads: config.heads,
             dropout: config.attention_dropout,
         }
@@ -153,10 +185,12 @@ struct Mlp {
 }
 
 impl Mlp {
-    fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
+    /// As [`Attention::new`].
+    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
+        let (dim, hidden, init) = (config.dim, config.mlp_dim(), config.init.linear());
         Self {
-            fc1: Linear::new(&(path / "fc1"), config.dim, config.mlp_dim(), Init::Bert),
-            fc2: Linear::new(&(path / "fc2"), config.mlp_dim(), config.dim, Init::Bert),
+            fc1: Linear::new(&(path / "fc1"), dim, hidden, init),
+            fc2: Linear::new(&(path / "fc2"), hidden, dim, init).scaled(last),
             dropout: config.activation_dropout,
         }
     }
@@ -180,17 +214,23 @@ struct Block {
 }
 
 impl Block {
-    fn new(path: &nn::Path, config: &TransformerConfig, drop_path: f64) -> Self {
+    /// Number `index` of the blocks, from 0.
+    fn new(path: &nn::Path, config: &TransformerConfig, index: usize) -> Self {
+        let deepest = config.depth.saturating_sub(1).max(1) as f64;
+        let last = match config.init {
+            WeightInit::Bert => 1.0,
+            WeightInit::Beit => (2.0 * (index + 1) as f64).powf(-0.5),
+        };
         let scale = |name: &str, v: f64| path.var(name, &[config.dim], nn::Init::Const(v));
         Self {
             norm1: LayerNorm::new(&(path / "norm1"), config.dim, config.norm_eps),
-            attn: Attention::new(&(path / "attn"), config),
+            attn: Attention::new(&(path / "attn"), config, last),
             norm2: LayerNorm::new(&(path / "norm2"), config.dim, config.norm_eps),
-            mlp: Mlp::new(&(path / "mlp"), config),
+            mlp: Mlp::new(&(path / "mlp"), config, last),
             scales: config.layer_scale.map(|v| (scale("scale1", v), scale("scale2", v))),
             placement: config.norm,
             dropout: config.dropout,
-            drop_path,
+            drop_path: config.drop_path * index as f64 / deepest,
         }
     }
 
@@ -236,13 +276,12 @@ impl Transformer {
     /// Creates the variables below `path`. `config` has been validated.
     pub fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
         let blocks = path / "blocks";
-        let last = config.depth.saturating_sub(1).max(1) as f64;
         Self {
             input_norm: config
                 .input_norm
                 .then(|| LayerNorm::new(&(path / "input_norm"), config.dim, config.norm_eps)),
             blocks: (0..config.depth)
-                .map(|i| Block::new(&(&blocks / i), config, config.drop_path * i as f64 / last))
+                .map(|i| Block::new(&(&blocks / i), config, i))
                 .collect(),
             input_dropout: config.input_dropout,
             layer_drop: config.layer_drop,
