@@ -22,6 +22,8 @@ pub enum ConvNorm {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WaveEncoderConfig {
+    /// Zero mean and unit variance over each whole recording, before it is cut and encoded.
+    pub normalize: bool,
     /// Channels, kernel width and stride of each convolution over the waveform.
     pub conv_layers: Vec<[i64; 3]>,
     /// Their normalisation.
@@ -221,9 +223,9 @@ impl FeatureEncoder for WaveEncoder {
         if self.positions.is_empty() { x } else { x + position }
     }
 
-    fn attention_bias(&self, num_tokens: i64, ids_keep: Option<&Tensor>) -> Option<Tensor> {
+    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Option<Tensor> {
         let (slopes, scale) = self.alibi.as_ref()?;
-        let every = Tensor::arange(num_tokens, (Kind::Int64, scale.device())).unsqueeze(0);
+        let every = Tensor::arange(tokens.num_tokens(), (Kind::Int64, scale.device())).unsqueeze(0);
         let at = ids_keep.unwrap_or(&every); // (1 or B, K)
         let distance = (at.unsqueeze(-1) - at.unsqueeze(-2)).abs().unsqueeze(1); // (1 or B, 1, K, K)
         let slope = (slopes * scale.clamp_min(0.0)).reshape([1, -1, 1, 1]); // (1, H, 1, 1)
@@ -263,6 +265,7 @@ mod tests {
         conv_layers.extend([[512, 3, 2]; 4]);
         conv_layers.extend([[512, 2, 2]; 2]);
         let config = WaveEncoderConfig {
+            normalize: true,
             conv_layers,
             conv_norm: ConvNorm::Layer,
             pos_layers: 5,
