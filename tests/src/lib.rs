@@ -1,4 +1,5 @@
 //! What several tests share: tiny models, and the reference's numbers under our names.
 
 pub mod reference;
+pub mod text;
 pub mod tiny;

@@ -1,0 +1,92 @@
+//! A tiny text model, and the reference's names for its variables.
+
+use data2vec_core::{
+    Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, RegressionLoss,
+};
+use data2vec_nlp::TokenEncoderConfig;
+use tch::Tensor;
+
+use crate::reference::Tensors;
+use crate::tiny;
+
+/// data2vec 2.0 for text at the sizes of `goldens/v2_text`, without dropout.
+pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
+    let speech = tiny::speech_v1();
+    let mut transformer = speech.transformer;
+    (transformer.depth, transformer.mlp_ratio, transformer.input_norm) = (3, 4.0, false);
+    Data2VecConfig {
+        model: ModelConfig {
+            masked_input: MaskedInput::Drop,
+            copies: 3,
+            noise_std: 0.01,
+            compat: vec![],
+        },
+        features: TokenEncoderConfig {
+            vocabulary: 64,
+            max_tokens: 32,
+            pad: 1,
+            mask: 63,
+            dropout: 0.0,
+            norm_eps: 1e-5,
+            early_positions: true,
+        },
+        transformer,
+        target: speech.target, // the last three blocks, instance norm
+        loss: RegressionLoss { beta: 0.0, scale: Some(1.0), cls: None },
+        decoder: DecoderConfig::Conv1d {
+            dim: 48,
+            kernel: 5,
+            groups: 1,
+            layers: 3,
+            residual: false,
+            projections: 2,
+            input_dropout: 0.0,
+        },
+        ema: EmaConfig { scope: EmaScope::Blocks, decay: 0.9, end_decay: 0.9, anneal_steps: 0 },
+    }
+}
+
+/// data2vec 1.0 for text: replaced tokens, positions after hiding, a small MLP as decoder.
+pub fn v1() -> Data2VecConfig<TokenEncoderConfig> {
+    let mut config = v2();
+    config.model = ModelConfig { masked_input: MaskedInput::Replace, copies: 1, ..config.model };
+    config.features.early_positions = false;
+    config.loss.beta = 4.0;
+    config.decoder = DecoderConfig::Mlp { layers: 2, norm_eps: None };
+    config
+}
+
+/// What data2vec 2.0's text model calls our variable `name`.
+pub fn v2_name(name: &str) -> Option<String> {
+    if let Some(block) = name.strip_prefix("encoder.transformer.") {
+        return Some(block.to_owned());
+    }
+    if let Some(rest) = name.strip_prefix("decoder.") {
+        let mut parts: Vec<String> = rest.split('.').map(str::to_owned).collect();
+        match parts[0].as_str() {
+            "blocks" => parts.insert(2, "0".into()),
+            // Between two linear maps stands a GELU, which has a number, too.
+            _ => parts[1] = (2 * parts[1].parse::<usize>().ok()?).to_string(),
+        }
+        return Some(format!("modality_encoders.TEXT.decoder.{}", parts.join(".")));
+    }
+    let theirs = match name.strip_prefix("encoder.features.")? {
+        "embed.words" => "embed_tokens.weight",
+        "positions.table" => "embed_positions.weight",
+        "positions.norm.weight" => "layernorm_embedding.weight",
+        "positions.norm.bias" => "layernorm_embedding.bias",
+        _ => return None,
+    };
+    Some(format!("modality_encoders.TEXT.local_encoder.{theirs}"))
+}
+
+/// Our variable `name` among tensors that carry the reference's names behind `prefix`.
+pub fn v2_tensor(tensors: &Tensors, prefix: &str, name: &str) -> Option<Tensor> {
+    let theirs = v2_name(name)?;
+    // The teacher's names are relative to what is averaged, the blocks.
+    let theirs = match prefix.contains("teacher") {
+        true => theirs.strip_prefix("blocks.")?.to_owned(),
+        false => theirs,
+    };
+    tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
+}
