@@ -1,1 +1,15 @@
-//! stub
+#![doc = include_str!("../README.md")]
+
+pub mod audio;
+mod corpus;
+mod dataset;
+mod encoder;
+mod feature;
+mod index;
+mod mask;
+mod resample;
+
+pub use dataset::{Batching, HeldOut, SpeechDataConfig, SpeechDataset};
+pub use encoder::SpeechEncoder;
+pub use feature::{ConvNorm, WaveEncoder, WaveEncoderConfig};
+pub use mask::{BlockMask, SpanMask, SpeechMaskConfig};
