@@ -58,7 +58,7 @@ pub fn verify(root: &Path, set: &DataSet) -> Result<()> {
         dir.display(),
         set.name
     );
-    println!("{}: {} files, {}, as they should be", set.name, found.files, human(found.bytes));
+    out!("{}: {} files, {}, as they should be", set.name, found.files, human(found.bytes));
     Ok(())
 }
 
@@ -83,7 +83,7 @@ fn fetch_into(dir: &Path, set: &DataSet, obtain: Obtain<'_>) -> Result<()> {
     }
     // Archives and unpacked files are there together for a while.
     disk::ensure_free(&partial, set.bytes * 2)?;
-    eprintln!("fetching {}, about {}, {}", set.name, human(set.bytes), set.licence);
+    tell!("fetching {}, about {}, {}", set.name, human(set.bytes), set.licence);
     let mut failures = Vec::new();
     for source in &set.source {
         match from_source(set, source, &partial, obtain) {
@@ -92,11 +92,11 @@ fn fetch_into(dir: &Path, set: &DataSet, obtain: Obtain<'_>) -> Result<()> {
                 fs::remove_dir_all(&partial)
                     .with_context(|| format!("cannot remove {}", partial.display()))?;
                 drop(lock);
-                eprintln!("{} is ready in {}", set.name, dir.display());
+                tell!("{} is ready in {}", set.name, dir.display());
                 return Ok(());
             }
             Err(error) => {
-                eprintln!("{}: {error:#}", source.name);
+                tell!("{}: {error:#}", source.name);
                 failures.push(format!("{}: {error:#}", source.name));
             }
         }
@@ -219,7 +219,7 @@ pub fn list(root: &Path, catalog: &Catalog) {
             .default_for
             .as_ref()
             .map_or(String::new(), |modality| format!(" (default for {modality})"));
-        println!(
+        out!(
             "{:<28} {:<7} {:>8}  {:<8} {}",
             set.name,
             set.modality,
@@ -227,9 +227,9 @@ pub fn list(root: &Path, catalog: &Catalog) {
             there,
             set.licence
         );
-        println!("    {}{default}", set.description);
+        out!("    {}{default}", set.description);
     }
-    println!("\nFetch one with `cargo xtask data NAME`; it lands in data/sets/NAME.");
+    out!("\nFetch one with `cargo xtask data NAME`; it lands in data/sets/NAME.");
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl Doctor {
             Mark::Hint => "-",
             Mark::Missing => "MISSING",
         };
-        println!("{mark:<8} {what:<20} {text}");
+        out!("{mark:<8} {what:<20} {text}");
     }
 
     fn program(&mut self, what: &str, program: &str, args: &[&str], advice: &str) {

@@ -94,18 +94,14 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     drop(lock);
     let installed = find(root, Some(&dir))?
         .with_context(|| format!("{} is not usable after installing", dir.display()))?;
-    eprintln!("LibTorch {VERSION} is ready in {}", dir.display());
+    tell!("LibTorch {VERSION} is ready in {}", dir.display());
     hint_at_cuda(&installed);
     Ok(installed)
 }
 
 fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
     if let Some(torch) = python_torch(root, cuda) {
-        eprintln!(
-            "{} becomes a link to the PyTorch {VERSION} in {}",
-            dir.display(),
-            torch.display()
-        );
+        tell!("{} becomes a link to the PyTorch {VERSION} in {}", dir.display(), torch.display());
         return folder::link(&torch, dir, partial);
     }
     if cuda {
@@ -116,22 +112,21 @@ fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
     }
-    eprintln!("installing LibTorch {VERSION} for the CPU in {}", dir.display());
+    tell!("installing LibTorch {VERSION} for the CPU in {}", dir.display());
     let parts = partial.join("parts");
     fs::create_dir_all(&parts).with_context(|| format!("cannot make {}", parts.display()))?;
     let platform = pins::platform()?;
-    match wheels::locate(platform) {
-        Ok(located) => wheels::install(platform, &located, &tree, &parts)?,
-        Err(error) => {
-            eprintln!("{error:#}");
-            let both = || {
-                format!(
-                    "neither pip nor the PyTorch project's site gave LibTorch: {}",
-                    python::PIP_HINT
-                )
-            };
-            official::install(&tree, &parts).with_context(both)?;
-        }
+    let located = wheels::locate(platform).map_err(|error| tell!("{error:#}"));
+    // Without the addresses, pip may still be able to download.
+    let installed =
+        wheels::install(platform, located.as_deref().unwrap_or_default(), &tree, &parts);
+    if let (Err(error), Err(())) = (&installed, &located) {
+        tell!("{error:#}");
+        let neither = "neither pip nor the PyTorch project's site gave LibTorch";
+        official::install(&tree, &parts)
+            .with_context(|| format!("{neither}: {}", python::PIP_HINT))?;
+    } else {
+        installed?;
     }
     folder::finish(&tree, dir, partial)
 }
@@ -153,7 +148,7 @@ fn install_cuda(root: &Path, dir: &Path, partial: &Path) -> Result<()> {
     crate::disk::ensure_free(root, 9_000_000_000)?;
     let venv = root.join(".venv");
     let requirement = format!("torch=={VERSION}");
-    eprintln!("installing {requirement} for CUDA in {}, some 2.5 GB to download", venv.display());
+    tell!("installing {requirement} for CUDA in {}, some 2.5 GB to download", venv.display());
     run(Command::new(python::PYTHON).args(["-m", "venv"]).arg(&venv), python::PIP_HINT)?;
     let python = venv.join("bin/python3");
     run(
@@ -195,7 +190,7 @@ fn users_libtorch(root: &Path) -> Option<PathBuf> {
 
 fn hint_at_cuda(libtorch: &LibTorch) {
     if !libtorch.has_cuda() && has_gpu() {
-        eprintln!(
+        tell!(
             "This machine has an NVIDIA GPU, but this LibTorch is for the CPU: `cargo xtask libtorch --cuda` gets the other one"
         );
     }

@@ -17,7 +17,7 @@ pub fn exclusive(path: &Path, what: &str) -> Result<File> {
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {
-            eprintln!("waiting for another command that prepares {what}")
+            tell!("waiting for another command that prepares {what}")
         }
         Err(TryLockError::Error(error)) => return Err(error).with_context(unlockable),
     }

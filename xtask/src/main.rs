@@ -1,10 +1,20 @@
 //! `cargo xtask`: sets up LibTorch and data, then trains and tests data2vec.
 
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line tool talks to its user"
-)]
+/// What was asked for, to standard output. Whoever reads it may stop reading.
+macro_rules! out {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+
+/// What is going on, to standard error.
+macro_rules! tell {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
 
 mod archive;
 mod check;
@@ -33,7 +43,14 @@ use crate::data::catalog::Catalog;
 use crate::train::Train;
 
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", about, version, max_term_width = 100)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about,
+    version,
+    max_term_width = 100,
+    after_help = "Start with `cargo xtask train speech`: it sets up all it needs and trains a tiny model."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -82,7 +99,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -93,7 +110,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Task::Libtorch { cuda, path } => {
             let libtorch = libtorch::ensure(&root, cuda, path.as_deref())?;
-            println!("{}", libtorch::describe(&libtorch));
+            out!("{}", libtorch::describe(&libtorch));
         }
         Task::Data { names, list, verify } => {
             let catalog = Catalog::read(&root)?;
@@ -104,7 +121,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 if verify {
                     data::verify(&root, catalog.find(&name)?)?;
                 } else {
-                    println!("{}", data::ensure(&root, &catalog, &name)?.display());
+                    out!("{}", data::ensure(&root, &catalog, &name)?.display());
                 }
             }
         }

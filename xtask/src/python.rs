@@ -11,7 +11,7 @@ pub const PYTHON: &str = "python3";
 
 /// Said whenever pip cannot be run.
 pub const PIP_HINT: &str =
-    "install Python with pip, on Debian: apt-get install python3-pip python3-venv";
+    "install Python 3 and pip 22.2 or newer, on Debian: apt-get install python3-pip python3-venv";
 
 /// A PyTorch that an interpreter can import.
 #[derive(Clone, Debug, Deserialize)]
@@ -60,6 +60,7 @@ fn pinned_flags(tags: &[&str]) -> Vec<String> {
     let mut flags: Vec<String> = [
         "--no-deps",
         "--only-binary=:all:",
+        "--ignore-requires-python",
         "--python-version",
         "3.11",
         "--implementation",

@@ -75,7 +75,7 @@ pub fn with_libtorch<'c>(command: &'c mut Command, libtorch: &LibTorch) -> &'c m
 /// Runs a command to its end, its output seen, and fails unless it succeeds.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
-    eprintln!("$ {line}");
+    tell!("$ {line}");
     let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
     if !status.success() {
         bail!("`{line}` failed, see above");
@@ -86,7 +86,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Becomes the command, so that signals reach it and its exit code is ours. Elsewhere than on Unix, waits for it.
 pub fn become_command(command: &mut Command) -> Result<ExitCode> {
     let line = line(command);
-    eprintln!("$ {line}");
+    tell!("$ {line}");
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;

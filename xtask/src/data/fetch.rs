@@ -105,7 +105,7 @@ fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
     if Command::new("apt-get").arg("--version").output().is_err() {
         return Err(known);
     }
-    eprintln!("{package}: {known:#}; trying again with new package lists");
+    tell!("{package}: {known:#}; trying again with new package lists");
     fs::create_dir_all(lists.join("partial"))?;
     let cache = dir.join("cache");
     fs::create_dir_all(cache.join("archives/partial"))?;

@@ -51,7 +51,7 @@ pub fn state(dir: &Path) -> Result<State> {
 pub fn ensure_replaceable(dir: &Path) -> Result<()> {
     match state(dir)? {
         State::Absent => {}
-        State::Ours(why) => eprintln!("{} is replaced: {why}", dir.display()),
+        State::Ours(why) => tell!("{} is replaced: {why}", dir.display()),
         State::Good(_) if dir.is_symlink() || dir.join(MARKER).exists() => {}
         State::Good(_) => {
             bail!("{} was not installed by this command: move it away first", dir.display())

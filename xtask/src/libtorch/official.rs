@@ -26,7 +26,7 @@ fn address() -> Result<String> {
 pub fn install(tree: &Path, parts: &Path) -> Result<()> {
     let url = address()?;
     let file = parts.join(format!("official-{VERSION}.zip"));
-    eprintln!("downloading {url}");
+    tell!("downloading {url}");
     let bar = progress::bytes("downloading", 0);
     Client::new(&[]).download(&url, &file, None, &mut |have, total| {
         bar.set_length(total.unwrap_or(have));

@@ -40,14 +40,14 @@ pub fn install(
     for pin in platform.wheels {
         let package = pin.requirement.split('=').next().unwrap_or_default();
         let wheel = located.iter().find(|wheel| wheel.name == package);
-        let wheel =
-            wheel.with_context(|| format!("pip's report does not tell where {package} is"))?;
-        let same = wheel.sha256.as_deref().is_none_or(|sha256| sha256 == pin.sha256);
+        let other =
+            wheel.and_then(|wheel| wheel.sha256.as_ref()).filter(|sha256| *sha256 != pin.sha256);
         ensure!(
-            same,
+            other.is_none(),
             "pip offers another {package} than the one pinned: is the index a mirror that rebuilds packages?"
         );
-        wheels.push(Wheel::open(pin, &wheel.url, &client, platform.tags, parts)?);
+        let url = wheel.map(|wheel| wheel.url.as_str());
+        wheels.push(Wheel::open(pin, url, &client, platform.tags, parts)?);
     }
     fetch(&wheels, &client)?;
     let bytes =
@@ -86,39 +86,46 @@ enum Place {
 }
 
 impl Wheel {
-    fn open(pin: &Pin, url: &str, client: &Client, tags: &[&str], parts: &Path) -> Result<Self> {
+    fn open(
+        pin: &Pin,
+        url: Option<&str>,
+        client: &Client,
+        tags: &[&str],
+        parts: &Path,
+    ) -> Result<Self> {
         let requirement = pin.requirement();
         let whole = parts.join(format!("{}-whole", &pin.sha256[..16]));
-        if !whole.exists() && url.starts_with("http") {
-            let opened = RemoteFile::open(client, url).and_then(|mut remote| {
-                let members = choose(pin, &mut remote)?;
-                let run = |run: Range<u64>| {
-                    (run.clone(), parts.join(format!("{}-{}", &pin.record[..16], run.start)))
-                };
-                let runs = runs(&members).into_iter().map(run).collect();
-                Ok((members, Place::Remote { url: url.to_owned(), runs }))
-            });
-            match opened {
-                Ok((members, place)) => return Ok(Self { requirement, members, place }),
-                Err(error) => eprintln!(
-                    "cannot read parts of {requirement} ({error:#}): pip downloads all of it"
-                ),
+        let is_right = |file: &Path| hash::sha256_file(file).is_ok_and(|hash| hash == pin.sha256);
+        let earlier = python::only_file(&whole).ok().filter(|file| is_right(file));
+        if let (None, Some(url)) = (&earlier, url.filter(|url| url.starts_with("http"))) {
+            match Self::open_remote(pin, url, client, parts) {
+                Ok(wheel) => return Ok(wheel),
+                Err(error) => {
+                    tell!("cannot read parts of {requirement} ({error:#}): pip downloads all of it")
+                }
             }
         }
-        let file = if whole.exists() { python::only_file(&whole).ok() } else { None };
-        let file = match file {
-            Some(file) if hash::sha256_file(&file)? == pin.sha256 => file,
-            _ => {
+        let file = match earlier {
+            Some(file) => file,
+            None => {
                 let _ = fs::remove_dir_all(&whole);
                 python::download(&requirement, tags, &whole)?
             }
         };
         ensure!(
-            hash::sha256_file(&file)? == pin.sha256,
+            is_right(&file),
             "{requirement} came damaged, its sha256 is wrong: run the command again"
         );
         let members = choose(pin, &mut LocalFile::open(&file)?)?;
         Ok(Self { requirement, members, place: Place::Local(file) })
+    }
+
+    fn open_remote(pin: &Pin, url: &str, client: &Client, parts: &Path) -> Result<Self> {
+        let members = choose(pin, &mut RemoteFile::open(client, url)?)?;
+        let file = |start: u64| parts.join(format!("{}-{start}", &pin.record[..16]));
+        let runs = runs(&members).into_iter().map(|run| (run.clone(), file(run.start))).collect();
+        let place = Place::Remote { url: url.to_owned(), runs };
+        Ok(Self { requirement: pin.requirement(), members, place })
     }
 
     fn unpack(&self, tree: &Path, bar: &ProgressBar) -> Result<()> {
@@ -190,15 +197,18 @@ fn fetch(wheels: &[Wheel], client: &Client) -> Result<()> {
     });
     let all: Vec<_> =
         remote.flat_map(|(url, runs)| runs.iter().map(move |run| (url, run))).collect();
-    let total = all.iter().map(|(_, (run, _))| run.end - run.start).sum();
+    let total: u64 = all.iter().map(|(_, (run, _))| run.end - run.start).sum();
     let there: u64 =
         all.iter().filter_map(|(_, (_, path))| Some(fs::metadata(path).ok()?.len())).sum();
+    if total == 0 {
+        return Ok(());
+    }
     let rest = if there > 0 {
         format!(", {} of it are there already", progress::human(there))
     } else {
         String::new()
     };
-    eprintln!("downloading {}{rest}", progress::human(total));
+    tell!("downloading {}{rest}", progress::human(total));
     let bar = progress::bytes("downloading", total);
     bar.set_position(there);
     bar.reset_eta();

@@ -94,7 +94,7 @@ fn install(record: &str, manner: Manner, dir: &Path) -> Result<()> {
     fs::create_dir_all(&parts)?;
     let server = serve(wheel(record).leak(), manner);
     let client = Client::impatient();
-    let wheel = Wheel::open(&pin(record), &server.url, &client, &[], &parts)?;
+    let wheel = Wheel::open(&pin(record), Some(&server.url), &client, &[], &parts)?;
     let Place::Remote { runs, .. } = &wheel.place else { bail!("not read by ranges") };
     fs::write(&runs[0].1, "PK")?;
     fetch(std::slice::from_ref(&wheel), &client)?;
