@@ -95,10 +95,10 @@ fn fetch_into(dir: &Path, set: &DataSet, obtain: Obtain<'_>) -> Result<()> {
                 tell!("{} is ready in {}", set.name, dir.display());
                 return Ok(());
             }
-            Err(error) => {
-                tell!("{}: {error:#}", source.name);
-                failures.push(format!("{}: {error:#}", source.name));
-            }
+            Err(error) => failures.push(format!("{}: {error:#}", source.name)),
+        }
+        if failures.len() < set.source.len() {
+            tell!("{}; trying the next source", failures.last().map_or("", String::as_str));
         }
     }
     Err(anyhow!("no source had it ({})", failures.join("; ")))

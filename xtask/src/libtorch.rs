@@ -86,9 +86,12 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     if let Some(found) = find(root, Some(&dir))?.filter(|found| !cuda || found.has_cuda()) {
         return Ok(found);
     }
-    folder::ensure_replaceable(&dir)?;
     // Keeps the unfinished folder out of version control wherever it is.
     fs::write(partial.join(".gitignore"), "*\n")?;
+    if let Err(error) = folder::ensure_replaceable(&dir) {
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
     install(root, cuda, &dir, &partial)?;
     fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     drop(lock);
