@@ -16,7 +16,6 @@ mod signals;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// Pretrain data2vec on your own data, and use what was pretrained.

@@ -49,7 +49,7 @@ pub struct Examples<D> {
     /// To train on.
     pub train: D,
     /// Never trained on.
-    pub held_out: D,
+    pub held_out: Option<D>,
     /// What was found, in one line.
     pub summary: String,
     /// Unusable ones, each with its reason.
@@ -95,17 +95,22 @@ impl Modality for Speech {
         seed: u64,
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>> {
-        let all = SpeechDataset::open(path, data, Some(cache))?;
-        let (train, held_out) = all.split(HeldOut::Share(held_out), seed)?;
-        let summary = format!(
-            "{} recordings, {:.1} min, to train on; {}, {:.1} min, held out; {} too short",
-            train.len(),
-            train.seconds() / 60.0,
-            held_out.len(),
-            held_out.seconds() / 60.0,
-            all.too_short(),
-        );
+        let all = SpeechDataset::open(path, data, Some(cache))?.normalized(features.normalize);
         let skipped = all.skipped().iter().map(|(_, reason)| reason.clone()).collect();
+        let too_short = all.too_short();
+        let (train, held_out) = match held_out {
+            0.0 => (all, None),
+            share => {
+                let (train, held_out) = all.split(HeldOut::Share(share), seed)?;
+                (train, Some(held_out))
+            }
+        };
+        let amount = |d: &SpeechDataset| format!("{}, {:.1} min", d.len(), d.seconds() / 60.0);
+        let summary = format!(
+            "recordings to train on: {}; held out: {}; too short: {too_short}",
+            amount(&train),
+            held_out.as_ref().map_or("none".into(), amount),
+        );
         Ok(Examples { train, held_out, summary, skipped })
     }
 }

@@ -57,7 +57,7 @@ pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCo
         saved: None,
         checkpoints,
         metrics: None,
-        held_out: held_out_batches::<M>(&examples.held_out, &recipe)?,
+        held_out: held_out_batches::<M>(examples.held_out.as_ref(), &recipe)?,
         last: None,
         folder,
         recipe,
@@ -96,7 +96,7 @@ fn open<M: Modality>(
             train.max_bad_examples
         );
     }
-    if examples.held_out.is_empty() {
+    if examples.held_out.is_none() {
         note("nothing is held out: no evaluation, and no `explained`");
     }
     Ok(examples)
@@ -115,10 +115,11 @@ fn loader_config<M: Modality>(recipe: &Recipe<M>) -> LoaderConfig {
 }
 
 /// The batches of all evaluations: the same examples, cut the same way.
-fn held_out_batches<M: Modality>(held_out: &M::Dataset, recipe: &Recipe<M>) -> Result<Vec<Batch>> {
-    if held_out.is_empty() {
-        return Ok(Vec::new());
-    }
+fn held_out_batches<M: Modality>(
+    held_out: Option<&M::Dataset>,
+    recipe: &Recipe<M>,
+) -> Result<Vec<Batch>> {
+    let Some(held_out) = held_out else { return Ok(Vec::new()) };
     let config = loader_config(recipe);
     let plan = Plan::new(held_out, config.budget, usize::MAX, config.tolerance)?;
     let epoch = plan.epoch(recipe.seed, 0);

@@ -30,8 +30,6 @@ pub struct SpeechDataConfig {
     pub min_seconds: f64,
     /// Of longer ones, a piece of this length is used, another one each time.
     pub max_seconds: f64,
-    /// Zero mean and unit variance over each whole recording, before it is cut.
-    pub normalize: bool,
     /// How recordings of different lengths share a batch.
     pub batching: Batching,
 }
@@ -91,6 +89,7 @@ pub struct SpeechDataset {
     /// Which recordings of the corpus.
     chosen: Arc<[u32]>,
     config: SpeechDataConfig,
+    normalize: bool,
 }
 
 #[derive(Debug)]
@@ -166,7 +165,15 @@ impl SpeechDataset {
             corpus: Arc::new(Corpus { root, recordings, from_manifest, too_short, skipped }),
             chosen: (0..count).collect(),
             config: config.clone(),
+            normalize: false,
         })
+    }
+
+    /// The same recordings with zero mean and unit variance each, over the whole of it before it is
+    /// cut: what an encoder whose settings say `normalize` was trained on.
+    #[must_use]
+    pub fn normalized(self, normalize: bool) -> Self {
+        Self { normalize, ..self }
     }
 
     /// The rest, and what is held out for validation: the same for the same paths and seed.
@@ -257,7 +264,7 @@ impl SpeechDataset {
             let least = self.config.min_seconds;
             return Err(Error::file(path, format!("{seconds:.2} s, min_seconds is {least}")));
         }
-        if self.config.normalize {
+        if self.normalize {
             audio::normalize(&mut wave);
         }
         Ok(wave)

@@ -13,7 +13,7 @@ mod support;
 use support::{fixture, noise, wav};
 
 fn config(batching: Batching) -> SpeechDataConfig {
-    SpeechDataConfig { min_seconds: 0.1, max_seconds: 1.0, normalize: false, batching }
+    SpeechDataConfig { min_seconds: 0.1, max_seconds: 1.0, batching }
 }
 
 fn put(folder: &Path, name: &str, samples: usize) {
@@ -205,8 +205,8 @@ fn long_recordings_are_normalized_whole_and_then_cut() {
     let mut samples = noise(1, 40_000);
     samples[20_000..].iter_mut().for_each(|sample| *sample /= 16);
     fs::write(folder.path().join("a.wav"), wav(16_000, 1, &samples)).unwrap();
-    let config = SpeechDataConfig { normalize: true, ..config(Batching::Crop) };
-    let data = SpeechDataset::open(folder.path(), &config, None).unwrap();
+    let config = config(Batching::Crop);
+    let data = SpeechDataset::open(folder.path(), &config, None).unwrap().normalized(true);
     let whole = data.read(0).unwrap();
     let mut rng = rng();
     let mut starts = Vec::new();
