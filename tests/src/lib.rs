@@ -3,3 +3,4 @@
 pub mod reference;
 pub mod text;
 pub mod tiny;
+pub mod vision;

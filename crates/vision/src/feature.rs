@@ -1,9 +1,7 @@
 //! Images to one vector a patch, and the positions of these vectors.
 
 use data2vec_core::nn::{Init, Linear, cut_normal};
-use data2vec_core::{
-    Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, WeightInit,
-};
+use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, WeightInit};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
@@ -55,7 +53,10 @@ pub struct PatchEncoder {
 #[derive(Debug)]
 enum Position {
     /// `(T, D)` for the configured grid.
-    SinCos { grid: [i64; 2], table: Tensor },
+    SinCos {
+        grid: [i64; 2],
+        table: Tensor,
+    },
     Relative(RelativeBias),
 }
 
