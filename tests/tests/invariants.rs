@@ -1,0 +1,233 @@
+//! What must hold whatever the weights: ARCHITECTURE.md, invariants 4 to 7 and 10.
+
+use data2vec_core::checkpoint::read_tensors;
+use data2vec_core::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
+use data2vec_core::random::{Purpose, stream};
+use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Tokens};
+use data2vec_speech::{SpeechEncoder, WaveEncoder, WaveEncoderConfig};
+use data2vec_tests::tiny::{self, FixedMask, difference};
+use ndarray::Array2;
+use tch::{Device, Kind, Tensor};
+
+/// Samples that give `frames` tokens with the tiny convolutions: hop 40, receptive field 60.
+fn samples(frames: i64) -> i64 {
+    60 + 40 * (frames - 1)
+}
+
+fn wave(rows: i64, frames: i64) -> Tensor {
+    tch::manual_seed(3);
+    Tensor::randn([rows, samples(frames)], (Kind::Float, Device::Cpu))
+}
+
+/// Rows of `len` tokens of which those named are hidden.
+fn mask(len: usize, rows: &[&[usize]]) -> Mask {
+    let hidden = Array2::from_shape_fn((rows.len(), len), |(row, t)| rows[row].contains(&t));
+    Mask::new(hidden).expect("something hidden")
+}
+
+fn both() -> [(&'static str, Data2VecConfig<WaveEncoderConfig>); 2] {
+    let mut v2 = tiny::speech_v2();
+    v2.model.copies = 1;
+    [("1.0", tiny::speech_v1()), ("2.0", v2)]
+}
+
+/// A model whose teacher differs from its student.
+fn model(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<WaveEncoder> {
+    let model = tiny::model(config, FixedMask(mask.clone()));
+    tch::no_grad(|| {
+        for (_, mut tensor) in model.teacher().variables() {
+            let _ = tensor.g_add_(&(tensor.randn_like() * 0.02));
+        }
+    });
+    model
+}
+
+#[test]
+fn targets_do_not_depend_on_the_mask() {
+    let (a, b) = (mask(20, &[&[2, 3, 4, 9], &[1, 9]]), mask(20, &[&[2, 7, 8, 9, 15], &[9, 12]]));
+    let shared = [(0, 2), (0, 9), (1, 9)];
+    let row_of = |mask: &Mask, (row, token): (usize, usize)| {
+        let before = mask.hidden().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
+        before as i64
+    };
+    for (name, config) in both() {
+        let batch = Batch::new(wave(2, 20)).expect("a batch");
+        let targets = [&a, &b].map(|mask| {
+            let model = model_with_seed(config.clone(), mask);
+            model.forward(&batch, &mut stream(1, Purpose::Step, &[0]), true).expect("a pass").target
+        });
+        for at in shared {
+            let [x, y] = [(&targets[0], &a), (&targets[1], &b)].map(|(t, m)| t.get(row_of(m, at)));
+            assert_eq!(difference(&x, &y), 0.0, "{name} at {at:?}");
+        }
+    }
+}
+
+/// The same weights, teacher included, for every mask.
+fn model_with_seed(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<WaveEncoder> {
+    let model = tiny::model(config, FixedMask(mask.clone()));
+    tch::no_grad(|| {
+        for (_, mut tensor) in model.teacher().variables() {
+            let _ = tensor.g_mul_scalar_(1.1);
+        }
+    });
+    model
+}
+
+#[test]
+fn hidden_content_cannot_reach_the_student() {
+    let mask = mask(20, &[&[5, 6, 7, 8, 9]]);
+    for (name, config) in both() {
+        let model = model(config, &mask);
+        let noise = Tensor::zeros([1, 20, 48], (Kind::Float, Device::Cpu));
+        let before = wave(1, 20);
+        // Samples that only hidden tokens see: token t sees 40·t to 40·t + 59.
+        let (from, to) = (4 * 40 + 60, 10 * 40);
+        let after = before.copy();
+        let _ = after.narrow(1, from, to - from).fill_(3.0);
+        let predict = |samples: &Tensor| {
+            let tokens =
+                model.student().embed(&Batch::new(samples.copy()).expect("a batch"), false);
+            let tokens = tokens.expect("long enough");
+            let target = tokens.x.zeros_like();
+            let seen = model.regress(&tokens, &mask, &target, Some(&noise), None).prediction;
+            (seen, tokens.x)
+        };
+        let ((a, tokens), (b, changed)) = (predict(&before), predict(&after));
+        assert_eq!(difference(&a, &b), 0.0, "{name}");
+        // It was the hidden tokens that changed.
+        assert!(difference(&tokens.narrow(1, 5, 5), &changed.narrow(1, 5, 5)) > 0.1);
+    }
+}
+
+#[test]
+fn dropping_a_token_is_the_same_as_its_being_padding() {
+    // `Replace` and `Drop` share everything but how hidden tokens leave: with the last token hidden,
+    // the visible ones' features are those of a sequence that ends before it.
+    let config = tiny::speech_v2();
+    let model = tiny::model(config, FixedMask(mask(12, &[&[11], &[11]])));
+    let tokens = Tensor::randn([2, 12, 48], (Kind::Float, Device::Cpu));
+    let _ = tokens.narrow(1, 11, 1).fill_(0.0);
+    let whole = Tokens::new(tokens.copy(), None);
+    let visible = mask(12, &[&[11], &[11]]).visible(whole.lengths(), Device::Cpu);
+    let dropped = model.student().contextualize(&whole, Some(&visible), None).x; // (2, 11, 48)
+    let padded = Tokens::new(tokens, Some(vec![11, 11]));
+    let kept = model.student().contextualize(&padded, None, None).x; // (2, 12, 48)
+    assert!(difference(&dropped, &kept.narrow(1, 0, 11)) < 1e-5);
+}
+
+#[test]
+fn a_longer_padding_changes_nothing() {
+    let lengths = [samples(20), samples(13)];
+    let mask_of = |len| mask(len, &[&[2, 3, 4, 10, 19], &[1, 5, 6, 12]]);
+    let noise = Tensor::randn([2, 30, 48], (Kind::Float, Device::Cpu));
+    for (name, mut config) in both() {
+        for norm in [data2vec_speech::ConvNorm::Layer, data2vec_speech::ConvNorm::Group] {
+            config.features.conv_norm = norm;
+            let model = model(config.clone(), &mask_of(20));
+            let source = wave(2, 20);
+            let results = [20, 30].map(|frames| {
+                let inputs = Tensor::full([2, samples(frames)], 7.0, (Kind::Float, Device::Cpu));
+                for (row, &len) in lengths.iter().enumerate() {
+                    let row = row as i64;
+                    inputs.get(row).narrow(0, 0, len).copy_(&source.get(row).narrow(0, 0, len));
+                }
+                let batch = Batch::padded(inputs, lengths.to_vec()).expect("a batch");
+                let tokens = model.student().embed(&batch, false).expect("long enough");
+                let target = model.target(&batch, &tokens).expect("long enough");
+                let noise = noise.narrow(1, 0, frames);
+                let o = model.regress(&tokens, &mask_of(frames as usize), &target, Some(&noise), None);
+                let hidden = model.student().forward(&batch).expect("long enough");
+                let rows = [hidden.x.get(0).narrow(0, 0, 20), hidden.x.get(1).narrow(0, 0, 13)];
+                (o.loss, o.prediction, o.target, Tensor::cat(&rows, 0))
+            });
+            let [a, b] = &results;
+            for (what, x, y) in
+                [("prediction", &a.1, &b.1), ("target", &a.2, &b.2), ("features", &a.3, &b.3)]
+            {
+                let off = difference(x, y);
+                assert!(off < 2e-5, "{name} {norm:?}: {what} off by {off}");
+            }
+            let (x, y) = (a.0.double_value(&[]), b.0.double_value(&[]));
+            assert!((x / y - 1.0).abs() < 1e-5, "{name} {norm:?}: loss {x} and {y}");
+        }
+    }
+}
+
+#[test]
+fn a_row_in_a_padded_batch_is_as_alone() {
+    for (name, config) in both() {
+        let model = model(config, &mask(20, &[&[1]]));
+        let source = wave(2, 20);
+        let lengths = vec![samples(20), samples(9) + 17]; // the surplus gives no token
+        let batch = Batch::padded(source.copy(), lengths.clone()).expect("a batch");
+        let together = model.student().forward(&batch).expect("long enough");
+        assert_eq!(together.lengths, [20, 9]);
+        let alone = source.narrow(0, 1, 1).narrow(1, 0, lengths[1]);
+        let alone = model.student().forward(&Batch::new(alone).expect("a batch"));
+        let alone = alone.expect("long enough").x.squeeze_dim(0);
+        assert!(difference(&together.x.get(1).narrow(0, 0, 9), &alone) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn an_exported_encoder_is_the_student_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
+    model.export(dir.path()).expect("space");
+    let tensors = read_tensors(&dir.path().join(ENCODER_WEIGHTS)).expect("a whole file");
+    assert!(tensors.keys().all(|name| name.starts_with("encoder.")), "{:?}", tensors.keys());
+    let student = model.vars().variables();
+    let expected = student.keys().filter(|name| name.starts_with("encoder.")).count();
+    assert_eq!(tensors.len(), expected);
+
+    let batch = Batch::new(wave(1, 20)).expect("a batch");
+    let (encoder, config) =
+        Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder");
+    assert_eq!(config.features, model.config().features);
+    let [a, b] = [&encoder, model.student()].map(|e| e.forward(&batch).expect("long enough").x);
+    assert_eq!(difference(&a, &b), 0.0);
+
+    // The same through the speech crate, from plain samples.
+    let samples = Vec::<f32>::try_from(batch.inputs.flatten(0, 1)).expect("floats");
+    let speech = SpeechEncoder::load(dir.path(), Device::Cpu).expect("an encoder");
+    let features = speech.features(&samples).expect("long enough");
+    assert_eq!(features.dim(), (20, 48));
+    assert!((f64::from(features[[7, 5]]) - a.double_value(&[0, 7, 5])).abs() < 1e-6);
+}
+
+#[test]
+fn a_broken_export_is_an_error_that_names_the_file() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
+    model.export(dir.path()).expect("space");
+    let weights = dir.path().join(ENCODER_WEIGHTS);
+    let config = dir.path().join(ENCODER_CONFIG);
+    let load = || {
+        let error = SpeechEncoder::load(dir.path(), Device::Cpu).map(|_| ()).unwrap_err();
+        error.to_string()
+    };
+    let bytes = std::fs::read(&weights).expect("a file");
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("space");
+    assert!(load().contains("encoder.safetensors"), "{}", load());
+    std::fs::write(&weights, &bytes).expect("space");
+    let text = std::fs::read_to_string(&config).expect("text");
+    std::fs::write(&config, text.replace("dim = 48", "dim = 44")).expect("space");
+    assert!(load().contains("has shape"), "{}", load());
+    std::fs::write(&config, text.replace("\"wave\"", "\"patch\"")).expect("space");
+    assert!(load().contains("not a `wave` one"), "{}", load());
+    std::fs::remove_file(&config).expect("a file");
+    assert!(load().contains("encoder.toml"), "{}", load());
+}
+
+#[test]
+fn batches_that_do_not_fit_are_errors() {
+    let model = tiny::model(tiny::speech_v1(), FixedMask(mask(20, &[&[1]])));
+    let short = Batch::new(wave(1, 20).narrow(1, 0, 64)).expect("a batch");
+    assert!(model.student().forward(&short).unwrap_err().to_string().contains("65"));
+    let image = Batch::new(Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu)));
+    assert!(model.student().forward(&image.expect("a batch")).is_err());
+    assert!(Batch::new(Tensor::zeros([2, 0], (Kind::Float, Device::Cpu))).is_err());
+    assert!(Batch::padded(wave(2, 4), vec![5]).is_err());
+    assert!(Batch::padded(wave(1, 4), vec![1_000]).is_err());
+}

@@ -1,0 +1,233 @@
+//! Steps, accumulation, resuming: ARCHITECTURE.md, invariants 8, 9 and 11.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use data2vec_core::{Batch, Checkpoints, Data2VecConfig, Position, TrainState};
+use data2vec_speech::{BlockMask, SpeechMaskConfig, WaveEncoder, WaveEncoderConfig};
+use data2vec_tests::tiny::{self, difference};
+use tch::{Device, Kind, Tensor};
+
+/// LibTorch has one generator for the whole process: tests that draw from it take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn masking() -> SpeechMaskConfig {
+    SpeechMaskConfig::Blocks(BlockMask { probability: 0.5, length: 5, adjust: 0.05 })
+}
+
+fn state(config: Data2VecConfig<WaveEncoderConfig>) -> TrainState<WaveEncoder> {
+    tiny::state(tiny::model(config, masking()), &tiny::adamw())
+}
+
+/// Batch `number` of a stream that never changes.
+fn batch(number: u64, rows: i64) -> Batch {
+    let at = Tensor::arange(rows * 900, (Kind::Float, Device::Cpu)).reshape([rows, 900]);
+    let wave = (&at * (0.05 + 0.01 * number as f64)).sin() + (at * 0.7).cos() * 0.3;
+    Batch::new(wave).expect("a batch")
+}
+
+type Tensors = HashMap<String, Tensor>;
+
+/// Everything that a checkpoint holds.
+fn everything(state: &TrainState<WaveEncoder>) -> Vec<(String, Tensor)> {
+    let parts: [(&str, Tensors); 3] = [
+        ("student", state.model.vars().variables()),
+        ("teacher", state.model.teacher().variables()),
+        ("optimizer", state.optimizer.state()),
+    ];
+    let named = parts.into_iter().flat_map(|(part, tensors)| {
+        tensors.into_iter().map(move |(name, tensor)| (format!("{part} {name}"), tensor.copy()))
+    });
+    let mut all: Vec<_> = named.collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+#[track_caller]
+fn assert_same(a: &TrainState<WaveEncoder>, b: &TrainState<WaveEncoder>) {
+    assert_eq!(a.step, b.step);
+    let (a, b) = (everything(a), everything(b));
+    assert_eq!(a.len(), b.len());
+    for ((name, x), (_, y)) in a.iter().zip(&b) {
+        assert!(x.equal(y), "{name} differs by {}", difference(x, y));
+    }
+}
+
+#[test]
+fn resuming_changes_no_bit() {
+    let _turn = GENERATOR.lock();
+    let dir = tempfile::tempdir().expect("a folder");
+    for (name, config) in [("1.0", tiny::speech_v1()), ("2.0", tiny::speech_v2())] {
+        let config = tiny::with_dropout(config);
+        let mut straight = state(config.clone());
+        // Two micro-batches a step.
+        let step = |s: &mut TrainState<WaveEncoder>| {
+            let n = 2 * s.step;
+            s.step(&[batch(n, 2), batch(n + 1, 2)]).expect("a step")
+        };
+        let reports: Vec<_> = (0..6).map(|_| step(&mut straight)).collect();
+
+        let checkpoints = Checkpoints::new(dir.path().join(name), 2).expect("a folder");
+        let mut first = state(config.clone());
+        for expected in &reports[..3] {
+            assert_eq!(step(&mut first), *expected, "{name}: a step repeats");
+        }
+        let position = Position { step: 3, next_batch: 6 };
+        checkpoints.save(position, |dir| first.save(dir)).expect("space");
+        let teacher: Vec<_> = everything(&first);
+        drop(first);
+        tch::manual_seed(99); // whatever happened meanwhile
+
+        let (found, path) = checkpoints.newest().expect("a folder").good.expect("a checkpoint");
+        assert_eq!(found, position);
+        let mut second = state(config);
+        second.load(&path, found.step).expect("a whole checkpoint");
+        for ((name, x), (_, y)) in everything(&second).iter().zip(&teacher) {
+            assert!(x.equal(y), "loading moved {name}");
+        }
+        for expected in &reports[3..] {
+            assert_eq!(step(&mut second), *expected, "{name}: a step after resuming");
+        }
+        assert_same(&straight, &second);
+    }
+}
+
+#[test]
+fn micro_batches_add_up_to_one_large_batch() {
+    let _turn = GENERATOR.lock();
+    // A fixed mask for each row, so that splitting the batch splits the masks with it.
+    #[derive(Debug)]
+    struct EveryThird;
+    impl data2vec_core::MaskStrategy for EveryThird {
+        fn sample(
+            &self, lengths: &[i64], len: i64, _: &mut rand::rngs::StdRng,
+        ) -> data2vec_core::Result<data2vec_core::Mask> {
+            let size = (lengths.len(), len as usize);
+            data2vec_core::Mask::new(ndarray::Array2::from_shape_fn(size, |(_, t)| t % 3 == 1))
+        }
+    }
+    let new = || {
+        let model = tiny::model(tiny::speech_v1(), EveryThird);
+        tiny::state(model, &tiny::adamw())
+    };
+    let (mut one, mut four) = (new(), new());
+    for _ in 0..3 {
+        let large = batch(1, 8).inputs;
+        let parts: Vec<Batch> = (0..4)
+            .map(|i| Batch::new(large.narrow(0, 2 * i, 2).copy()).expect("a batch"))
+            .collect();
+        let a = one.step(&[Batch::new(large.copy()).expect("a batch")]).expect("a step");
+        let b = four.step(&parts).expect("a step");
+        assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "{} and {}", a.loss, b.loss);
+        assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 1e-4);
+        assert!((a.target_var - b.target_var).abs() < 1e-5);
+    }
+    // One EMA step an optimizer step: the teachers agree too.
+    for ((name, x), (_, y)) in everything(&one).iter().zip(&everything(&four)) {
+        // Adam's first steps are sign-like: where a gradient is all rounding, so is the step.
+        let gate = if name.contains("attn.qkv.bias") { 5e-3 } else { 2e-4 };
+        assert!(difference(x, y) < gate, "{name}: {}", difference(x, y));
+    }
+}
+
+#[test]
+fn the_teacher_moves_by_the_decay_alone() {
+    let _turn = GENERATOR.lock();
+    let mut s = state(tiny::speech_v2());
+    let teacher: Tensors =
+        s.model.teacher().variables().into_iter().map(|(n, t)| (n, t.copy())).collect();
+    s.step(&[batch(0, 2)]).expect("a step");
+    let (student, moved) = (s.model.vars().variables(), s.model.teacher().variables());
+    for (name, before) in &teacher {
+        let expected = match name.contains("features.embed.") {
+            true => student[name].copy(), // 2.0 shares the feature encoder
+            false => before * 0.9 + &student[name] * 0.1,
+        };
+        assert!(difference(&moved[name], &expected) < 1e-6, "{name}");
+        assert!(!moved[name].requires_grad());
+    }
+}
+
+#[test]
+fn randomness_depends_on_seed_and_step_alone() {
+    let _turn = GENERATOR.lock();
+    let losses = |disturb: bool| -> Vec<f64> {
+        let mut s = state(tiny::with_dropout(tiny::speech_v2()));
+        (0..3)
+            .map(|n| {
+                if disturb {
+                    let _ = Tensor::rand([17], (Kind::Float, Device::Cpu));
+                }
+                s.step(&[batch(n, 2)]).expect("a step").loss
+            })
+            .collect()
+    };
+    assert_eq!(losses(false), losses(true));
+}
+
+#[test]
+fn a_batch_that_is_not_finite_changes_nothing() {
+    let _turn = GENERATOR.lock();
+    let mut s = state(tiny::speech_v2());
+    let before = everything(&s);
+    let poison = batch(0, 2);
+    let _ = poison.inputs.narrow(1, 100, 1).fill_(f64::NAN);
+    let report = s.step(&[poison]).expect("no error");
+    assert!(report.skipped && report.step == 1);
+    for ((name, x), (_, y)) in before.iter().zip(&everything(&s)) {
+        assert!(x.equal(y), "{name} changed");
+    }
+    assert!(!s.step(&[batch(1, 2)]).expect("a step").skipped);
+}
+
+#[test]
+fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
+    let _turn = GENERATOR.lock();
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoints = Checkpoints::new(dir.path(), 2).expect("a folder");
+    let mut s = state(tiny::speech_v1());
+    for step in 1..=3 {
+        s.step(&[batch(step, 2)]).expect("a step");
+        let position = Position { step, next_batch: step };
+        checkpoints.save(position, |dir| s.save(dir)).expect("space");
+    }
+    assert_eq!(checkpoints.steps().expect("a folder"), [3, 2], "the last two are kept");
+
+    let newest = dir.path().join("step-00000003");
+    let good = || {
+        let newest = checkpoints.newest().expect("a folder");
+        (newest.good.map(|(position, _)| position.step), newest.damaged.len())
+    };
+    assert_eq!(good(), (Some(3), 0));
+    for file in ["model.safetensors", "teacher.safetensors", "optimizer.safetensors"] {
+        let path = newest.join(file);
+        let bytes = std::fs::read(&path).expect("a file");
+        for damage in ["cut", "flip", "gone"] {
+            let mut broken = bytes.clone();
+            match damage {
+                "cut" => broken.truncate(bytes.len() - 1),
+                "flip" => broken[bytes.len() / 2] ^= 1,
+                _ => {}
+            }
+            std::fs::write(&path, broken).expect("space");
+            if damage == "gone" {
+                std::fs::remove_file(&path).expect("a file");
+            }
+            assert_eq!(good(), (Some(2), 1), "{file} {damage}");
+        }
+        std::fs::write(&path, bytes).expect("space");
+    }
+    assert_eq!(good(), (Some(3), 0));
+    std::fs::write(newest.join("checkpoint.json"), "{").expect("space");
+    assert_eq!(good(), (Some(2), 1));
+
+    // A crash while writing leaves an unfinished folder, which is never read and later removed.
+    let failing = checkpoints.save(Position { step: 4, next_batch: 4 }, |_| {
+        Err(data2vec_core::Error::Input("no space".into()))
+    });
+    assert!(failing.is_err());
+    std::fs::create_dir(dir.path().join(".unfinished-5")).expect("space");
+    let again = Checkpoints::new(dir.path(), 2).expect("a folder");
+    assert_eq!(again.steps().expect("a folder"), [3, 2]);
+    assert!(!dir.path().join(".unfinished-5").exists() && !dir.path().join(".unfinished-4").exists());
+}
