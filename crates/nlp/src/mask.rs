@@ -82,7 +82,8 @@ impl TextMaskConfig {
                 return Err(Error::config("mask.others.random", reason));
             }
             if *vocabulary <= SPECIAL {
-                let reason = format!("{vocabulary} leaves no token: ids below {SPECIAL} are special");
+                let reason =
+                    format!("{vocabulary} leaves no token: ids below {SPECIAL} are special");
                 return Err(Error::config("mask.others.vocabulary", reason));
             }
         }
@@ -109,7 +110,11 @@ impl MaskStrategy for SpanMask {
             if let Some(others) = &self.others {
                 others.spare(row, &mut chosen, rng, &mut substitutes);
             }
-            hidden.row_mut(row).iter_mut().zip(chosen).for_each(|(hidden, chosen)| *hidden = chosen);
+            hidden
+                .row_mut(row)
+                .iter_mut()
+                .zip(chosen)
+                .for_each(|(hidden, chosen)| *hidden = chosen);
         }
         Mask::new(hidden)?.with_substitutes(substitutes)
     }
@@ -135,7 +140,11 @@ impl SpanMask {
 impl OtherTokens {
     /// Takes some of the chosen tokens out of `chosen`; at least one stays hidden.
     fn spare(
-        &self, row: usize, chosen: &mut [bool], rng: &mut StdRng, substitutes: &mut Vec<Substitute>,
+        &self,
+        row: usize,
+        chosen: &mut [bool],
+        rng: &mut StdRng,
+        substitutes: &mut Vec<Substitute>,
     ) {
         let mut left = chosen.iter().filter(|&&c| c).count();
         for (token, chosen) in chosen.iter_mut().enumerate().filter(|(_, chosen)| **chosen) {

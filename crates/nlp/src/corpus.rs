@@ -1,0 +1,372 @@
+//! Where texts are, and how files become documents: a folder tree or one file, of plain text or
+//! JSON lines, gzipped or not.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::UNIX_EPOCH,
+};
+
+use data2vec_core::{Error, Result};
+use flate2::bufread::MultiGzDecoder;
+use serde::{Deserialize, Serialize};
+
+use crate::tokenizer::cut;
+
+/// Plain text, by file extension.
+const TEXT: [&str; 3] = ["txt", "text", "md"];
+/// One JSON object a line.
+const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
+/// Longer lines are read in parts.
+const PART: usize = 1 << 20;
+/// A JSON line has to be held in memory as a whole; longer ones are refused.
+const LONGEST_JSON: usize = 1 << 28;
+/// Text shrinks to a third or a fourth; what grows more than this is made to fill disks.
+const LARGEST_RATIO: u64 = 200;
+
+/// What ends a document in plain text. In JSON lines each object is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Documents {
+    /// Each file is one.
+    File,
+    /// A line without text in it, as in fairseq's corpora.
+    BlankLine,
+    /// Each line is one.
+    Line,
+}
+
+/// What becomes of bytes that are not UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InvalidUtf8 {
+    /// `U+FFFD` stands in their place, and they are counted.
+    Replace,
+    /// The corpus is refused.
+    Refuse,
+}
+
+/// How files are read.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Reading {
+    pub documents: Documents,
+    pub json_key: String,
+    pub invalid_utf8: InvalidUtf8,
+}
+
+/// Text files below a root.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// What relative paths are relative to.
+    pub root: PathBuf,
+    pub files: Vec<Listed>,
+    /// What could not be looked into, and why.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// Relative to the root.
+    pub path: PathBuf,
+    pub bytes: u64,
+    /// Time of the last change in ns since 1970.
+    pub changed: u128,
+}
+
+impl Listing {
+    /// Text at `path`: a folder, or one file of any name.
+    pub fn of(path: &Path) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if meta.is_dir() {
+            return Self::walk(path);
+        }
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::file(path, "is neither a folder nor a file"));
+        };
+        let files = vec![listed(name.into(), &meta)];
+        Ok(Self { root: folder.to_owned(), files, ..Self::default() })
+    }
+
+    /// All text below `root`, in the order of the sorted names. Links are followed, each folder is
+    /// entered once; hidden files and folders are left out.
+    fn walk(root: &Path) -> Result<Self> {
+        let mut found = Self { root: root.to_owned(), ..Self::default() };
+        let mut entered = HashSet::new();
+        let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
+        while let Some(relative) = stack.pop() {
+            let path = root.join(&relative);
+            let is_root = relative.as_os_str().is_empty();
+            let looked = fs::metadata(&path).and_then(|meta| {
+                if !meta.is_dir() {
+                    if is_text(&relative) {
+                        found.files.push(listed(relative.clone(), &meta));
+                    }
+                } else if entered.insert(fs::canonicalize(&path)?) {
+                    let mut names = Vec::new();
+                    for entry in fs::read_dir(&path)? {
+                        let name = entry?.file_name();
+                        if !name.as_encoded_bytes().starts_with(b".") {
+                            names.push(name);
+                        }
+                    }
+                    names.sort();
+                    stack.extend(names.into_iter().rev().map(|name| relative.join(name)));
+                }
+                Ok(())
+            });
+            match looked {
+                Err(source) if is_root => return Err(Error::io(root, source)),
+                Err(source) => found.skipped.push((path, source.to_string())),
+                Ok(()) => {}
+            }
+        }
+        if found.files.is_empty() {
+            let known = [&TEXT[..], &JSON_LINES[..]].concat().join(", ");
+            return Err(Error::file(
+                root,
+                format!("no text in it (looked for {known}, and .gz of them)"),
+            ));
+        }
+        Ok(found)
+    }
+
+    /// Bytes of all files, as they are on the disk.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+}
+
+fn listed(path: PathBuf, meta: &fs::Metadata) -> Listed {
+    let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    Listed { path, bytes: meta.len(), changed: changed.map_or(0, |time| time.as_nanos()) }
+}
+
+/// `name.jsonl.gz` to `jsonl`, and whether it is gzipped.
+fn kind(path: &Path) -> (String, bool) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let plain = name.strip_suffix(".gz");
+    let stem = plain.unwrap_or(&name);
+    (stem.rsplit_once('.').map_or("", |(_, end)| end).to_owned(), plain.is_some())
+}
+
+fn is_text(path: &Path) -> bool {
+    let (kind, _) = kind(path);
+    TEXT.contains(&kind.as_str()) || JSON_LINES.contains(&kind.as_str())
+}
+
+/// A line of a document, or a part of a very long one.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Piece {
+    /// Number of the document in its file.
+    pub document: u64,
+    pub text: String,
+    /// Whether the line ends with it.
+    pub ends_line: bool,
+}
+
+/// What was wrong in a file.
+#[derive(Debug, Default)]
+pub(crate) struct Flaws {
+    /// Places where bytes were not UTF-8.
+    pub replaced: u64,
+    /// Lines that are no JSON object with text in it, and files that end in the middle.
+    pub unusable: Vec<String>,
+}
+
+/// Reads `path` and hands its lines to `sink` until that returns false. `consumed` counts bytes on the
+/// disk, for progress. Returns false if `sink` did.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be opened, [`Error::File`] if it is not UTF-8 and that is refused.
+/// What goes wrong later ends the file, and is told in `flaws`.
+pub(crate) fn read(
+    path: &Path,
+    reading: &Reading,
+    consumed: &AtomicU64,
+    flaws: &mut Flaws,
+    sink: &mut dyn FnMut(Piece) -> bool,
+) -> Result<bool> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let (kind, gzipped) = kind(path);
+    let counted = Counted { inner: file, consumed };
+    let mut lines: Box<dyn BufRead + '_> = match gzipped {
+        false => Box::new(BufReader::with_capacity(PART, counted)),
+        true => {
+            let bytes = fs::metadata(path).map_or(u64::MAX, |meta| meta.len());
+            let limit = bytes.saturating_mul(LARGEST_RATIO).max(1 << 24);
+            let unpacked = MultiGzDecoder::new(BufReader::with_capacity(PART, counted));
+            Box::new(BufReader::with_capacity(PART, Limited { inner: unpacked, left: limit }))
+        }
+    };
+    let json = JSON_LINES.contains(&kind.as_str());
+    let longest = if json { LONGEST_JSON } else { PART };
+    let mut reader = LineReader { path, reading, number: 0, document: 0, in_document: false, json };
+    let mut buffer = Vec::new();
+    loop {
+        let wanted = (longest - buffer.len()) as u64;
+        let got = match (&mut lines).take(wanted).read_until(b'\n', &mut buffer) {
+            Ok(got) => got,
+            Err(error) => {
+                flaws.unusable.push(format!("{}: {error}; the rest is left out", path.display()));
+                return Ok(true);
+            }
+        };
+        let ends_line = got == 0 || buffer.last() == Some(&b'\n');
+        if buffer.is_empty() {
+            return Ok(true);
+        }
+        if json && !ends_line && buffer.len() == longest {
+            let reason = format!("line {}: longer than {LONGEST_JSON} bytes", reader.number + 1);
+            flaws.unusable.push(format!("{}: {reason}; the rest is left out", path.display()));
+            return Ok(true);
+        }
+        if !ends_line && buffer.len() < longest {
+            continue; // the end of the file, or of a part of it, without a line feed
+        }
+        let take = if ends_line { buffer.len() } else { part(&buffer) };
+        let rest = buffer.split_off(take);
+        if !reader.line(&buffer, ends_line, flaws, sink)? {
+            return Ok(false);
+        }
+        buffer = rest;
+    }
+}
+
+/// How much of a line that goes on to take: up to a word's end, and whole characters.
+fn part(bytes: &[u8]) -> usize {
+    let valid = match std::str::from_utf8(bytes) {
+        Ok(_) => bytes.len(),
+        Err(e) if e.error_len().is_none() => e.valid_up_to(), // a character that is not all there yet
+        Err(_) => return bytes.len(),
+    };
+    let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
+    match cut(text) {
+        0 => bytes.len(),
+        at => at,
+    }
+}
+
+struct LineReader<'a> {
+    path: &'a Path,
+    reading: &'a Reading,
+    number: u64,
+    document: u64,
+    in_document: bool,
+    json: bool,
+}
+
+impl LineReader<'_> {
+    fn line(
+        &mut self,
+        bytes: &[u8],
+        ends_line: bool,
+        flaws: &mut Flaws,
+        sink: &mut dyn FnMut(Piece) -> bool,
+    ) -> Result<bool> {
+        if self.number == 0
+            && (bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]))
+        {
+            return Err(Error::file(self.path, "is UTF-16; convert it to UTF-8"));
+        }
+        let bytes = if self.number == 0 {
+            bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+        } else {
+            bytes
+        };
+        self.number += u64::from(ends_line);
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(error) if self.reading.invalid_utf8 == InvalidUtf8::Refuse => {
+                let (line, at) = (self.number + u64::from(!ends_line), error.valid_up_to() + 1);
+                let reason = format!(
+                    "line {line}, byte {at}: not UTF-8; data.invalid_utf8 = \"replace\" allows it"
+                );
+                return Err(Error::file(self.path, reason));
+            }
+            Err(_) => {
+                flaws.replaced +=
+                    bytes.utf8_chunks().filter(|c| !c.invalid().is_empty()).count() as u64;
+                String::from_utf8_lossy(bytes).into_owned()
+            }
+        };
+        if self.json {
+            return Ok(self.object(&text, flaws, sink));
+        }
+        let text = if ends_line { text.trim_end() } else { &text };
+        if text.is_empty() {
+            if self.reading.documents == Documents::BlankLine && self.in_document {
+                (self.in_document, self.document) = (false, self.document + 1);
+            }
+            return Ok(true);
+        }
+        self.in_document = true;
+        let go_on = sink(Piece { document: self.document, text: text.to_owned(), ends_line });
+        self.document += u64::from(self.reading.documents == Documents::Line && ends_line);
+        Ok(go_on)
+    }
+
+    fn object(
+        &mut self,
+        line: &str,
+        flaws: &mut Flaws,
+        sink: &mut dyn FnMut(Piece) -> bool,
+    ) -> bool {
+        if line.trim().is_empty() {
+            return true;
+        }
+        let key = &self.reading.json_key;
+        let object = serde_json::from_str::<serde_json::Value>(line);
+        let text = match &object {
+            Ok(object) => object
+                .get(key)
+                .and_then(|text| text.as_str())
+                .ok_or_else(|| format!("line {}: no object with a string {key:?}", self.number)),
+            Err(error) => Err(format!("line {}: {error}", self.number)),
+        };
+        let text = match text {
+            Ok(text) => text,
+            Err(reason) => {
+                flaws.unusable.push(format!("{}: {reason}", self.path.display()));
+                return true;
+            }
+        };
+        self.document += 1;
+        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).all(|line| {
+            sink(Piece { document: self.document - 1, text: line.to_owned(), ends_line: true })
+        })
+    }
+}
+
+/// Counts what is read.
+struct Counted<'a> {
+    inner: File,
+    consumed: &'a AtomicU64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buffer)?;
+
+        self.consumed.fetch_add(got as u64, Ordering::Relaxed);
+        Ok(got)
+    }
+}
+
+/// Fails where a gzip file becomes implausibly large.
+struct Limited<R> {
+    inner: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.inner.read(buffer)? as u64;
+        self.left = self.left.checked_sub(got).ok_or_else(|| {
+            io::Error::other(format!("unpacks to more than {LARGEST_RATIO} times its size"))
+        })?;
+        Ok(got as usize)
+    }
+}

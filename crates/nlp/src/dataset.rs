@@ -1,0 +1,404 @@
+//! Texts as examples for pretraining: blocks of tokens of equal length.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use crossbeam_channel::bounded;
+use data2vec_core::{
+    Batch, Dataset, Error, Result,
+    random::{Purpose, seed_for},
+};
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use crate::{
+    Tokenizer, TokenizerSource,
+    cache::{Cache, Document, Progress, feed, hash},
+    corpus::{Documents, InvalidUtf8, Listing, Reading},
+};
+
+/// Long documents are held out by stretches of so many blocks.
+const STRETCH: u64 = 64;
+
+/// How texts become blocks of tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextDataConfig {
+    /// `{ file = "PATH" }`, or `{ train = ENTRIES }` for one trained on the corpus.
+    pub tokenizer: TokenizerSource,
+    /// Tokens in a block, `<s>` included: 512 in all of data2vec.
+    pub block: usize,
+    /// How blocks are filled.
+    pub packing: Packing,
+    /// What ends a document in plain text.
+    pub documents: Documents,
+    /// Where a JSON line's text is.
+    pub json_key: String,
+    /// What becomes of bytes that are not UTF-8.
+    pub invalid_utf8: InvalidUtf8,
+}
+
+/// How blocks are filled. Each begins with `<s>`; `</s>` follows every line of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// Without gaps, across lines and documents, which end in a second `</s>` (2.0; fairseq's `none`).
+    Stream,
+    /// A document begins a block; only its last one may be short.
+    Document,
+    /// The same, with whole lines; those longer than a block are cut (1.0; fairseq's `complete_doc`).
+    Lines,
+}
+
+impl TextDataConfig {
+    /// Checks what can be checked without the data.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub fn validate(&self) -> Result<()> {
+        if self.block < 2 {
+            let reason = format!("{} leaves no room for text after <s>", self.block);
+            return Err(Error::config("data.block", reason));
+        }
+        Ok(())
+    }
+
+    fn reading(&self) -> Reading {
+        let Self { documents, json_key, invalid_utf8, .. } = self;
+        Reading { documents: *documents, json_key: json_key.clone(), invalid_utf8: *invalid_utf8 }
+    }
+}
+
+/// Blocks of tokens: `load` gives one as ids, a batch is `(B, T)` i64, filled up with `<pad>`.
+///
+/// A clone, and both sides of a [`split`](Self::split), share the tokens on the disk.
+#[derive(Clone, Debug)]
+pub struct TextDataset {
+    corpus: Arc<Corpus>,
+    blocks: Arc<Blocks>,
+    config: TextDataConfig,
+}
+
+#[derive(Debug)]
+struct Corpus {
+    path: PathBuf,
+    cache: Cache,
+    tokenizer: Tokenizer,
+    skipped: Vec<(PathBuf, String)>,
+}
+
+/// Which tokens of the cache are in which block.
+#[derive(Debug)]
+enum Blocks {
+    /// Stretches of the cache that are read as one: place in the whole, start and length in the cache.
+    Stream { stretches: Vec<(u64, u64, u64)>, total: u64 },
+    /// Start and length of each.
+    Single(Vec<(u64, u32)>),
+}
+
+impl TextDataset {
+    /// Opens the texts at `path`: a folder with `.txt`, `.text`, `.md`, `.jsonl` and `.ndjson` files
+    /// anywhere below it, each of them gzipped or not, or one file.
+    ///
+    /// Token ids are kept in the folder `cache`, and made again when a file, its size or time, the
+    /// tokenizer or the way of reading changed; `progress` is called meanwhile. So is a tokenizer that
+    /// is trained on the corpus, all of it.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
+    /// something cannot be read or written, or there is no text. Files that cannot be read are no
+    /// error here: see [`skipped`](Self::skipped).
+    pub fn open(
+        path: impl AsRef<Path>,
+        config: &TextDataConfig,
+        cache: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self> {
+        let (path, folder) = (path.as_ref(), cache.as_ref());
+        config.validate()?;
+        let (listing, reading) = (Listing::of(path)?, config.reading());
+        let inputs = fingerprint(&listing, &reading);
+        let tokenizer = match &config.tokenizer {
+            TokenizerSource::File(path) => Tokenizer::load(path)?,
+            TokenizerSource::Train(size) => {
+                let file = folder.join(format!("tokenizer-{size}-{}.json", &inputs[..16]));
+                match file.is_file() {
+                    true => Tokenizer::load(&file)?,
+                    false => {
+                        let trained = train_on(&listing, &reading, *size)?;
+                        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+                        trained.save(&file)?;
+                        trained
+                    }
+                }
+            }
+        };
+        // One file for each way of looking at a place; it is replaced when what is there changes.
+        let place = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let way = format!("{place:?} {reading:?} {}", tokenizer.fingerprint());
+        let file = folder.join(format!("tokens-{:016x}.bin", hash(way.as_bytes())));
+        let all = format!("{inputs} {}", tokenizer.fingerprint());
+        let cache = match Cache::open(&file, &all) {
+            Some(cache) => cache,
+            None => Cache::build(&file, &all, &listing, &reading, &tokenizer, progress)?,
+        };
+        if cache.documents.is_empty() {
+            let first = cache.report.reasons.first().map_or("all files are empty", String::as_str);
+            return Err(Error::file(path, format!("no usable text in it: {first}")));
+        }
+        let stretches = stretches(&cache.documents, config);
+        let corpus = Corpus { path: path.to_owned(), cache, tokenizer, skipped: listing.skipped };
+        let blocks = Blocks::new(&stretches, &corpus, config)?;
+        Ok(Self { corpus: Arc::new(corpus), blocks: Arc::new(blocks), config: config.clone() })
+    }
+
+    /// The rest, and what is held out for validation: about this share of the documents, in `[0, 1)`.
+    /// Whether one is held out depends on its file's path and its place in it alone, so a corpus can
+    /// grow without moving any from one side to the other. Documents of more than 64 blocks count as
+    /// several.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if one side would be empty.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        if !(0.0..1.0).contains(&share) {
+            let reason = format!("must be at least 0 and below 1, not {share}");
+            return Err(Error::config("train.held_out", reason));
+        }
+        let below = (share * 2_f64.powi(64)) as u64;
+        let all = stretches(&self.corpus.cache.documents, &self.config);
+        let rank = |d: &Document| seed_for(seed, Purpose::Split, &[d.key]);
+        let (held_out, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| rank(d) < below);
+        if held_out.is_empty() || rest.is_empty() {
+            let (held_out, all) = (held_out.len(), held_out.len() + rest.len());
+            let reason = format!(
+                "{share} holds out {held_out} of {all} documents (or stretches of long ones); both \
+                 sides need one at least"
+            );
+            return Err(Error::config("train.held_out", reason));
+        }
+        let side = |documents: &[Document]| -> Result<Self> {
+            let blocks = Blocks::new(documents, &self.corpus, &self.config)?;
+            Ok(Self { blocks: Arc::new(blocks), ..self.clone() })
+        };
+        Ok((side(&rest)?, side(&held_out)?))
+    }
+
+    /// Text to ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.corpus.tokenizer
+    }
+
+    /// Tokens of all blocks together, without `<s>`.
+    pub fn tokens(&self) -> u64 {
+        match &*self.blocks {
+            Blocks::Stream { total, .. } => *total,
+            Blocks::Single(blocks) => blocks.iter().map(|&(_, len)| u64::from(len)).sum(),
+        }
+    }
+
+    /// Documents of the whole corpus.
+    pub fn documents(&self) -> usize {
+        self.corpus.cache.documents.len()
+    }
+
+    /// Places of the corpus where bytes were not UTF-8 and `U+FFFD` stands now.
+    pub fn replaced(&self) -> u64 {
+        self.corpus.cache.report.replaced
+    }
+
+    /// Files and lines of the corpus that are of no use: how many, and the first hundred reasons.
+    pub fn skipped(&self) -> (u64, Vec<String>) {
+        let listed =
+            self.corpus.skipped.iter().map(|(path, why)| format!("{}: {why}", path.display()));
+        let report = &self.corpus.cache.report;
+        let reasons = listed.chain(report.reasons.iter().cloned()).collect();
+        (report.unusable + self.corpus.skipped.len() as u64, reasons)
+    }
+
+    /// Tokens of a block without `<s>`.
+    fn room(&self) -> u64 {
+        self.config.block as u64 - 1
+    }
+}
+
+/// A byte-level BPE trained on the texts at `path`, read as `config` says.
+///
+/// # Errors
+/// As [`TextDataset::open`], or [`Error::Input`] if there is too little text for so many entries.
+pub fn train_tokenizer(
+    path: impl AsRef<Path>,
+    config: &TextDataConfig,
+    entries: usize,
+) -> Result<Tokenizer> {
+    train_on(&Listing::of(path.as_ref())?, &config.reading(), entries)
+}
+
+fn train_on(listing: &Listing, reading: &Reading, entries: usize) -> Result<Tokenizer> {
+    let (to_trainer, lines) = bounded(16);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let consumed = AtomicU64::new(0);
+            feed(listing, reading, &consumed, &mut |(_, batch)| to_trainer.send(batch).is_ok())
+        });
+        let texts = lines.into_iter().flatten().map(|(_, piece)| piece.text);
+        let trained = Tokenizer::train(texts, entries);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.and(trained)
+    })
+}
+
+/// Changes whenever a file, its size or time, or the way of reading does.
+fn fingerprint(listing: &Listing, reading: &Reading) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("1 {reading:?}\n"));
+    for file in &listing.files {
+        hash.update(file.path.as_os_str().as_encoded_bytes());
+        hash.update(format!("\n{} {}\n", file.bytes, file.changed));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Documents, long ones in several, of whole blocks each.
+fn stretches(documents: &[Document], config: &TextDataConfig) -> Vec<Document> {
+    let long = STRETCH * (config.block as u64 - 1);
+    let mut stretches = Vec::with_capacity(documents.len());
+    for &Document { start, len, key } in documents {
+        // The lone `</s>` after a document belongs to a stream alone.
+        let len = if config.packing == Packing::Stream { len } else { len - 1 };
+        let count = len.div_ceil(long).max(1);
+        for i in 0..count {
+            stretches.push(Document {
+                start: start + i * long,
+                len: (len - i * long).min(long),
+                key: if i == 0 { key } else { seed_for(key, Purpose::Split, &[i]) },
+            });
+        }
+    }
+    stretches
+}
+
+impl Blocks {
+    fn new(stretches: &[Document], corpus: &Corpus, config: &TextDataConfig) -> Result<Self> {
+        let room = config.block as u64 - 1;
+        let mut blocks = Vec::new();
+        match config.packing {
+            Packing::Stream => {
+                let mut total = 0;
+                let mut place = |d: &Document| {
+                    total += d.len;
+                    (total - d.len, d.start, d.len)
+                };
+                let stretches = stretches.iter().map(&mut place).collect();
+                return Ok(Self::Stream { stretches, total });
+            }
+            Packing::Document => {
+                for &Document { start, len, .. } in stretches {
+                    let block = |at: u64| (start + at, (len - at).min(room) as u32);
+                    blocks.extend((0..len).step_by(room as usize).map(block));
+                }
+            }
+            Packing::Lines => {
+                let end = corpus.tokenizer.special().end;
+                for &Document { start, len, .. } in stretches {
+                    let ids = corpus.cache.read(start, len as usize)?;
+                    let (mut from, mut to) = (0, 0);
+                    for line in ids.split_inclusive(|&id| id == end) {
+                        if to - from + line.len() as u64 > room && to > from {
+                            blocks.push((start + from, (to - from) as u32));
+                            from = to;
+                        }
+                        to += line.len() as u64;
+                        while to - from > room {
+                            blocks.push((start + from, room as u32));
+                            from += room;
+                        }
+                    }
+                    if to > from {
+                        blocks.push((start + from, (to - from) as u32));
+                    }
+                }
+            }
+        }
+        Ok(Self::Single(blocks))
+    }
+
+    /// Where in the cache the tokens of a block are, `room` tokens at most.
+    fn places(&self, index: usize, room: u64) -> Vec<(u64, usize)> {
+        let (stretches, total) = match self {
+            Self::Single(blocks) => return vec![(blocks[index].0, blocks[index].1 as usize)],
+            Self::Stream { stretches, total } => (stretches, *total),
+        };
+        let (mut at, end) = (index as u64 * room, total.min((index as u64 + 1) * room));
+        let mut places = Vec::new();
+        let first = stretches.partition_point(|&(place, _, _)| place <= at) - 1;
+        for &(place, start, len) in &stretches[first..] {
+            if at >= end {
+                break;
+            }
+            let take = end.min(place + len) - at;
+            places.push((start + (at - place), take as usize));
+            at += take;
+        }
+        places
+    }
+}
+
+impl Dataset for TextDataset {
+    type Example = Vec<i64>;
+
+    fn len(&self) -> usize {
+        match &*self.blocks {
+            Blocks::Stream { total, .. } => total.div_ceil(self.room()) as usize,
+            Blocks::Single(blocks) => blocks.len(),
+        }
+    }
+
+    fn size(&self, index: usize) -> u64 {
+        let room = self.room();
+        1 + match &*self.blocks {
+            Blocks::Stream { total, .. } => room.min(total - index as u64 * room),
+            Blocks::Single(blocks) => u64::from(blocks[index].1),
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("{}, block {index}", self.corpus.path.display())
+    }
+
+    fn load(&self, index: usize, _rng: &mut StdRng) -> Result<Vec<i64>> {
+        let Corpus { cache, tokenizer, .. } = &*self.corpus;
+        let mut ids = vec![tokenizer.special().begin];
+        for (start, len) in self.blocks.places(index, self.room()) {
+            ids.extend(cache.read(start, len)?);
+        }
+        if let Some(id) = ids.iter().find(|&&id| id >= tokenizer.vocabulary()) {
+            let reason =
+                format!("token {id} of block {index} is unknown: it is damaged, remove it");
+            return Err(Error::file(cache.path(), reason));
+        }
+        Ok(ids)
+    }
+
+    fn collate(&self, examples: Vec<Vec<i64>>, _rng: &mut StdRng) -> Result<Batch> {
+        collate(&examples, self.tokenizer().special().pad)
+    }
+}
+
+/// Rows of token ids in one batch, shorter ones filled up with `pad`.
+///
+/// # Errors
+/// [`Error::Input`] if there is no row, or an empty one.
+pub fn collate(rows: &[Vec<i64>], pad: i64) -> Result<Batch> {
+    let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut flat = vec![pad; rows.len() * longest];
+    for (place, row) in flat.chunks_exact_mut(longest.max(1)).zip(rows) {
+        place[..row.len()].copy_from_slice(row);
+    }
+    let lengths = rows.iter().map(|row| row.len() as i64).collect();
+    let inputs = Tensor::from_slice(&flat).reshape([rows.len() as i64, longest as i64]); // (B, T)
+    Batch::padded(inputs, lengths)
+}

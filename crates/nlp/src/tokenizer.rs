@@ -1,0 +1,385 @@
+//! Byte-level BPE: RoBERTa's, GPT-2's, or one trained on a corpus of one's own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use data2vec_core::{Error, Result};
+use sha2::{Digest, Sha256};
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::normalizers::NormalizerWrapper;
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::PostProcessorWrapper;
+use tokenizers::{AddedToken, TokenizerImpl};
+
+use crate::TokenEncoderConfig;
+
+/// File name of a saved tokenizer.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Special tokens that come before all others, in the order of their ids in fairseq's dictionaries.
+const FIRST: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
+const MASK: &str = "<mask>";
+/// Text is encoded in pieces of about so many bytes: runs of white space that are much longer than
+/// this exhaust the regular expression's memory, and what follows them would be lost.
+const PIECE: usize = 1 << 16;
+
+type Bpe = TokenizerImpl<
+    BPE,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
+
+/// Ids of the special tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// `<s>`, first in every block.
+    pub begin: i64,
+    /// `<pad>`.
+    pub pad: i64,
+    /// `</s>`, after every sentence (line) of a document.
+    pub end: i64,
+    /// `<unk>`: bytes have no unknown ones, but a `dict.txt` may leave tokens out.
+    pub unknown: i64,
+    /// `<mask>`.
+    pub mask: i64,
+}
+
+/// Text to token ids and back. Special tokens never come out of text, whatever it says.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// For GPT-2's files, which know no special tokens: their ids to ours.
+    to_ours: Option<Vec<i64>>,
+    to_theirs: HashMap<i64, u32>,
+    special: SpecialIds,
+    vocabulary: i64,
+    fingerprint: String,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { special, vocabulary, fingerprint, .. } = self;
+        write!(f, "Tokenizer {{ vocabulary: {vocabulary}, {special:?}, {fingerprint} }}")
+    }
+}
+
+impl Tokenizer {
+    /// Reads a tokenizer: a `tokenizer.json`, or a folder that holds one, or `vocab.json` and
+    /// `merges.txt` (RoBERTa's), or `encoder.json` and `vocab.bpe` (GPT-2's; with fairseq's `dict.txt`
+    /// beside them they give RoBERTa's ids, without it GPT-2's moved up by four).
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::File`] if nothing of that kind is at `path`, or it is broken or lacks
+    /// a special token.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        if !meta.is_dir() {
+            return Self::from_json(path, &read(path)?);
+        }
+        let json = path.join(TOKENIZER_FILE);
+        if json.is_file() {
+            return Self::from_json(&json, &read(&json)?);
+        }
+        let find =
+            |names: [&str; 2]| names.map(|name| path.join(name)).into_iter().find(|p| p.is_file());
+        let (Some(vocabulary), Some(merges)) =
+            (find(["vocab.json", "encoder.json"]), find(["merges.txt", "vocab.bpe"]))
+        else {
+            let reason = "holds neither tokenizer.json, nor vocab.json and merges.txt, nor \
+                          encoder.json and vocab.bpe";
+            return Err(Error::file(path, reason));
+        };
+        let dictionary = Some(path.join("dict.txt")).filter(|p| p.is_file());
+        Self::from_parts(&vocabulary, &merges, dictionary.as_deref())
+    }
+
+    fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|e| Error::file(path, format!("is not a tokenizer.json: {e}")))?;
+        Self::with_own_specials(inner, &[bytes]).map_err(|missing| Error::file(path, missing))
+    }
+
+    fn from_parts(vocabulary: &Path, merges: &Path, dictionary: Option<&Path>) -> Result<Self> {
+        let (vocabulary_bytes, merges_bytes) = (read(vocabulary)?, read(merges)?);
+        let [v, m] = [vocabulary, merges].map(|p| p.to_string_lossy());
+        let model = BPE::from_file(&v, &m).build().map_err(|e| {
+            Error::file(vocabulary, format!("does not go with {}: {e}", merges.display()))
+        })?;
+        let inner = byte_level(model).into();
+        if dictionary.is_none()
+            && let Ok(own) = Self::with_own_specials(inner, &[&vocabulary_bytes, &merges_bytes])
+        {
+            return Ok(own);
+        }
+        let model = BPE::from_file(&v, &m).build();
+        let model = model.map_err(|e| Error::file(vocabulary, e.to_string()))?;
+        let inner: tokenizers::Tokenizer = byte_level(model).into();
+        let size = inner.get_vocab_size(false);
+        let (lines, dictionary_bytes) = match dictionary {
+            None => ((0..size).map(|id| Some(id as u32)).collect(), Vec::new()),
+            Some(path) => {
+                let bytes = read(path)?;
+                (dictionary_ids(path, &bytes, size)?, bytes)
+            }
+        };
+        let first = FIRST.len() as i64;
+        let mut to_ours = vec![3; size];
+        for (line, id) in lines.iter().enumerate() {
+            if let Some(id) = id {
+                to_ours[*id as usize] = first + line as i64;
+            }
+        }
+        let mask = first + lines.len() as i64;
+        let to_theirs = (first..).zip(lines).filter_map(|(ours, id)| Some((ours, id?))).collect();
+        Ok(Self {
+            inner: quiet(inner),
+            to_ours: Some(to_ours),
+            to_theirs,
+            special: SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask },
+            vocabulary: mask + 1,
+            fingerprint: fingerprint(&[&vocabulary_bytes, &merges_bytes, &dictionary_bytes]),
+        })
+    }
+
+    /// A tokenizer whose vocabulary holds the special tokens, or which of them it lacks.
+    fn with_own_specials(
+        inner: tokenizers::Tokenizer,
+        bytes: &[&[u8]],
+    ) -> std::result::Result<Self, String> {
+        let id = |token: &str| {
+            let id = inner.token_to_id(token).map(i64::from);
+            id.ok_or_else(|| format!("its vocabulary has no {token}"))
+        };
+        let (begin, pad, end, mask) = (id(FIRST[0])?, id(FIRST[1])?, id(FIRST[2])?, id(MASK)?);
+        let unknown = id(FIRST[3]).unwrap_or(end); // never needed: every byte has a token
+        let highest = inner.get_vocab(true).into_values().max().map_or(0, i64::from);
+        Ok(Self {
+            special: SpecialIds { begin, pad, end, unknown, mask },
+            inner: quiet(inner),
+            to_ours: None,
+            to_theirs: HashMap::new(),
+            vocabulary: highest + 1,
+            fingerprint: fingerprint(bytes),
+        })
+    }
+
+    /// Trains a byte-level BPE of exactly `vocabulary` entries on `texts`: the special tokens with
+    /// fairseq's ids (`<mask>` last), the 256 bytes, and merges. The same texts give the same one.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the texts have too little in them for so many entries.
+    pub fn train<S: AsRef<str> + Send>(
+        texts: impl Iterator<Item = S> + Send,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let least = 256 + FIRST.len() + 1;
+        if vocabulary < least {
+            return Err(Error::Input(format!(
+                "{vocabulary} entries are too few, {least} at least"
+            )));
+        }
+        let special = |token: &&str| AddedToken::from(*token, true);
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary - 1)
+            .min_frequency(2)
+            .show_progress(false)
+            .special_tokens(FIRST.iter().map(special).collect())
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut bpe = byte_level(BPE::default());
+        let failed = |e: tokenizers::Error| Error::Input(format!("tokenizer: {e}"));
+        bpe.train(&mut trainer, texts).map_err(failed)?;
+        bpe.add_special_tokens(&[special(&MASK)]);
+        let inner: tokenizers::Tokenizer = bpe.into();
+        let json = inner.to_string(true).map_err(failed)?;
+        let trained = Self::with_own_specials(inner, &[json.as_bytes()]).map_err(Error::Input)?;
+        if trained.vocabulary != vocabulary as i64 {
+            return Err(Error::Input(format!(
+                "the texts give {} entries, not {vocabulary}: ask for at most that many, or add text",
+                trained.vocabulary
+            )));
+        }
+        Ok(trained)
+    }
+
+    /// Writes it to a file that [`load`](Self::load) reads, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written, [`Error::File`] for one that came from GPT-2's files,
+    /// which have no such form: copy those.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        if self.to_ours.is_some() {
+            let reason =
+                "a tokenizer of encoder.json and vocab.bpe is saved by copying these files";
+            return Err(Error::file(path, reason));
+        }
+        let json = self.inner.to_string(true).map_err(|e| Error::file(path, e.to_string()))?;
+        let draft = path.with_extension(format!("{}.part", std::process::id()));
+        std::fs::write(&draft, json)
+            .and_then(|()| std::fs::rename(&draft, path))
+            .map_err(|e| Error::io(path, e))
+    }
+
+    /// Token ids of a text, without `<s>` and `</s>`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        for piece in pieces(text) {
+            let encoding = self.inner.encode_fast(piece, false);
+            let encoding = encoding.map_err(|e| Error::Input(format!("tokenizer: {e}")))?;
+            ids.extend(encoding.get_ids().iter().map(|&id| match &self.to_ours {
+                Some(to_ours) => to_ours[id as usize],
+                None => i64::from(id),
+            }));
+        }
+        Ok(ids)
+    }
+
+    /// The text of token ids; special tokens and unknown ids leave nothing.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the tokenizer refuses the ids.
+    pub fn decode(&self, ids: &[i64]) -> Result<String> {
+        let theirs = |&id: &i64| match self.to_ours {
+            Some(_) => self.to_theirs.get(&id).copied(),
+            None => u32::try_from(id).ok(),
+        };
+        let ids: Vec<u32> = ids.iter().filter_map(theirs).collect();
+        self.inner.decode(&ids, true).map_err(|e| Error::Input(format!("tokenizer: {e}")))
+    }
+
+    /// Ids of the special tokens.
+    pub fn special(&self) -> SpecialIds {
+        self.special
+    }
+
+    /// Entries of the vocabulary: the highest id and one.
+    pub fn vocabulary(&self) -> i64 {
+        self.vocabulary
+    }
+
+    /// SHA-256 of what it was read from, in hex: two with the same one give the same ids.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// Whether its ids are those that an encoder expects.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key of the encoder's settings.
+    pub fn check(&self, features: &TokenEncoderConfig) -> Result<()> {
+        for (key, mine, theirs) in [
+            ("vocabulary", self.vocabulary, features.vocabulary),
+            ("pad", self.special.pad, features.pad),
+            ("mask", self.special.mask, features.mask),
+        ] {
+            if mine != theirs {
+                let reason = format!("is {theirs}, the tokenizer has {mine}: they do not fit");
+                return Err(Error::config(format!("features.{key}"), reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// GPT-2's splitting into words and bytes around a model.
+fn byte_level(model: BPE) -> Bpe {
+    let mut bpe = Bpe::new(model);
+    let level = ByteLevel::new(false, true, true);
+    bpe.with_pre_tokenizer(Some(level)).with_decoder(Some(level));
+    bpe
+}
+
+/// Text that looks like a special token is text, and nothing is cut off or filled up.
+fn quiet(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
+    inner.set_encode_special_tokens(true);
+    inner.with_padding(None);
+    let _ = inner.with_truncation(None); // fails for a truncation alone
+    inner
+}
+
+/// fairseq's `dict.txt`: `ID COUNT` on each line, of GPT-2's ids or of words that stand for none.
+fn dictionary_ids(path: &Path, bytes: &[u8], size: usize) -> Result<Vec<Option<u32>>> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut ids = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        let Some((token, count)) = line.trim_end().rsplit_once(' ') else {
+            let reason = format!("line {number}: must be `ID COUNT`, not {line:?}");
+            return Err(Error::file(path, reason));
+        };
+        if count.parse::<u64>().is_err() {
+            return Err(Error::file(path, format!("line {number}: {count:?} is not a count")));
+        }
+        match token.parse::<u32>() {
+            Ok(id) if (id as usize) < size => ids.push(Some(id)),
+            Ok(id) => {
+                let reason = format!("line {number}: {id} is outside a vocabulary of {size}");
+                return Err(Error::file(path, reason));
+            }
+            Err(_) => ids.push(None),
+        }
+    }
+    Ok(ids)
+}
+
+/// A text in pieces of about [`PIECE`] bytes, cut before a single space between words where there is
+/// one: there GPT-2's splitting begins a new word whatever came before.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (piece, left) = rest.split_at(cut(rest));
+        rest = left;
+        Some(piece)
+    })
+}
+
+/// Where to cut `text`: at most 16 pieces' length from its beginning.
+pub(crate) fn cut(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let last = (16 * PIECE).min(bytes.len().saturating_sub(1));
+    let visible = |at: usize| !bytes[at].is_ascii_whitespace() && bytes[at].is_ascii();
+    let word = |at: &usize| visible(at - 1) && bytes[*at] == b' ' && visible(at + 1);
+    if bytes.len() <= PIECE {
+        return bytes.len();
+    }
+    (PIECE..last).find(word).unwrap_or_else(|| {
+        let mut at = (16 * PIECE).min(bytes.len());
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io(path, e))
+}
+
+fn fingerprint(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where a recipe's tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerSource {
+    /// A file or folder, as [`Tokenizer::load`] reads it.
+    File(PathBuf),
+    /// So many entries, trained on the corpus itself.
+    Train(usize),
+}

@@ -1,0 +1,178 @@
+//! Masks against statistics of the reference's generators, and their promises.
+
+use data2vec_core::{Error, Mask, MaskStrategy};
+use data2vec_nlp::{OtherTokens, SpanMask, TextMaskConfig, TokenMask};
+use proptest::prelude::*;
+use rand::{SeedableRng, rngs::StdRng};
+use serde_json::Value;
+
+/// Rows of each case; with the reference's 1600 and 400 they set the tolerances.
+const ROWS: usize = 6000;
+/// Standard errors that a statistic may be off. There are about 50 comparisons, and the seed is fixed.
+const SIGMA: f64 = 4.0;
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+/// Lengths of the runs of hidden tokens in a row.
+fn runs(row: &[bool]) -> Vec<usize> {
+    row.split(|&hidden| !hidden).map(<[bool]>::len).filter(|&len| len > 0).collect()
+}
+
+#[test]
+fn masks_are_distributed_as_the_reference() {
+    let golden: Value = serde_json::from_str(include_str!("masks.json")).unwrap();
+    for (name, case) in golden["draws"].as_object().unwrap() {
+        let config: TextMaskConfig = serde_json::from_value(case["mask"].clone()).unwrap();
+        config.validate().unwrap();
+        let theirs = case["rows"].as_f64().unwrap();
+        // Variance of the difference of two means, in units of the variance of one row.
+        let both = 1.0 / ROWS as f64 + 1.0 / theirs;
+
+        let mask = draw(&config, &vec![512; ROWS], 512, 7);
+        let (mut count, mut run_count) = (0.0, 0.0);
+        let (mut run_lengths, mut columns) = (vec![0.0; 513], vec![0.0; 512]);
+        for row in mask.hidden().rows() {
+            let row = row.to_vec();
+            count += row.iter().filter(|&&hidden| hidden).count() as f64 / ROWS as f64;
+            let runs = runs(&row);
+            run_count += runs.len() as f64 / ROWS as f64;
+            runs.into_iter().for_each(|run| run_lengths[run] += 1.0);
+            for (column, &hidden) in columns.iter_mut().zip(&row) {
+                *column += f64::from(u8::from(hidden)) / ROWS as f64;
+            }
+        }
+        for (what, mine) in [("count", count), ("runs", run_count)] {
+            let golden = numbers(&case[what]);
+            let tolerance = SIGMA * golden[1] * both.sqrt() + 1e-9;
+            assert!((mine - golden[0]).abs() <= tolerance, "{name}: {what} {mine}, not {golden:?}");
+        }
+        let total: f64 = run_lengths.iter().sum();
+        let (mut mine, mut theirs_cdf, mut worst) = (0.0, 0.0, 0.0_f64);
+        for (at, golden) in numbers(&case["run_lengths"]).iter().enumerate() {
+            mine += run_lengths[at + 1] / total;
+            theirs_cdf += golden;
+            worst = worst.max((mine - theirs_cdf).abs());
+        }
+        let runs_of_both = both / numbers(&case["runs"])[0];
+        let tolerance = 1.63 * runs_of_both.sqrt(); // Kolmogorov-Smirnov at 1%
+        assert!(worst <= tolerance, "{name}: run lengths off by {worst}, allowed {tolerance}");
+        for (end, mine, golden) in [
+            ("first", &columns[..10], numbers(&case["rate_first"])),
+            ("last", &columns[502..], numbers(&case["rate_last"])),
+        ] {
+            for (at, (mine, golden)) in mine.iter().zip(golden).enumerate() {
+                let tolerance = SIGMA * (mine * (1.0 - mine) * both).sqrt();
+                let off = (mine - golden).abs();
+                assert!(off <= tolerance, "{name}: {end} {at}: {mine} not {golden} ± {tolerance}");
+            }
+        }
+    }
+}
+
+fn spans(probability: f64, length: usize) -> TextMaskConfig {
+    TextMaskConfig::Spans(SpanMask { probability, length, others: None })
+}
+
+fn tokens(probability: f64) -> TextMaskConfig {
+    TextMaskConfig::Tokens(TokenMask { probability })
+}
+
+fn bert() -> TextMaskConfig {
+    let others = Some(OtherTokens { random: 0.1, unchanged: 0.1, vocabulary: 100 });
+    TextMaskConfig::Spans(SpanMask { probability: 0.15, length: 1, others })
+}
+
+fn draw(config: &TextMaskConfig, lengths: &[i64], tokens: i64, seed: u64) -> Mask {
+    config.sample(lengths, tokens, &mut StdRng::seed_from_u64(seed)).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn neither_padding_nor_a_whole_row_is_hidden(
+        lengths in prop::collection::vec(2_i64..300, 1..5),
+        padding in 0_i64..20,
+        probability in 0.01_f64..0.99,
+        length in 1_usize..30,
+        kind in 0..3,
+        seed in any::<u64>(),
+    ) {
+        let config = match kind {
+            0 => spans(probability, length),
+            1 => bert(),
+            _ => tokens(probability),
+        };
+        let num_tokens = lengths.iter().max().unwrap() + padding;
+        let mask = draw(&config, &lengths, num_tokens, seed);
+        for (row, &real) in mask.hidden().rows().into_iter().zip(&lengths) {
+            let real = real as usize;
+            prop_assert!(row.iter().skip(real).all(|&hidden| !hidden), "padding is hidden");
+            let count = row.iter().filter(|&&hidden| hidden).count();
+            prop_assert!(count > 0 && count < real);
+            if kind == 2 {
+                let keep = (real as f64 * (1.0 - probability)) as usize;
+                prop_assert_eq!(count, real - keep.clamp(1, real - 1));
+            }
+        }
+        for s in mask.substitutes() {
+            prop_assert!((s.token as i64) < lengths[s.row] && (4..100).contains(&s.entry));
+        }
+        prop_assert_eq!(mask, draw(&config, &lengths, num_tokens, seed));
+    }
+}
+
+#[test]
+fn counts_of_the_released_recipes() {
+    assert_eq!(draw(&tokens(0.48), &[512], 512, 1).num_hidden(), 246);
+    assert_eq!(draw(&tokens(0.5), &[512], 512, 1).num_hidden(), 256);
+}
+
+#[test]
+fn bert_hides_eight_of_ten_and_swaps_one() {
+    let mask = draw(&bert(), &[512; 200], 512, 3);
+    let chosen = 0.15 * 512.0 * 200.0;
+    let near = |count: f64, share: f64| {
+        let error = (chosen * share * (1.0 - share)).sqrt();
+        assert!((count - chosen * share).abs() < 4.0 * error, "{count} of {chosen}, not {share}");
+    };
+    near(mask.num_hidden() as f64, 0.8);
+    near(mask.substitutes().len() as f64, 0.1);
+}
+
+#[test]
+fn a_row_without_room_is_an_error() {
+    for config in [spans(0.35, 4), tokens(0.48), bert()] {
+        for lengths in [[50, 1], [50, 0], [50, -1], [51, 50]] {
+            let drawn = config.sample(&lengths, 50, &mut StdRng::seed_from_u64(0));
+            assert!(matches!(drawn, Err(Error::Input(_))), "{lengths:?}");
+        }
+        assert_eq!(draw(&config, &[2, 2], 9, 3).num_hidden(), 2);
+    }
+}
+
+#[test]
+fn impossible_settings_are_named() {
+    let key = |config: TextMaskConfig| match config.validate() {
+        Err(Error::Config { key, .. }) => key,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(key(spans(0.0, 4)), "mask.probability");
+    assert_eq!(key(tokens(f64::NAN)), "mask.probability");
+    assert_eq!(key(tokens(1.0)), "mask.probability");
+    assert_eq!(key(spans(0.5, 0)), "mask.length");
+    let others = |random, unchanged, vocabulary| {
+        let others = Some(OtherTokens { random, unchanged, vocabulary });
+        TextMaskConfig::Spans(SpanMask { probability: 0.15, length: 1, others })
+    };
+    assert_eq!(key(others(-0.1, 0.0, 9)), "mask.others.random");
+    assert_eq!(key(others(0.5, 0.5, 9)), "mask.others.random");
+    assert_eq!(key(others(0.1, f64::NAN, 9)), "mask.others.unchanged");
+    assert_eq!(key(others(0.1, 0.1, 4)), "mask.others.vocabulary");
+    let typo = r#"{"kind": "tokens", "probabilty": 0.5}"#;
+    assert!(serde_json::from_str::<TextMaskConfig>(typo).is_err());
+    let extra = r#"{"kind": "tokens", "probability": 0.5, "length": 1}"#;
+    assert!(serde_json::from_str::<TextMaskConfig>(extra).is_err());
+}

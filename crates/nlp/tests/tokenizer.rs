@@ -1,0 +1,209 @@
+//! The tokenizer: trained, saved, loaded, from GPT-2's files, and what it refuses.
+
+use std::fs;
+use std::path::Path;
+
+use data2vec_core::Error;
+use data2vec_nlp::{SpecialIds, TOKENIZER_FILE, TokenEncoderConfig, Tokenizer};
+use proptest::prelude::*;
+
+const TEXT: &str = "The fellow citizens of the Senate and of the House of Representatives: among \
+    the vicissitudes incident to life no event could have filled me with greater anxieties.";
+
+fn trained() -> Tokenizer {
+    let words: Vec<&str> = TEXT.split_inclusive(' ').collect();
+    let texts =
+        (0..200).map(|i| words.iter().cycle().skip(i).take(12).copied().collect::<String>());
+    Tokenizer::train(texts, 300).unwrap()
+}
+
+#[test]
+fn training_gives_fairseqs_special_ids_and_the_same_twice() {
+    let tokenizer = trained();
+    let special = SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask: 299 };
+    assert_eq!((tokenizer.special(), tokenizer.vocabulary()), (special, 300));
+    assert_eq!(tokenizer.fingerprint(), trained().fingerprint());
+    let ids = tokenizer.encode(TEXT).unwrap();
+    assert!(ids.len() < TEXT.len() * 2 / 3, "{} ids", ids.len());
+    assert!(ids.iter().all(|&id| (4..299).contains(&id)));
+    assert_eq!(tokenizer.decode(&ids).unwrap(), TEXT);
+}
+
+#[test]
+fn a_saved_one_is_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = trained();
+    let path = folder.path().join(TOKENIZER_FILE);
+    tokenizer.save(&path).unwrap();
+    for path in [&path, folder.path()] {
+        let loaded = Tokenizer::load(path).unwrap();
+        assert_eq!(loaded.special(), tokenizer.special());
+        assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
+        assert_eq!(loaded.encode(TEXT).unwrap(), tokenizer.encode(TEXT).unwrap());
+    }
+}
+
+#[test]
+fn text_that_looks_special_is_text() {
+    let tokenizer = trained();
+    let text = "a <mask> is not </s> nor <s><pad>";
+    let ids = tokenizer.encode(text).unwrap();
+    assert!(ids.iter().all(|&id| (4..299).contains(&id)), "{ids:?}");
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+}
+
+#[test]
+fn too_little_text_is_an_error_that_tells_how_much_there_is() {
+    let error = Tokenizer::train(["a little"].into_iter(), 4096).unwrap_err().to_string();
+    assert!(error.contains("give 261 entries, not 4096"), "{error}");
+    let error = Tokenizer::train(["a little"].into_iter(), 200).unwrap_err().to_string();
+    assert!(error.contains("261 at least"), "{error}");
+}
+
+/// GPT-2's way of writing bytes as characters.
+fn byte_chars() -> Vec<char> {
+    let plain = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    let mut others = 256..;
+    (0..=255_u8)
+        .map(
+            |b| {
+                if plain(b) {
+                    char::from(b)
+                } else {
+                    char::from_u32(others.next().unwrap()).unwrap()
+                }
+            },
+        )
+        .collect()
+}
+
+/// The files of a tiny GPT-2: 256 bytes, ` t`, ` th`, `<|endoftext|>`.
+fn gpt2(folder: &Path) {
+    let mut tokens: Vec<String> = byte_chars().into_iter().map(String::from).collect();
+    tokens.extend(["Ġt".into(), "Ġth".into(), "<|endoftext|>".into()]);
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        tokens.into_iter().zip(0..).map(|(token, id)| (token, id.into())).collect();
+    fs::write(folder.join("encoder.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
+    fs::write(folder.join("vocab.bpe"), "#version: 0.2\nĠ t\nĠt h\n").unwrap();
+}
+
+#[test]
+fn gpt2s_files_alone_move_up_by_four() {
+    let folder = tempfile::tempdir().unwrap();
+    gpt2(folder.path());
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    let special = SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask: 259 + 4 };
+    assert_eq!((tokenizer.special(), tokenizer.vocabulary()), (special, 264));
+    let ids = tokenizer.encode("a the").unwrap();
+    assert_eq!(ids, [i64::from(b'a') + 4, 257 + 4, i64::from(b'e') + 4]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "a the");
+    assert!(matches!(tokenizer.save(folder.path().join("x.json")), Err(Error::File { .. })));
+}
+
+#[test]
+fn fairseqs_dictionary_orders_gpt2s_ids() {
+    let folder = tempfile::tempdir().unwrap();
+    gpt2(folder.path());
+    let a = u32::from(b'a');
+    fs::write(folder.path().join("dict.txt"), format!("257 90\n{a} 7\nmadeupword0000 0\n"))
+        .unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!((tokenizer.special().mask, tokenizer.vocabulary()), (7, 8));
+    assert_eq!(tokenizer.encode("a the").unwrap(), [5, 4, 3], "`e` is not in the dictionary");
+    assert_eq!(tokenizer.decode(&[0, 5, 4, 2]).unwrap(), "a th");
+
+    for (text, said) in [("257", "line 1"), ("257 x", "`x`"), ("900 1", "900 is outside")] {
+        fs::write(folder.path().join("dict.txt"), text).unwrap();
+        let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("dict.txt") && error.contains(&said.replace('`', "\"")), "{error}");
+    }
+}
+
+#[test]
+fn robertas_files_bring_their_special_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tokens: Vec<String> = ["<s>", "<pad>", "</s>", "<unk>"].map(String::from).to_vec();
+    tokens.extend(byte_chars().into_iter().map(String::from));
+    tokens.extend(["Ġt".into(), "<mask>".into()]);
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        tokens.into_iter().zip(0..).map(|(token, id)| (token, id.into())).collect();
+    let vocabulary = serde_json::to_string(&vocabulary).unwrap();
+    fs::write(folder.path().join("vocab.json"), vocabulary).unwrap();
+    fs::write(folder.path().join("merges.txt"), "#version: 0.2\nĠ t\n").unwrap();
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    assert_eq!((tokenizer.special().mask, tokenizer.vocabulary()), (261, 262));
+    assert_eq!(tokenizer.encode("a t").unwrap(), [i64::from(b'a') + 4, 260]);
+}
+
+#[test]
+fn what_cannot_be_loaded_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |path: &Path| Tokenizer::load(path).unwrap_err().to_string();
+    assert!(error(&folder.path().join("none")).contains("none"));
+    assert!(error(folder.path()).contains("holds neither tokenizer.json"));
+    let path = folder.path().join(TOKENIZER_FILE);
+    fs::write(&path, "{").unwrap();
+    assert!(error(folder.path()).contains("is not a tokenizer.json"));
+    fs::write(&path, r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#).unwrap();
+    assert!(error(&path).contains("no <s>"), "{}", error(&path));
+    fs::remove_file(path).unwrap();
+    gpt2(folder.path());
+    fs::write(folder.path().join("vocab.bpe"), "#version: 0.2\nq qq\n").unwrap();
+    assert!(error(folder.path()).contains("does not go with"), "{}", error(folder.path()));
+}
+
+#[test]
+fn an_encoder_with_other_ids_is_refused() {
+    let tokenizer = trained();
+    let mut features = TokenEncoderConfig {
+        vocabulary: 300,
+        max_tokens: 16,
+        pad: 1,
+        mask: 299,
+        dropout: 0.0,
+        norm_eps: 1e-5,
+        early_positions: false,
+    };
+    tokenizer.check(&features).unwrap();
+    features.mask = 298;
+    assert!(
+        tokenizer.check(&features).unwrap_err().to_string().starts_with("features.mask: is 298")
+    );
+    features.vocabulary = 50265;
+    let error = tokenizer.check(&features).unwrap_err().to_string();
+    assert!(error.contains("features.vocabulary: is 50265, the tokenizer has 300"), "{error}");
+}
+
+#[test]
+fn nothing_is_lost_in_long_runs() {
+    let tokenizer = trained();
+    for text in
+        [" ".repeat(3_000_000), "x".repeat(1_500_000), "é".repeat(700_000), TEXT.repeat(9000)]
+    {
+        let text = format!("{text} the end");
+        let ids = tokenizer.encode(&text).unwrap();
+        assert!(tokenizer.decode(&ids).unwrap() == text, "{}…", &text[..10]);
+    }
+}
+
+#[test]
+fn cutting_changes_no_token() {
+    let tokenizer = trained();
+    let text = format!("{TEXT} ").repeat(800); // two pieces
+    let whole: Vec<i64> = (0..800)
+        .flat_map(|i| {
+            tokenizer.encode(&if i == 0 { TEXT.to_owned() } else { format!(" {TEXT}") }).unwrap()
+        })
+        .collect();
+    assert_eq!(tokenizer.encode(text.trim_end()).unwrap(), whole);
+}
+
+proptest! {
+    #[test]
+    fn any_text_comes_back(text in any::<String>()) {
+        let tokenizer = trained();
+        let ids = tokenizer.encode(&text).unwrap();
+        prop_assert!(ids.iter().all(|&id| (4..299).contains(&id)));
+        prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+}
