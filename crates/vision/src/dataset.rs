@@ -1,0 +1,225 @@
+//! Images as examples for pretraining.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use data2vec_core::random::{Purpose, seed_for};
+use data2vec_core::{Batch, Dataset, Error, Result};
+use rand::{RngExt, rngs::StdRng};
+use tch::Tensor;
+
+use crate::augment::{VisionDataConfig, central};
+use crate::feature::PatchEncoderConfig;
+use crate::folder::Folder;
+use crate::idx::{self, Idx};
+use crate::pixels::Pixels;
+
+/// Images on disk: `load` gives one as `(C, H, W)` values, a batch is `(B, C, H, W)` f32.
+///
+/// A clone, and both sides of a [`split`](Self::split), share what was listed.
+#[derive(Clone, Debug)]
+pub struct VisionDataset {
+    source: Arc<Source>,
+    /// Which of its images.
+    chosen: Arc<[u32]>,
+    config: VisionDataConfig,
+    features: PatchEncoderConfig,
+    augment: bool,
+}
+
+#[derive(Debug)]
+enum Source {
+    Folder(Folder),
+    Idx(Idx),
+}
+
+impl VisionDataset {
+    /// Lists the images at `path`: a folder with images anywhere below it, one image file, an IDX
+    /// file (gzipped or not), or a folder with one (`train-images-idx3-ubyte` is chosen).
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
+    /// `path` cannot be read or holds no image.
+    pub fn open(
+        path: impl AsRef<Path>,
+        config: &VisionDataConfig,
+        features: &PatchEncoderConfig,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        config.validate()?;
+        if ![1, 3].contains(&features.channels) {
+            let reason = format!("images on disk have 1 or 3, not {}", features.channels);
+            return Err(Error::config("features.channels", reason));
+        }
+        let is_dir = fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir();
+        let idx = match is_dir {
+            true => idx::find(path)?,
+            false => idx::is_idx(path).then(|| path.to_owned()),
+        };
+        let source = match idx {
+            Some(idx) => Source::Idx(Idx::read(&idx)?),
+            None => Source::Folder(Folder::list(path)?),
+        };
+        let count = u32::try_from(source.len())
+            .map_err(|_| Error::file(path, "has more than 2^32 images: split it"))?;
+        Ok(Self {
+            source: Arc::new(source),
+            chosen: (0..count).collect(),
+            config: config.clone(),
+            features: features.clone(),
+            augment: true,
+        })
+    }
+
+    /// The rest, and about the share `held_out` for validation: the same for the same names and seed.
+    /// Images of the second are seen as they are, without augmentation.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if one side would be empty.
+    pub fn split(&self, held_out: f64, seed: u64) -> Result<(Self, Self)> {
+        // Whether an image is held out depends on its own name alone, so that a folder can grow
+        // without moving any from one side to the other.
+        let below = (held_out.clamp(0.0, 1.0) * 2_f64.powi(64)) as u64;
+        let rank =
+            |&&chosen: &&u32| seed_for(seed, Purpose::Split, &[self.source.identity(chosen)]);
+        let (held, rest): (Vec<u32>, Vec<u32>) =
+            self.chosen.iter().partition(|chosen| rank(chosen) < below);
+        if held.is_empty() || rest.is_empty() {
+            let reason = format!(
+                "{held_out} holds out {} of {} images; both sides need one at least",
+                held.len(),
+                self.chosen.len()
+            );
+            return Err(Error::config("train.held_out", reason));
+        }
+        let side =
+            |chosen: Vec<u32>, augment| Self { chosen: chosen.into(), augment, ..self.clone() };
+        Ok((side(rest, self.augment), side(held, false)))
+    }
+
+    /// The same images as they are: the largest part in the middle that has the encoder's shape,
+    /// resized; not flipped, not lit otherwise.
+    pub fn without_augmentation(&self) -> Self {
+        Self { augment: false, ..self.clone() }
+    }
+
+    /// One image as it is on disk, grey or in colour as the encoder wants it.
+    ///
+    /// # Errors
+    /// As [`Pixels::read`].
+    pub fn read(&self, index: usize) -> Result<Pixels> {
+        let at = self.chosen[index] as usize;
+        let pixels = match &*self.source {
+            Source::Folder(folder) => Pixels::read(folder.root.join(&folder.files[at]))?,
+            Source::Idx(idx) => idx.image(at)?,
+        };
+        pixels.with_channels(self.features.channels as usize)
+    }
+
+    /// The image's class: the folder right below the root that holds it, or its label in an IDX
+    /// file. `None` where there is none.
+    pub fn label(&self, index: usize) -> Option<usize> {
+        let at = self.chosen[index] as usize;
+        match &*self.source {
+            Source::Folder(folder) => folder.label(at),
+            Source::Idx(idx) => idx.label(at),
+        }
+    }
+
+    /// Names of the classes; in IDX files, their numbers.
+    pub fn classes(&self) -> Vec<String> {
+        match &*self.source {
+            Source::Folder(folder) => folder.classes.clone(),
+            Source::Idx(idx) => (0..idx.classes()).map(|class| class.to_string()).collect(),
+        }
+    }
+
+    /// What could not be looked into, and why.
+    pub fn skipped(&self) -> &[(PathBuf, String)] {
+        match &*self.source {
+            Source::Folder(folder) => &folder.skipped,
+            Source::Idx(_) => &[],
+        }
+    }
+}
+
+impl Source {
+    fn len(&self) -> usize {
+        match self {
+            Self::Folder(folder) => folder.files.len(),
+            Self::Idx(idx) => idx.len(),
+        }
+    }
+
+    /// A number that stays the image's when others come and go.
+    fn identity(&self, at: u32) -> u64 {
+        match self {
+            Self::Folder(folder) => {
+                // The same folder splits the same on every system.
+                let path = folder.files[at as usize].to_string_lossy().replace('\\', "/");
+                // FNV-1a: the same on every machine and in every version.
+                path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                    (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+                })
+            }
+            Self::Idx(_) => u64::from(at),
+        }
+    }
+}
+
+impl Dataset for VisionDataset {
+    type Example = Vec<f32>;
+
+    fn len(&self) -> usize {
+        self.chosen.len()
+    }
+
+    fn size(&self, _index: usize) -> u64 {
+        1
+    }
+
+    fn name(&self, index: usize) -> String {
+        let at = self.chosen[index] as usize;
+        match &*self.source {
+            Source::Folder(folder) => folder.root.join(&folder.files[at]).display().to_string(),
+            Source::Idx(idx) => format!("{}, image {at}", idx.path.display()),
+        }
+    }
+
+    fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {
+        let pixels = self.read(index)?;
+        if !self.augment {
+            return Ok(self.features.prepare(&pixels));
+        }
+        let mut pixels = pixels;
+        if let Some(jitter) = self.config.jitter {
+            pixels.jitter(jitter, rng);
+        }
+        let crop = self.config.crop(pixels.height, pixels.width, rng);
+        let flip = rng.random::<f64>() < self.config.flip;
+        let [height, width] = self.features.image_size.map(|side| side as usize);
+        let resized = pixels.resized(crop, height, width);
+        Ok(resized.normalized(&self.features.mean, &self.features.std, flip))
+    }
+
+    fn collate(&self, examples: Vec<Vec<f32>>, _rng: &mut StdRng) -> Result<Batch> {
+        let [height, width] = self.features.image_size;
+        let size = [examples.len() as i64, self.features.channels, height, width];
+        let values = examples.concat();
+        if values.len() as i64 != size.iter().product::<i64>() {
+            return Err(Error::Input(format!("{} values for images {size:?}", values.len())));
+        }
+        Batch::new(Tensor::from_slice(&values).reshape(size)) // (B, C, H, W)
+    }
+}
+
+impl PatchEncoderConfig {
+    /// `(C, H, W)` values of an image as the encoder wants it: the largest part in the middle that
+    /// has its shape, resized to its size, normalised. The image has its number of channels.
+    pub(crate) fn prepare(&self, pixels: &Pixels) -> Vec<f32> {
+        let [height, width] = self.image_size.map(|side| side as usize);
+        let crop = central(width as f64 / height as f64, pixels.height, pixels.width);
+        pixels.resized(crop, height, width).normalized(&self.mean, &self.std, false)
+    }
+}

@@ -1,0 +1,147 @@
+//! Pixels of an image, from a file of any common format.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use data2vec_core::{Error, Result};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+
+/// Names that image files end in.
+pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+/// Pixels of the largest image that is decoded: a small file can claim any number.
+pub const MAX_PIXELS: u64 = 100_000_000;
+/// Bytes that a decoder may ask for, for such an image.
+const MAX_ALLOC: u64 = 1 << 30;
+
+/// An image in memory: rows from the top, 8 bits for each of 1 (grey) or 3 (red, green, blue)
+/// channels, channels side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pixels {
+    pub(crate) width: usize,
+    pub(crate) height: usize,
+    pub(crate) channels: usize,
+    pub(crate) values: Vec<u8>,
+}
+
+impl Pixels {
+    /// An image of `width` × `height` from its `values`, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if the numbers do not go together, or there are not 1 or 3 channels.
+    pub fn new(width: usize, height: usize, channels: usize, values: Vec<u8>) -> Result<Self> {
+        let expected = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
+        if ![1, 3].contains(&channels) || values.is_empty() || expected != Some(values.len()) {
+            return Err(Error::Input(format!(
+                "{} values are no image of {width} × {height} with {channels} channels (1 or 3)",
+                values.len()
+            )));
+        }
+        Ok(Self { width, height, channels, values })
+    }
+
+    /// Reads an image file: JPEG, PNG, WebP, GIF, BMP or TIFF, told by its content. Of several images
+    /// in a file, the first; 16 bits are rounded to 8; transparency is dropped; a rotation that a
+    /// camera noted is not applied.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::File`] if it cannot be read, is broken, is of another format, or has
+    /// more than [`MAX_PIXELS`].
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
+            return Err(Error::file(path, "is a folder, not an image"));
+        }
+        // Decoders work on bytes from anywhere; should one panic on them, that is the file's error.
+        catch_unwind(AssertUnwindSafe(|| decode(path))).unwrap_or_else(|panic| {
+            let reason = format!("the decoder gave up on its content ({})", message(&*panic));
+            Err(Error::file(path, reason))
+        })
+    }
+
+    /// Pixels of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// 1 or 3.
+    pub fn channels(&self) -> usize {
+        self.channels
+    }
+
+    /// Row by row, channels side by side.
+    pub fn values(&self) -> &[u8] {
+        &self.values
+    }
+
+    /// The same with 1 or 3 channels: grey is repeated, colours are weighed as in ITU-R 601.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for another number of channels.
+    pub fn with_channels(self, channels: usize) -> Result<Self> {
+        let values = match (self.channels, channels) {
+            (from, to) if from == to => return Ok(self),
+            (1, 3) => self.values.iter().flat_map(|&grey| [grey; 3]).collect(),
+            (3, 1) => self.values.chunks_exact(3).map(luma).collect(),
+            _ => {
+                let reason = format!("images have 1 or 3 channels, not {channels}");
+                return Err(Error::Input(reason));
+            }
+        };
+        Ok(Self { channels, values, ..self })
+    }
+}
+
+/// Brightness of red, green and blue, in PIL's integers.
+pub(crate) fn luma(rgb: &[u8]) -> u8 {
+    let [r, g, b] = [rgb[0], rgb[1], rgb[2]].map(u32::from);
+    ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
+}
+
+fn decode(path: &Path) -> Result<Pixels> {
+    let broken = |error: ImageError| match error {
+        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+            Error::io(path, source)
+        }
+        ImageError::Unsupported(_) => {
+            let known = "JPEG, PNG, WebP, GIF, BMP, TIFF";
+            Error::file(path, format!("is no image of a known kind ({known})"))
+        }
+        error => Error::file(path, format!("broken image: {}", first_line(&error.to_string()))),
+    };
+    let mut reader = ImageReader::open(path)
+        .and_then(ImageReader::with_guessed_format)
+        .map_err(|e| Error::io(path, e))?;
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_ALLOC);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(broken)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels == 0 || pixels > MAX_PIXELS || decoder.total_bytes() > MAX_ALLOC {
+        let reason = format!("{width} × {height} pixels; up to {MAX_PIXELS} are decoded");
+        return Err(Error::file(path, reason));
+    }
+    let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
+    let (channels, values) = match image {
+        DynamicImage::ImageLuma8(image) => (1, image.into_raw()),
+        image if !image.color().has_color() => (1, image.into_luma8().into_raw()),
+        image => (3, image.into_rgb8().into_raw()),
+    };
+    Pixels::new(width as usize, height as usize, channels, values)
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    first_line(text.unwrap_or("no reason given"))
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
