@@ -10,6 +10,8 @@ mod modality;
 mod pretrain;
 mod progress;
 mod recipe;
+#[cfg(test)]
+mod recipe_tests;
 mod run;
 mod signals;
 

@@ -1,0 +1,65 @@
+//! Every recipe of the repository: complete, possible, and of the size that was published.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use data2vec_core::Data2Vec;
+use tch::Device;
+
+use crate::modality::{Modality, Speech};
+use crate::recipe::{Recipe, read};
+
+/// Parameters of the encoder alone and of all that is trained, as counted on the reference's models.
+/// 1.0's mask token is among the latter here.
+const PUBLISHED: [(&str, usize, usize); 4] = [
+    ("speech", 93_163_532, 93_783_308),
+    ("speech-large", 313_275_408, 315_184_144),
+    ("speech-v1", 93_163_520, 93_754_880),
+    ("speech-v1-large", 313_275_392, 314_326_016),
+];
+
+/// Encoder and whole model's parameters at the recipe's full size. Blocks are alike, so two shallow
+/// models tell what a deep one has, without its memory.
+fn parameters<M: Modality>(recipe: &Recipe<M>) -> Result<(usize, usize)> {
+    let at = |depth: usize| {
+        let mut config = recipe.model();
+        config.transformer.depth = depth;
+        config.target.top_k = 1;
+        let model =
+            Data2Vec::<M::Encoder>::new(config, M::masking(&recipe.mask)?, Device::Cpu, 1)?;
+        let (all, encoder) = model.parameters();
+        anyhow::Ok((encoder, all))
+    };
+    let (one, two, depth) = (at(1)?, at(2)?, recipe.transformer.depth);
+    let full = |one: usize, two: usize| one + (depth - 1) * (two - one);
+    Ok((full(one.0, two.0), full(one.1, two.1)))
+}
+
+fn check<M: Modality>(path: &std::path::Path, table: toml::Table) -> Result<(usize, usize)> {
+    let recipe = Recipe::<M>::from_table(path, table)?;
+    recipe.schedule.validate(recipe.train.steps)?;
+    recipe.target.validate(&recipe.transformer)?;
+    recipe.optimizer.validate()?;
+    parameters(&recipe)
+}
+
+#[test]
+fn recipes_are_possible_and_of_the_published_sizes() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut sized = 0;
+    for entry in std::fs::read_dir(&dir).expect("the folder of recipes") {
+        let path = entry.expect("a recipe").path();
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let table = read(&path, None, &[]).expect("TOML");
+        let counts = match table["modality"].as_str().expect("a modality") {
+            "speech" => check::<Speech>(&path, table),
+            other => panic!("{name}: {other} has no test"),
+        };
+        let counts = counts.unwrap_or_else(|e| panic!("{name}: {e:#}"));
+        if let Some((_, encoder, all)) = PUBLISHED.iter().find(|(n, ..)| *n == name) {
+            assert_eq!(counts, (*encoder, *all), "{name}");
+            sized += 1;
+        }
+    }
+    assert_eq!(sized, PUBLISHED.len(), "every published size has its recipe");
+}
