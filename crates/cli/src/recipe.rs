@@ -93,7 +93,7 @@ impl<M: Modality> Recipe<M> {
     pub fn from_table(path: &Path, table: Table) -> Result<Self> {
         let recipe: Self = Value::Table(table)
             .try_into()
-            .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), explain(e.message())))?;
+            .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), explain(&e.to_string())))?;
         recipe.validate().with_context(|| path.display().to_string())?;
         Ok(recipe)
     }
