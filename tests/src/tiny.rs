@@ -42,6 +42,7 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             pos_kernel: 5,
             pos_groups: 4,
             alibi: false,
+            compat: vec![],
         },
         transformer: TransformerConfig {
             dim: 48,

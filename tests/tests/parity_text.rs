@@ -107,7 +107,8 @@ fn targets_predictions_loss_and_gradients() {
     assert!(difference(&objective.prediction, &t.forward["pred.regression"]) < VALUES);
     let decoded = &t.forward["mid.student.modality_encoders.TEXT.decoder"];
     assert!(difference(&objective.prediction, &t.mask.gather(decoded, 1)) < VALUES);
-    let (loss, expected) = (objective.loss.double_value(&[]), t.forward["loss.sum"].double_value(&[]));
+    let (loss, expected) =
+        (objective.loss.double_value(&[]), t.forward["loss.sum"].double_value(&[]));
     assert!((loss / expected - 1.0).abs() < 1e-5, "{loss} is not {expected}");
 
     objective.loss.backward();

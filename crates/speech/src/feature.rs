@@ -36,6 +36,19 @@ pub struct WaveEncoderConfig {
     pub pos_groups: i64,
     /// Attention falls with distance (ALiBi, Press et al. 2022), by a learned scale for each head.
     pub alibi: bool,
+    /// Departures from the papers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compat: Vec<WaveCompat>,
+}
+
+/// Released behaviour that departs from the papers' intent, for exact reproduction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WaveCompat {
+    /// Padding is zero before the first positional convolution alone: what that makes of it reaches
+    /// the last real frames through the others, and how much padding there is changes them
+    /// (data2vec 1.0 in fairseq and in Hugging Face's transformers).
+    PaddingLeaks,
 }
 
 impl WaveEncoderConfig {
@@ -124,6 +137,7 @@ pub struct WaveEncoder {
     positions: Vec<Conv1d>,
     /// `(H)` each: fixed slopes and their learned scale.
     alibi: Option<(Tensor, Tensor)>,
+    padding_leaks: bool,
     receptive_field: i64,
 }
 
@@ -181,6 +195,7 @@ impl FeatureEncoder for WaveEncoder {
                 let scale = positions.var("alibi_scale", &[transformer.heads], one);
                 (slopes.to_kind(Kind::Float).to_device(scale.device()), scale)
             }),
+            padding_leaks: config.compat.contains(&WaveCompat::PaddingLeaks),
             receptive_field: config.receptive_field(),
         }
     }
@@ -214,7 +229,8 @@ impl FeatureEncoder for WaveEncoder {
     }
 
     fn add_positions(&self, tokens: &Tokens, _train: bool) -> Tensor {
-        let keep = keep_factor(tokens.padding.as_ref(), tokens.x.kind());
+        let padding = tokens.padding.as_ref().filter(|_| !self.padding_leaks);
+        let keep = keep_factor(padding, tokens.x.kind());
         let x = tokens.zero_padding(&tokens.x);
         let mut position = x.shallow_clone();
         for conv in &self.positions {
@@ -272,6 +288,7 @@ mod tests {
             pos_kernel: 19,
             pos_groups: 16,
             alibi: false,
+            compat: vec![],
         };
         assert_eq!((config.hop(), config.receptive_field()), (320, 400));
         for (samples, frames) in

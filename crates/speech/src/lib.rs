@@ -11,5 +11,5 @@ mod resample;
 
 pub use dataset::{Batching, HeldOut, SpeechDataConfig, SpeechDataset};
 pub use encoder::SpeechEncoder;
-pub use feature::{ConvNorm, WaveEncoder, WaveEncoderConfig};
+pub use feature::{ConvNorm, WaveCompat, WaveEncoder, WaveEncoderConfig};
 pub use mask::{BlockMask, SpanMask, SpeechMaskConfig};
