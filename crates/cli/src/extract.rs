@@ -5,12 +5,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use data2vec_speech::SpeechEncoder;
 use indicatif::{ProgressBar, ProgressIterator};
 use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
 use ndarray_npy::WriteNpyExt;
 
-use crate::device;
+use crate::{device, modality};
 
 /// What `extract` is told.
 #[derive(clap::Args)]
@@ -18,7 +17,7 @@ pub struct Args {
     /// Folder with encoder.safetensors and encoder.toml
     #[arg(long)]
     encoder: PathBuf,
-    /// Audio files
+    /// Audio or image files, as the encoder wants them
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// FILE.npy for one input; FILE.safetensors for any number, by path; or a folder, one .npy each
@@ -46,22 +45,21 @@ enum Features {
 
 /// Reads every file, runs the encoder, writes the features.
 pub fn run(args: &Args) -> Result<()> {
-    let encoder = SpeechEncoder::load(&args.encoder, device::choose(args.device.as_deref())?)?;
+    let device = device::choose(args.device.as_deref())?;
+    let encoder = modality::extractor(&args.encoder, device)?;
     let layers = match args.layer.as_str() {
-        "last" => Layers::One(encoder.depth()),
+        "last" => Layers::One(encoder.depth),
         "all" => Layers::All,
         text => match text.parse() {
-            Ok(n) if (1..=encoder.depth()).contains(&n) => Layers::One(n),
-            _ => bail!("--layer {text}: not one of 1 to {}, last, all", encoder.depth()),
+            Ok(n) if (1..=encoder.depth).contains(&n) => Layers::One(n),
+            _ => bail!("--layer {text}: not one of 1 to {}, last, all", encoder.depth),
         },
     };
     let out = Output::new(&args.out, args.files.len())?;
     let bar = ProgressBar::new(args.files.len() as u64);
     let (mut written, mut failed) = (BTreeMap::new(), 0);
     for path in args.files.iter().progress_with(bar.clone()) {
-        let features = data2vec_speech::audio::read(path)
-            .and_then(|samples| encoder.layers(&samples))
-            .with_context(|| path.display().to_string());
+        let features = (encoder.layers)(path).with_context(|| path.display().to_string());
         match features {
             Ok(all) => {
                 out.write(path, select(all, &layers)?, &mut written)?;

@@ -1,16 +1,24 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
-//! [`Modality`], and an arm in [`pretrain`] and in `extract::run`.
+//! [`Modality`], and an arm in [`pretrain`] and in [`extractor`].
 
 use std::fmt::Debug;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use data2vec_core::encoder::ENCODER_CONFIG;
 use data2vec_core::{Dataset, FeatureEncoder, MaskStrategy};
 use data2vec_speech::{
-    HeldOut, SpeechDataConfig, SpeechDataset, SpeechMaskConfig, WaveEncoder, WaveEncoderConfig,
+    HeldOut, SpeechDataConfig, SpeechDataset, SpeechEncoder, SpeechMaskConfig, WaveEncoder,
+    WaveEncoderConfig, audio,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use data2vec_vision::{
+    PatchEncoder, PatchEncoderConfig, Pixels, VisionDataConfig, VisionDataset, VisionEncoder,
+    VisionMaskConfig,
+};
+use ndarray::Array2;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tch::Device;
 
 use crate::recipe::{Recipe, nearest, read};
 use crate::{PretrainArgs, pretrain};
@@ -30,8 +38,11 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
     /// [`Dataset::size`] of one such unit.
     const SIZE_OF_UNIT: f64;
 
-    /// The recipe's masks.
-    fn masking(mask: &Self::Mask) -> Result<Box<dyn MaskStrategy>>;
+    /// The recipe's masks, for its tokens.
+    fn masking(
+        mask: &Self::Mask,
+        features: &<Self::Encoder as FeatureEncoder>::Config,
+    ) -> Result<Box<dyn MaskStrategy>>;
 
     /// Lists the examples at `path`. What is remembered of them for the next start goes to `cache`.
     fn open(
@@ -56,18 +67,59 @@ pub struct Examples<D> {
     pub skipped: Vec<String>,
 }
 
+/// What a recipe can name.
+const MODALITIES: [&str; 2] = ["speech", "vision"];
+
 /// Reads the recipe, and trains the modality that it names.
 pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
     let table = read(&args.recipe, args.steps, &args.set)?;
     let name = table.get("modality").and_then(|v| v.as_str());
     match name.with_context(|| format!("{}: the key `modality` is missing", args.recipe.display()))? {
         "speech" => pretrain::run::<Speech>(args, Recipe::from_table(&args.recipe, table)?),
+        "vision" => pretrain::run::<Vision>(args, Recipe::from_table(&args.recipe, table)?),
         other => {
-            let hint = nearest(other, ["speech"].into_iter())
-                .map_or_else(|| "there is `speech`".into(), |near| format!("did you mean `{near}`?"));
+            let hint = nearest(other, MODALITIES.into_iter()).map_or_else(
+                || format!("there are {}", MODALITIES.join(", ")),
+                |near| format!("did you mean `{near}`?"),
+            );
             bail!("{}: unknown modality `{other}`; {hint}", args.recipe.display())
         }
     }
+}
+
+/// An exported encoder, whatever it encodes.
+pub struct Extractor {
+    /// Number of blocks.
+    pub depth: usize,
+    /// `(T, D)` of each block for a file.
+    pub layers: Box<dyn Fn(&Path) -> Result<Vec<Array2<f32>>>>,
+}
+
+/// Reads the folder of an exported encoder of any kind.
+pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
+    /// Only the kind: the rest is the encoder's own.
+    #[derive(Deserialize)]
+    struct Kind {
+        encoder: String,
+    }
+    let path = dir.join(ENCODER_CONFIG);
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let kind: Kind = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(match kind.encoder.as_str() {
+        WaveEncoder::NAME => {
+            let encoder = SpeechEncoder::load(dir, device)?;
+            let depth = encoder.depth();
+            let layers = move |path: &Path| Ok(encoder.layers(&audio::read(path)?)?);
+            Extractor { depth, layers: Box::new(layers) }
+        }
+        PatchEncoder::NAME => {
+            let encoder = VisionEncoder::load(dir, device)?;
+            let depth = encoder.depth();
+            let layers = move |path: &Path| Ok(encoder.layers(&Pixels::read(path)?)?);
+            Extractor { depth, layers: Box::new(layers) }
+        }
+        other => bail!("{}: an encoder of unknown kind `{other}`", path.display()),
+    })
 }
 
 /// Recordings, counted in seconds.
@@ -80,9 +132,9 @@ impl Modality for Speech {
     type Data = SpeechDataConfig;
     type Mask = SpeechMaskConfig;
     const UNIT: &'static str = "s of audio";
-    const SIZE_OF_UNIT: f64 = data2vec_speech::audio::SAMPLE_RATE as f64;
+    const SIZE_OF_UNIT: f64 = audio::SAMPLE_RATE as f64;
 
-    fn masking(mask: &Self::Mask) -> Result<Box<dyn MaskStrategy>> {
+    fn masking(mask: &Self::Mask, _: &WaveEncoderConfig) -> Result<Box<dyn MaskStrategy>> {
         mask.validate()?;
         Ok(Box::new(mask.clone()))
     }
@@ -110,6 +162,50 @@ impl Modality for Speech {
             "recordings to train on: {}; held out: {}; too short: {too_short}",
             amount(&train),
             held_out.as_ref().map_or("none".into(), amount),
+        );
+        Ok(Examples { train, held_out, summary, skipped })
+    }
+}
+
+/// Images, counted one by one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vision;
+
+impl Modality for Vision {
+    type Encoder = PatchEncoder;
+    type Dataset = VisionDataset;
+    type Data = VisionDataConfig;
+    type Mask = VisionMaskConfig;
+    const UNIT: &'static str = "images";
+    const SIZE_OF_UNIT: f64 = 1.0;
+
+    fn masking(mask: &Self::Mask, features: &PatchEncoderConfig) -> Result<Box<dyn MaskStrategy>> {
+        features.validate()?;
+        Ok(Box::new(mask.on_grid(features.grid())?))
+    }
+
+    fn open(
+        path: &Path,
+        data: &Self::Data,
+        features: &PatchEncoderConfig,
+        held_out: f64,
+        seed: u64,
+        _cache: &Path,
+    ) -> Result<Examples<Self::Dataset>> {
+        let all = VisionDataset::open(path, data, features)?;
+        let skipped = all.skipped().iter();
+        let skipped = skipped.map(|(path, why)| format!("{}: {why}", path.display())).collect();
+        let (train, held_out) = match held_out {
+            0.0 => (all, None),
+            share => {
+                let (train, held_out) = all.split(share, seed)?;
+                (train, Some(held_out))
+            }
+        };
+        let summary = format!(
+            "images to train on: {}; held out: {}",
+            train.len(),
+            held_out.as_ref().map_or("none".into(), |held_out| held_out.len().to_string()),
         );
         Ok(Examples { train, held_out, summary, skipped })
     }

@@ -36,7 +36,7 @@ pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCo
     let examples = open::<M>(args, &recipe, &folder)?;
     let model = Data2Vec::<M::Encoder>::new(
         recipe.model(),
-        M::masking(&recipe.mask)?,
+        M::masking(&recipe.mask, &recipe.features)?,
         device,
         recipe.seed,
     )?;

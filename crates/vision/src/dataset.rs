@@ -48,6 +48,7 @@ impl VisionDataset {
     ) -> Result<Self> {
         let path = path.as_ref();
         config.validate()?;
+        features.validate()?;
         if ![1, 3].contains(&features.channels) {
             let reason = format!("images on disk have 1 or 3, not {}", features.channels);
             return Err(Error::config("features.channels", reason));

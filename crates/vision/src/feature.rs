@@ -29,9 +29,41 @@ pub struct PatchEncoderConfig {
 }
 
 impl PatchEncoderConfig {
-    /// Patches of a column and of a row.
+    /// Checks what can be checked without a transformer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub fn validate(&self) -> Result<()> {
+        let bad = |key: &str, reason: String| Err(Error::config(format!("features.{key}"), reason));
+        let patch = self.patch_size;
+        if !(1..=MAX_SIDE).contains(&patch) {
+            return bad("patch_size", format!("{patch} is not a number of pixels"));
+        }
+        let fits = |side: &i64| (1..=MAX_SIDE).contains(side) && side % patch == 0;
+        if !self.image_size.iter().all(fits) {
+            let reason = format!(
+                "{:?} is not [height, width] in multiples of patch_size = {patch}",
+                self.image_size
+            );
+            return bad("image_size", reason);
+        }
+        if !(1..=1024).contains(&self.channels) {
+            return bad("channels", format!("{} is outside 1..=1024", self.channels));
+        }
+        for (key, values) in [("mean", &self.mean), ("std", &self.std)] {
+            if values.len() as i64 != self.channels || values.iter().any(|v| !v.is_finite()) {
+                return bad(key, format!("needs {} numbers, one a channel", self.channels));
+            }
+        }
+        if self.std.iter().any(|&std| std <= 0.0) {
+            return bad("std", "must be above 0; use 1 to leave values as they are".into());
+        }
+        Ok(())
+    }
+
+    /// Patches of a column and of a row. The settings are possible ones.
     pub fn grid(&self) -> [i64; 2] {
-        self.image_size.map(|side| side / self.patch_size)
+        self.image_size.map(|side| side / self.patch_size.max(1))
     }
 }
 
@@ -65,33 +97,10 @@ impl FeatureEncoder for PatchEncoder {
     type Config = PatchEncoderConfig;
 
     fn validate(config: &Self::Config, transformer: &TransformerConfig) -> Result<()> {
-        let bad = |key: &str, reason: String| Err(Error::config(format!("features.{key}"), reason));
-        let patch = config.patch_size;
-        if !(1..=MAX_SIDE).contains(&patch) {
-            return bad("patch_size", format!("{patch} is not a number of pixels"));
-        }
-        let fits = |side: &i64| (1..=MAX_SIDE).contains(side) && side % patch == 0;
-        if !config.image_size.iter().all(fits) {
-            let reason = format!(
-                "{:?} is not [height, width] in multiples of patch_size = {patch}",
-                config.image_size
-            );
-            return bad("image_size", reason);
-        }
-        if !(1..=1024).contains(&config.channels) {
-            return bad("channels", format!("{} is outside 1..=1024", config.channels));
-        }
-        for (key, values) in [("mean", &config.mean), ("std", &config.std)] {
-            if values.len() as i64 != config.channels || values.iter().any(|v| !v.is_finite()) {
-                return bad(key, format!("needs {} numbers, one a channel", config.channels));
-            }
-        }
-        if config.std.iter().any(|&std| std <= 0.0) {
-            return bad("std", "must be above 0; use 1 to leave values as they are".into());
-        }
+        config.validate()?;
         if config.positions == Positions::SinCos && transformer.dim % 4 != 0 {
             let reason = format!("`sin-cos` needs a width in fours, not dim = {}", transformer.dim);
-            return bad("positions", reason);
+            return Err(Error::config("features.positions", reason));
         }
         Ok(())
     }

@@ -88,12 +88,10 @@ impl VisionMaskConfig {
     /// [`Error::Config`] that names the impossible key.
     pub fn on_grid(&self, grid: [i64; 2]) -> Result<PatchMask> {
         self.validate()?;
-        let [Ok(rows), Ok(columns)] = grid.map(usize::try_from) else {
-            return Err(Error::Input(format!("{grid:?} is not a grid of patches")));
-        };
-        let all = rows * columns;
+        let [rows, columns] = grid.map(|side| usize::try_from(side).unwrap_or(0));
+        let all = rows.saturating_mul(columns);
         if all < 2 {
-            let reason = format!("{rows} × {columns} patches leave nothing to see or to hide");
+            let reason = format!("{grid:?} patches leave nothing to see or to hide");
             return Err(Error::config("features.patch_size", reason));
         }
         match self {
