@@ -47,7 +47,8 @@ fn targets_do_not_depend_on_the_mask() {
     let (a, b) = (mask(20, &[&[2, 3, 4, 9], &[1, 9]]), mask(20, &[&[2, 7, 8, 9, 15], &[9, 12]]));
     let shared = [(0, 2), (0, 9), (1, 9)];
     let row_of = |mask: &Mask, (row, token): (usize, usize)| {
-        let before = mask.hidden().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
+        let before =
+            mask.hidden().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
         before as i64
     };
     for (name, config) in both() {
@@ -64,7 +65,10 @@ fn targets_do_not_depend_on_the_mask() {
 }
 
 /// The same weights, teacher included, for every mask.
-fn model_with_seed(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<WaveEncoder> {
+fn model_with_seed(
+    config: Data2VecConfig<WaveEncoderConfig>,
+    mask: &Mask,
+) -> Data2Vec<WaveEncoder> {
     let model = tiny::model(config, FixedMask(mask.clone()));
     tch::no_grad(|| {
         for (_, mut tensor) in model.teacher().variables() {
@@ -137,7 +141,8 @@ fn a_longer_padding_changes_nothing() {
                 let tokens = model.student().embed(&batch, false).expect("long enough");
                 let target = model.target(&batch, &tokens).expect("long enough");
                 let noise = noise.narrow(1, 0, frames);
-                let o = model.regress(&tokens, &mask_of(frames as usize), &target, Some(&noise), None);
+                let o =
+                    model.regress(&tokens, &mask_of(frames as usize), &target, Some(&noise), None);
                 let hidden = model.student().forward(&batch).expect("long enough");
                 let rows = [hidden.x.get(0).narrow(0, 0, 20), hidden.x.get(1).narrow(0, 0, 13)];
                 (o.loss, o.prediction, o.target, Tensor::cat(&rows, 0))

@@ -108,7 +108,8 @@ fn targets_predictions_loss_and_gradients() {
     let objective = s.state.model.regress(&tokens, &s.mask, &target, None, None);
     assert!(difference(&objective.target, &s.forward["target.regression"]) < VALUES);
     assert!(difference(&objective.prediction, &s.forward["pred.regression"]) < VALUES);
-    let (loss, expected) = (objective.loss.double_value(&[]), s.forward["loss.sum"].double_value(&[]));
+    let (loss, expected) =
+        (objective.loss.double_value(&[]), s.forward["loss.sum"].double_value(&[]));
     assert!((loss / expected - 1.0).abs() < 1e-5, "{loss} is not {expected}");
     assert_eq!(objective.num_hidden as f64, HIDDEN);
 

@@ -100,7 +100,10 @@ fn micro_batches_add_up_to_one_large_batch() {
     struct EveryThird;
     impl data2vec_core::MaskStrategy for EveryThird {
         fn sample(
-            &self, lengths: &[i64], len: i64, _: &mut rand::rngs::StdRng,
+            &self,
+            lengths: &[i64],
+            len: i64,
+            _: &mut rand::rngs::StdRng,
         ) -> data2vec_core::Result<data2vec_core::Mask> {
             let size = (lengths.len(), len as usize);
             data2vec_core::Mask::new(ndarray::Array2::from_shape_fn(size, |(_, t)| t % 3 == 1))
@@ -229,5 +232,7 @@ fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
     std::fs::create_dir(dir.path().join(".unfinished-5")).expect("space");
     let again = Checkpoints::new(dir.path(), 2).expect("a folder");
     assert_eq!(again.steps().expect("a folder"), [3, 2]);
-    assert!(!dir.path().join(".unfinished-5").exists() && !dir.path().join(".unfinished-4").exists());
+    assert!(
+        !dir.path().join(".unfinished-5").exists() && !dir.path().join(".unfinished-4").exists()
+    );
 }

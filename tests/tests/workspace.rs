@@ -85,7 +85,8 @@ fn unsafe_is_in_torch_ext_alone() {
             continue;
         }
         for line in code(&path) {
-            let bare = line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
+            let bare =
+                line.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
             seen += usize::from(bare && inside);
             assert!(!bare || inside, "{}: {line}", path.display());
         }
@@ -98,7 +99,8 @@ fn only_programs_print() {
     for krate in ["torch-ext", "core", "speech", "vision", "nlp"] {
         for path in files(&root().join("crates").join(krate).join("src"), &[".rs"]) {
             for line in code(&path) {
-                let prints = ["println!", "eprintln!", "print!(", "dbg!"].iter().any(|p| line.contains(p));
+                let prints =
+                    ["println!", "eprintln!", "print!(", "dbg!"].iter().any(|p| line.contains(p));
                 assert!(!prints, "{}: {line}", path.display());
             }
         }
@@ -123,6 +125,10 @@ fn libtorch_version_is_written_once_and_is_the_one_that_runs() {
 fn files_stay_readable() {
     for path in files(&root(), &[".rs", ".cpp", ".py"]) {
         let lines = read(&path).lines().count();
-        assert!(lines <= 450, "{} has {lines} lines: look for the seam that splits it", path.display());
+        assert!(
+            lines <= 450,
+            "{} has {lines} lines: look for the seam that splits it",
+            path.display()
+        );
     }
 }

@@ -74,10 +74,9 @@ fn panels_to(
             .draw()?;
         for ((name, points), color) in series.iter().zip(colors) {
             let points = points.iter().copied().filter(|p| p.1.is_finite());
-            chart
-                .draw_series(LineSeries::new(points, color.stroke_width(2)))?
-                .label(*name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            chart.draw_series(LineSeries::new(points, color.stroke_width(2)))?.label(*name).legend(
+                move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)),
+            );
         }
         if series.len() > 1 {
             chart
@@ -105,7 +104,8 @@ mod tests {
         let mut file = Metrics::open(&metrics, 0).expect("a new file");
         for step in 1..20 {
             let loss = if step == 7 { f64::NAN } else { 1.0 / step as f64 };
-            file.write(&Line::Train(TrainLine { step, loss, ..TrainLine::default() })).expect("space");
+            file.write(&Line::Train(TrainLine { step, loss, ..TrainLine::default() }))
+                .expect("space");
         }
         let explained = Some(-0.1);
         let line = HeldOutLine { step: 9, loss: 1.0, explained, target_var: 1.0, pred_var: 0.5 };

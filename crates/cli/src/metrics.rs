@@ -161,7 +161,8 @@ mod tests {
         for step in [10, 20, 30] {
             metrics.write(&line(step)).expect("space");
         }
-        fs::write(&path, fs::read_to_string(&path).expect("text") + "{\"kind\":\"tra").expect("space");
+        fs::write(&path, fs::read_to_string(&path).expect("text") + "{\"kind\":\"tra")
+            .expect("space");
         Metrics::open(&path, 20).expect("the same file").write(&line(21)).expect("space");
         let steps: Vec<u64> = read(&path).expect("lines").iter().map(Line::step).collect();
         assert_eq!(steps, [10, 20, 21]);

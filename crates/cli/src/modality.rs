@@ -74,7 +74,9 @@ const MODALITIES: [&str; 2] = ["speech", "vision"];
 pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
     let table = read(&args.recipe, args.steps, &args.set)?;
     let name = table.get("modality").and_then(|v| v.as_str());
-    match name.with_context(|| format!("{}: the key `modality` is missing", args.recipe.display()))? {
+    match name
+        .with_context(|| format!("{}: the key `modality` is missing", args.recipe.display()))?
+    {
         "speech" => pretrain::run::<Speech>(args, Recipe::from_table(&args.recipe, table)?),
         "vision" => pretrain::run::<Vision>(args, Recipe::from_table(&args.recipe, table)?),
         other => {

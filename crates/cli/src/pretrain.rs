@@ -74,14 +74,8 @@ fn open<M: Modality>(
 ) -> Result<Examples<M::Dataset>> {
     let (train, cache) = (&recipe.train, folder.join("cache"));
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let examples = M::open(
-        &args.data,
-        &recipe.data,
-        &recipe.features,
-        train.held_out,
-        recipe.seed,
-        &cache,
-    )?;
+    let examples =
+        M::open(&args.data, &recipe.data, &recipe.features, train.held_out, recipe.seed, &cache)?;
     eprintln!("data: {}", examples.summary);
     for reason in examples.skipped.iter().take(10) {
         note(format!("skipped {reason}"));
@@ -222,7 +216,7 @@ impl<M: Modality> Run<M> {
             let step = self.state.step;
             progress.step(step);
             let last_step = step == train.steps;
-            if (step % train.log_every == 0 || last_step) && !report.skipped {
+            if (step.is_multiple_of(train.log_every) || last_step) && !report.skipped {
                 let took = since.elapsed();
                 let mut line = mean.take();
                 line.epoch = epoch;
@@ -235,12 +229,12 @@ impl<M: Modality> Run<M> {
                 progress.line(&line, self.last.as_ref(), left);
                 self.write(&Line::Train(line))?;
             }
-            if step % train.eval_every == 0 || last_step {
+            if step.is_multiple_of(train.eval_every) || last_step {
                 let before = Instant::now();
                 self.evaluate(&progress)?;
                 since += before.elapsed(); // an evaluation is no training time
             }
-            if step % train.save_every == 0 || last_step {
+            if step.is_multiple_of(train.save_every) || last_step {
                 self.save()?;
             }
         }
@@ -279,7 +273,8 @@ impl<M: Modality> Run<M> {
             targets.push(objective.target);
             predictions.push(objective.prediction);
         }
-        let spread_of = |x: &[Tensor]| spread(&Tensor::cat(x, 0).to_kind(Kind::Float)).double_value(&[]);
+        let spread_of =
+            |x: &[Tensor]| spread(&Tensor::cat(x, 0).to_kind(Kind::Float)).double_value(&[]);
         let line = HeldOutLine {
             step: self.state.step,
             loss: loss / count,
@@ -306,7 +301,10 @@ impl<M: Modality> Run<M> {
         }
         let position = Position { step: self.state.step, next_batch: self.next_batch };
         self.checkpoints.save(position, |dir| self.state.save(dir)).with_context(|| {
-            format!("the checkpoint of step {} could not be written; older ones are whole", position.step)
+            format!(
+                "the checkpoint of step {} could not be written; older ones are whole",
+                position.step
+            )
         })?;
         self.saved = Some(position.step);
         Ok(())

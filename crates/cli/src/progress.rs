@@ -36,7 +36,8 @@ impl Progress {
 
     /// Means of the last steps, and the last evaluation.
     pub fn line(&self, line: &TrainLine, held_out: Option<&HeldOutLine>, left: Duration) {
-        let explained = held_out.and_then(|h| h.explained).map_or("–".into(), |e| format!("{e:.3}"));
+        let explained =
+            held_out.and_then(|h| h.explained).map_or("–".into(), |e| format!("{e:.3}"));
         let text = format!(
             "loss {:.3} explained {explained} var {:.2}/{:.2} lr {:.1e} {:.0} {}/s",
             line.loss, line.target_var, line.pred_var, line.lr, line.units_per_second, self.unit

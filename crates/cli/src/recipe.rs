@@ -91,9 +91,9 @@ const FREE: [&str; 7] = [
 impl<M: Modality> Recipe<M> {
     /// From a recipe's table.
     pub fn from_table(path: &Path, table: Table) -> Result<Self> {
-        let recipe: Self = Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), explain(&e.to_string())))?;
+        let recipe: Self = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+            anyhow!("{}: {}", path.display(), explain(&e.to_string()))
+        })?;
         recipe.validate().with_context(|| path.display().to_string())?;
         Ok(recipe)
     }
@@ -114,7 +114,9 @@ impl<M: Modality> Recipe<M> {
             return Err(Error::config(format!("train.{key}"), "must be at least 1").into());
         }
         if !(train.batch > 0.0 && train.batch.is_finite()) {
-            return Err(Error::config("train.batch", format!("{} is not above 0", train.batch)).into());
+            return Err(
+                Error::config("train.batch", format!("{} is not above 0", train.batch)).into()
+            );
         }
         if !(0.0..1.0).contains(&train.held_out) {
             let reason = format!("{} is not a share below 1", train.held_out);

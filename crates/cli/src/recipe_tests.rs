@@ -25,8 +25,7 @@ fn parameters<M: Modality>(recipe: &Recipe<M>) -> Result<(usize, usize)> {
         let mut config = recipe.model();
         config.transformer.depth = depth;
         config.target.top_k = 1;
-        let model =
-            Data2Vec::<M::Encoder>::new(config, M::masking(&recipe.mask)?, Device::Cpu, 1)?;
+        let model = Data2Vec::<M::Encoder>::new(config, M::masking(&recipe.mask)?, Device::Cpu, 1)?;
         let (all, encoder) = model.parameters();
         anyhow::Ok((encoder, all))
     };

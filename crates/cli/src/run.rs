@@ -121,7 +121,9 @@ mod tests {
         let run = RunFolder::open(&dir).expect("a free folder");
         let recipe = |text: &str| text.parse::<Table>().expect("a table");
         assert!(run.check_recipe(&recipe("seed = 1"), true).is_err());
-        let with = |seed: u32, workers: u32| recipe(&format!("seed = {seed}\n[train]\nworkers = {workers}"));
+        let with = |seed: u32, workers: u32| {
+            recipe(&format!("seed = {seed}\n[train]\nworkers = {workers}"))
+        };
         run.check_recipe(&with(1, 1), false).expect("a first start");
         run.check_recipe(&with(1, 2), true).expect("a free key");
         let error = run.check_recipe(&with(2, 2), false).unwrap_err().to_string();

@@ -91,7 +91,9 @@ fn to_kind(dtype: Dtype) -> Option<Kind> {
 /// [`Error::Tensor`] if a variable is missing in the file or has another shape there; then none
 /// has been changed.
 pub fn assign(
-    path: &Path, vars: &HashMap<String, Tensor>, tensors: &BTreeMap<String, Tensor>,
+    path: &Path,
+    vars: &HashMap<String, Tensor>,
+    tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
     let bad = |name: &str, reason: String| {
         Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), reason })
@@ -200,7 +202,9 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::Io`] or what `write` returns; nothing of the new checkpoint is left then.
     pub fn save(
-        &self, position: Position, write: impl FnOnce(&Path) -> Result<()>,
+        &self,
+        position: Position,
+        write: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
         let unfinished = self.dir.join(format!("{UNFINISHED}{}", position.step));
         let target = self.path(position.step);
@@ -253,7 +257,8 @@ fn seal(dir: &Path, position: Position) -> Result<()> {
     }
     let manifest = Manifest { format: FORMAT, position, files };
     let path = dir.join(MANIFEST);
-    let text = serde_json::to_vec_pretty(&manifest).map_err(|e| Error::file(&path, e.to_string()))?;
+    let text =
+        serde_json::to_vec_pretty(&manifest).map_err(|e| Error::file(&path, e.to_string()))?;
     fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
     sync(&path)?;
     sync(dir)

@@ -107,7 +107,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// # Errors
     /// [`Error::Config`] naming the first impossible setting.
     pub fn new(
-        config: Data2VecConfig<F::Config>, masking: Box<dyn MaskStrategy>, device: Device, seed: u64,
+        config: Data2VecConfig<F::Config>,
+        masking: Box<dyn MaskStrategy>,
+        device: Device,
+        seed: u64,
     ) -> Result<Self> {
         let Data2VecConfig { model, features, transformer, target, loss, decoder, ema } = &config;
         if model.copies < 1 {
@@ -128,11 +131,14 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let vars = nn::VarStore::new(device);
         let root = vars.root();
         let student = Encoder::<F>::new(&(&root / "encoder"), features, transformer)?;
-        let own = model.masked_input == MaskedInput::Replace && student.features().mask_token().is_none();
+        let own =
+            model.masked_input == MaskedInput::Replace && student.features().mask_token().is_none();
         let mask_token = own.then(|| {
             let size = [transformer.dim];
             match transformer.init {
-                WeightInit::Bert => root.var("mask_token", &size, nn::Init::Uniform { lo: 0.0, up: 1.0 }),
+                WeightInit::Bert => {
+                    root.var("mask_token", &size, nn::Init::Uniform { lo: 0.0, up: 1.0 })
+                }
                 WeightInit::Beit => cut_normal(&root, "mask_token", &size),
             }
         });
@@ -175,7 +181,11 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let places: Vec<i64> = all.iter().map(place).collect();
         let entries: Vec<i64> = all.iter().map(|s| s.entry).collect();
         let places = Tensor::from_slice(&places).to_device(tokens.x.device());
-        let x = tokens.x.flatten(0, 1).index_copy(0, &places, &self.student.features().entries(&entries)?);
+        let x = tokens.x.flatten(0, 1).index_copy(
+            0,
+            &places,
+            &self.student.features().entries(&entries)?,
+        );
         Ok(tokens.with(x.reshape(tokens.x.size())))
     }
 
@@ -202,7 +212,11 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// `noise` `(B·M, T, D)` is what a 2.0 decoder sees at hidden tokens; `None`: drawn. With `rng`
     /// it is a training pass.
     pub fn regress(
-        &self, tokens: &Tokens, mask: &Mask, target: &Tensor, noise: Option<&Tensor>,
+        &self,
+        tokens: &Tokens,
+        mask: &Mask,
+        target: &Tensor,
+        noise: Option<&Tensor>,
         rng: Option<&mut StdRng>,
     ) -> Objective {
         let (train, device) = (rng.is_some(), tokens.x.device());

@@ -80,7 +80,9 @@ impl DecoderConfig {
                 if groups < 1 || dim % groups != 0 || model_dim % groups != 0 {
                     return bad(
                         "groups",
-                        format!("{groups} does not divide decoder.dim = {dim} and dim = {model_dim}"),
+                        format!(
+                            "{groups} does not divide decoder.dim = {dim} and dim = {model_dim}"
+                        ),
                     );
                 }
                 if !(0.0..1.0).contains(&input_dropout) {
@@ -113,7 +115,13 @@ impl Decoder {
                 proj: projections_of(path, model_dim, layers, model_dim, init),
             }),
             DecoderConfig::Conv1d {
-                dim, kernel, groups, layers, residual, projections, input_dropout,
+                dim,
+                kernel,
+                groups,
+                layers,
+                residual,
+                projections,
+                input_dropout,
             } => Self::Conv1d(Conv1dDecoder {
                 blocks: (0..layers)
                     .map(|i| {
@@ -170,7 +178,11 @@ fn residuals(wanted: bool, layers: usize, same_width: bool) -> Vec<bool> {
 
 /// Linear maps with GELU between, `dim` to `out_dim`; two have a hidden width of `2·dim`.
 fn projections_of(
-    path: &nn::Path, dim: i64, layers: usize, out_dim: i64, init: Init,
+    path: &nn::Path,
+    dim: i64,
+    layers: usize,
+    out_dim: i64,
+    init: Init,
 ) -> Vec<Linear> {
     let path = path / "proj";
     (0..layers)

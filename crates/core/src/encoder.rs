@@ -8,7 +8,9 @@ use tch::{Device, Kind, Tensor, nn};
 
 use crate::checkpoint::{assign, read_tensors, write_tensors};
 use crate::transformer::Layer;
-use crate::{Batch, Error, FeatureEncoder, Result, Tokens, Transformer, TransformerConfig, Visible};
+use crate::{
+    Batch, Error, FeatureEncoder, Result, Tokens, Transformer, TransformerConfig, Visible,
+};
 
 /// File of weights in an exported encoder's folder.
 pub const ENCODER_WEIGHTS: &str = "encoder.safetensors";
@@ -54,7 +56,11 @@ impl<F: FeatureEncoder> Encoder<F> {
     ///
     /// # Errors
     /// [`Error::Config`] if a setting is impossible.
-    pub fn new(path: &nn::Path, features: &F::Config, transformer: &TransformerConfig) -> Result<Self> {
+    pub fn new(
+        path: &nn::Path,
+        features: &F::Config,
+        transformer: &TransformerConfig,
+    ) -> Result<Self> {
         transformer.validate()?;
         F::validate(features, transformer)?;
         Ok(Self {

@@ -71,7 +71,8 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     /// # Errors
     /// [`Error::Input`] if there is no vocabulary, or no such entry.
     fn entries(&self, ids: &[i64]) -> Result<Tensor> {
-        let reason = format!("the mask shows {} other tokens, `{}` has none", ids.len(), Self::NAME);
+        let reason =
+            format!("the mask shows {} other tokens, `{}` has none", ids.len(), Self::NAME);
         Err(Error::Input(reason))
     }
 }

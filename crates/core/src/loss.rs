@@ -96,7 +96,8 @@ pub struct Explained {
 impl Explained {
     /// Adds hidden tokens' predictions and targets, `(N, D)` each.
     pub fn add(&mut self, prediction: &Tensor, target: &Tensor) {
-        let (p, t) = (prediction.detach().to_kind(Kind::Double), target.detach().to_kind(Kind::Double));
+        let (p, t) =
+            (prediction.detach().to_kind(Kind::Double), target.detach().to_kind(Kind::Double));
         let total = |x: Tensor| x.sum_dim_intlist(&[0_i64][..], false, Kind::Double);
         let new = [total(t.shallow_clone()), total(t.square()), total((p - &t).square())];
         self.count += target.size()[0];
@@ -126,7 +127,8 @@ mod tests {
     fn losses_by_hand() {
         let p = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 0.0]).reshape([2, 2]);
         let t = Tensor::from_slice(&[1.0_f32, -3.0, 0.5, 2.0]).reshape([2, 2]);
-        let value = |beta, scale| RegressionLoss { beta, scale, cls: None }.sum(&p, &t).double_value(&[]);
+        let value =
+            |beta, scale| RegressionLoss { beta, scale, cls: None }.sum(&p, &t).double_value(&[]);
         assert!((value(0.0, None) - 14.25 / 2_f64.sqrt()).abs() < 1e-6); // 1 + 9 + .25 + 4
         // beta 2: .25·1, 3 − 1, .25·.25, |2| is not below 2: 2 − 1
         assert!((value(2.0, Some(1.0)) - (0.25 + 2.0 + 0.0625 + 1.0)).abs() < 1e-6);

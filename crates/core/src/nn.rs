@@ -49,7 +49,9 @@ pub fn cut_normal(path: &nn::Path, name: &str, size: &[i64]) -> Tensor {
     // through the inverse distribution function.
     const WITHIN: f64 = 0.682_689_492_137_086;
     let var = path.var(name, size, uniform(WITHIN));
-    let _ = tch::no_grad(|| var.shallow_clone().erfinv_().g_mul_scalar_(STD * std::f64::consts::SQRT_2));
+    let _ = tch::no_grad(|| {
+        var.shallow_clone().erfinv_().g_mul_scalar_(STD * std::f64::consts::SQRT_2)
+    });
     var
 }
 

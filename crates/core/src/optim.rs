@@ -137,7 +137,12 @@ impl AdamW {
                 let AdamWConfig { betas, eps, .. } = self.config;
                 let settings = FusedAdamW { lr, betas, eps, weight_decay };
                 fused_adamw(
-                    settings, step, &group.params, grads, &group.exp_avgs, &group.exp_avg_sqs,
+                    settings,
+                    step,
+                    &group.params,
+                    grads,
+                    &group.exp_avgs,
+                    &group.exp_avg_sqs,
                 )?;
             }
         }
@@ -167,7 +172,12 @@ impl AdamW {
 
 /// One step with epsilon outside the bias correction, in fairseq's order of operations.
 fn fairseq_step(
-    config: &AdamWConfig, group: &Group, grads: &[Tensor], step: u64, lr: f64, weight_decay: f64,
+    config: &AdamWConfig,
+    group: &Group,
+    grads: &[Tensor],
+    step: u64,
+    lr: f64,
+    weight_decay: f64,
 ) {
     let [beta1, beta2] = config.betas;
     let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
@@ -175,7 +185,8 @@ fn fairseq_step(
     tch::no_grad(|| {
         for (i, grad) in grads.iter().enumerate() {
             let [mut param, mut m, mut v] =
-                [&group.params[i], &group.exp_avgs[i], &group.exp_avg_sqs[i]].map(Tensor::shallow_clone);
+                [&group.params[i], &group.exp_avgs[i], &group.exp_avg_sqs[i]]
+                    .map(Tensor::shallow_clone);
             let _ = m.g_mul_scalar_(beta1);
             let _ = m.g_add_(&(grad * (1.0 - beta1)));
             let _ = v.g_mul_scalar_(beta2);
@@ -203,7 +214,8 @@ mod tests {
     fn epsilon_before_or_after_bias_correction() {
         // At |g| = eps and β₂ = .98 the first update is .5·lr with PyTorch's AdamW and
         // 1/(1 + 1/√(1 − β₂)) ≈ .124·lr with fairseq's Adam.
-        let config = |compat| AdamWConfig { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.0, compat };
+        let config =
+            |compat| AdamWConfig { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.0, compat };
         for (compat, expected) in [
             (vec![], 0.5),
             (vec![OptimizerCompat::FairseqEpsilon], 1.0 / (1.0 + 1.0 / 0.02_f64.sqrt())),
@@ -217,7 +229,8 @@ mod tests {
 
     #[test]
     fn clipping_counts_the_mean_gradient_and_non_finite_ones_change_nothing() {
-        let config = AdamWConfig { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, compat: vec![] };
+        let config =
+            AdamWConfig { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, compat: vec![] };
         let (_vars, mut optimizer) = one(1.0, 8.0, &config);
         assert_eq!(optimizer.step(1, 0.0, 4.0, Some(0.5)).expect("a step"), 2.0);
         let m = optimizer.state()["exp_avg.w"].double_value(&[0]);

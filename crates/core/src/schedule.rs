@@ -47,7 +47,8 @@ impl Schedule {
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn validate(&self, steps: u64) -> Result<()> {
-        let (Self::TriStage { lr, .. } | Self::Cosine { lr, .. } | Self::Polynomial { lr, .. }) = *self;
+        let (Self::TriStage { lr, .. } | Self::Cosine { lr, .. } | Self::Polynomial { lr, .. }) =
+            *self;
         if !(lr > 0.0 && lr.is_finite()) {
             return Err(Error::config("schedule.lr", format!("{lr} is not above 0")));
         }
@@ -131,18 +132,30 @@ mod tests {
             phases: [0.03, 0.9, 0.07],
         };
         assert!(schedule.validate(400_000).is_ok());
-        close(&schedule, 400_000, &[
-            (0, 5e-6), (1, 5.04125e-6), (6_000, 2.525e-4), (12_000, 5e-4), (372_000, 5e-4),
-            (386_000, 5e-5), (400_000, 5e-6), (500_000, 5e-6),
-        ]);
+        close(
+            &schedule,
+            400_000,
+            &[
+                (0, 5e-6),
+                (1, 5.04125e-6),
+                (6_000, 2.525e-4),
+                (12_000, 5e-4),
+                (372_000, 5e-4),
+                (386_000, 5e-5),
+                (400_000, 5e-6),
+                (500_000, 5e-6),
+            ],
+        );
     }
 
     #[test]
     fn cosine_of_speech_v2_base() {
         let schedule = Schedule::Cosine { lr: 7.5e-4, min_lr: 0.0, warmup_steps: 8_000 };
-        close(&schedule, 400_000, &[
-            (0, 0.0), (1, 9.375e-8), (4_000, 3.75e-4), (8_000, 7.5e-4), (204_000, 3.75e-4),
-        ]);
+        close(
+            &schedule,
+            400_000,
+            &[(0, 0.0), (1, 9.375e-8), (4_000, 3.75e-4), (8_000, 7.5e-4), (204_000, 3.75e-4)],
+        );
         assert!(schedule.at(400_000, 400_000) < 1e-18);
     }
 

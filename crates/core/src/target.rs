@@ -97,7 +97,8 @@ mod tests {
 
     #[test]
     fn averages_the_last_k_layers() {
-        let all = [1.0, 5.0, 7.0].map(|v| Tensor::full([1, 2, 2], v, (Kind::Float, tch::Device::Cpu)));
+        let all =
+            [1.0, 5.0, 7.0].map(|v| Tensor::full([1, 2, 2], v, (Kind::Float, tch::Device::Cpu)));
         let config = TargetConfig {
             top_k: 2,
             source: TargetSource::Ffn,

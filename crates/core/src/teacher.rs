@@ -175,9 +175,13 @@ mod tests {
         let at = |decay, end_decay, anneal_steps, step| {
             EmaConfig { scope: EmaScope::Blocks, decay, end_decay, anneal_steps }.decay_at(step)
         };
-        for (step, expected) in
-            [(1, 0.99900003), (100, 0.999003), (15_000, 0.99945), (30_000, 0.9999), (40_000, 0.9999)]
-        {
+        for (step, expected) in [
+            (1, 0.99900003),
+            (100, 0.999003),
+            (15_000, 0.99945),
+            (30_000, 0.9999),
+            (40_000, 0.9999),
+        ] {
             assert!((at(0.999, 0.9999, 30_000, step) - expected).abs() < 1e-12);
         }
         for (step, expected) in [(1, 0.9990000132), (37_500, 0.999495), (74_999, 0.9999899868)] {

@@ -68,7 +68,10 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// [`Error::Config`] naming an impossible setting.
     pub fn new(
-        model: Data2Vec<F>, optimizer: &AdamWConfig, schedule: Schedule, config: StepConfig,
+        model: Data2Vec<F>,
+        optimizer: &AdamWConfig,
+        schedule: Schedule,
+        config: StepConfig,
     ) -> Result<Self> {
         optimizer.validate()?;
         schedule.validate(config.steps)?;

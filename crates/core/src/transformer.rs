@@ -87,7 +87,8 @@ impl TransformerConfig {
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
-        let bad = |key: &str, reason: String| Err(Error::config(format!("transformer.{key}"), reason));
+        let bad =
+            |key: &str, reason: String| Err(Error::config(format!("transformer.{key}"), reason));
         if self.dim < 1 {
             return bad("dim", format!("{} is not a width; use a multiple of `heads`", self.dim));
         }
@@ -167,7 +168,7 @@ impl Attention {
         let y = if x.device() == Device::Cpu {
             let mut scores = (q * scale).matmul(&k.transpose(-2, -1)); // (B, H, T, T)
             if let Some(bias) = bias {
-                scores = scores + bias;
+                scores += bias;
             }
             scores.softmax(-1, None::<Kind>).dropout(dropout, train).matmul(&v)
         } else {
@@ -280,9 +281,7 @@ impl Transformer {
             input_norm: config
                 .input_norm
                 .then(|| LayerNorm::new(&(path / "input_norm"), config.dim, config.norm_eps)),
-            blocks: (0..config.depth)
-                .map(|i| Block::new(&(&blocks / i), config, i))
-                .collect(),
+            blocks: (0..config.depth).map(|i| Block::new(&(&blocks / i), config, i)).collect(),
             input_dropout: config.input_dropout,
             layer_drop: config.layer_drop,
         }

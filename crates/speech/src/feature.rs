@@ -4,7 +4,9 @@ use data2vec_core::nn::{
     CONV_NORM_EPS, Conv1d, Conv1dShape, Init, LayerNorm, Linear, conv_block, instance_norm,
     keep_factor,
 };
-use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, padding_mask};
+use data2vec_core::{
+    Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, padding_mask,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
@@ -67,7 +69,10 @@ impl WaveEncoderConfig {
 
     /// Samples that one vector sees; shorter signals give none.
     pub fn receptive_field(&self) -> i64 {
-        self.conv_layers.iter().rev().fold(1, |len, [_, kernel, stride]| (len - 1) * stride + kernel)
+        self.conv_layers
+            .iter()
+            .rev()
+            .fold(1, |len, [_, kernel, stride]| (len - 1) * stride + kernel)
     }
 }
 
@@ -160,7 +165,10 @@ impl FeatureEncoder for WaveEncoder {
             }
             if config.pos_groups < 1 || transformer.dim % config.pos_groups != 0 {
                 let (groups, dim) = (config.pos_groups, transformer.dim);
-                return bad("pos_groups", format!("{groups} does not divide transformer.dim = {dim}"));
+                return bad(
+                    "pos_groups",
+                    format!("{groups} does not divide transformer.dim = {dim}"),
+                );
             }
         }
         Ok(())
@@ -268,7 +276,8 @@ mod tests {
         assert_eq!(alibi_slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
         let twelve = alibi_slopes(12);
         assert_eq!(twelve[..3], [0.5, 0.25, 0.125]);
-        let expected = [0.7071067690849304, 0.3535533845424652, 0.1767766922712326, 0.0883883461356163];
+        let expected =
+            [0.7071067690849304, 0.3535533845424652, 0.1767766922712326, 0.0883883461356163];
         for (slope, expected) in twelve[8..].iter().zip(expected) {
             assert!((slope - expected).abs() < 1e-7);
         }

@@ -9,15 +9,26 @@ type Raw = *mut C_tensor;
 
 unsafe extern "C" {
     fn d2v_ema_update(
-        averaged: *mut Raw, source: *mut Raw, count: usize, decay: f64, error: *mut *mut c_char,
+        averaged: *mut Raw,
+        source: *mut Raw,
+        count: usize,
+        decay: f64,
+        error: *mut *mut c_char,
     ) -> c_int;
     fn d2v_scale(tensors: *mut Raw, count: usize, factor: f64, error: *mut *mut c_char) -> c_int;
-    fn d2v_total_norm(
-        tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char,
-    ) -> c_int;
+    fn d2v_total_norm(tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_fused_adamw(
-        params: *mut Raw, grads: *mut Raw, exp_avgs: *mut Raw, exp_avg_sqs: *mut Raw,
-        steps: *mut Raw, count: usize, lr: f64, beta1: f64, beta2: f64, weight_decay: f64, eps: f64,
+        params: *mut Raw,
+        grads: *mut Raw,
+        exp_avgs: *mut Raw,
+        exp_avg_sqs: *mut Raw,
+        steps: *mut Raw,
+        count: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
         error: *mut *mut c_char,
     ) -> c_int;
 }
@@ -136,8 +147,18 @@ pub fn fused_adamw(
     // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call.
     check(|error| unsafe {
         d2v_fused_adamw(
-            p.as_mut_ptr(), g.as_mut_ptr(), m.as_mut_ptr(), v.as_mut_ptr(), s.as_mut_ptr(), p.len(),
-            lr, beta1, beta2, weight_decay, eps, error,
+            p.as_mut_ptr(),
+            g.as_mut_ptr(),
+            m.as_mut_ptr(),
+            v.as_mut_ptr(),
+            s.as_mut_ptr(),
+            p.len(),
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            eps,
+            error,
         )
     })
 }
