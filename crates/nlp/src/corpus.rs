@@ -157,6 +157,30 @@ fn is_text(path: &Path) -> bool {
     TEXT.contains(&kind.as_str()) || JSON_LINES.contains(&kind.as_str())
 }
 
+/// The text of one file, plain or gzipped, as pretraining reads it: lines that have text in them.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::File`] if it cannot be read or is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
+    let reading = Reading {
+        documents: Documents::File,
+        json_key: "text".into(),
+        invalid_utf8: InvalidUtf8::Refuse,
+    };
+    let (path, mut text, mut flaws) = (path.as_ref(), String::new(), Flaws::default());
+    read(path, &reading, &AtomicU64::new(0), &mut flaws, &mut |piece| {
+        text.push_str(&piece.text);
+        if piece.ends_line {
+            text.push('\n');
+        }
+        true
+    })?;
+    match flaws.unusable.into_iter().next() {
+        Some(reason) => Err(Error::Input(reason)),
+        None => Ok(text),
+    }
+}
+
 /// A line of a document, or a part of a very long one.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Piece {

@@ -131,7 +131,7 @@ impl TextDataset {
                     false => {
                         let trained = train_on(&listing, &reading, *size)?;
                         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-                        trained.save(&file)?;
+                        trained.save_json(&file)?;
                         trained
                     }
                 }

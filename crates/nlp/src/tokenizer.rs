@@ -57,6 +57,8 @@ pub struct Tokenizer {
     special: SpecialIds,
     vocabulary: i64,
     fingerprint: String,
+    /// GPT-2's files and their names; empty where `tokenizer.json` says it all.
+    files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -142,6 +144,10 @@ impl Tokenizer {
             special: SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask },
             vocabulary: mask + 1,
             fingerprint: fingerprint(&[&vocabulary_bytes, &merges_bytes, &dictionary_bytes]),
+            files: [("encoder.json", vocabulary_bytes), ("vocab.bpe", merges_bytes)]
+                .into_iter()
+                .chain(dictionary.map(|_| ("dict.txt", dictionary_bytes)))
+                .collect(),
         })
     }
 
@@ -164,6 +170,7 @@ impl Tokenizer {
             to_theirs: HashMap::new(),
             vocabulary: highest + 1,
             fingerprint: fingerprint(bytes),
+            files: Vec::new(),
         })
     }
 
@@ -206,23 +213,32 @@ impl Tokenizer {
         Ok(trained)
     }
 
-    /// Writes it to a file that [`load`](Self::load) reads, whole or not at all.
+    /// Writes it to the folder `dir` so that [`load`](Self::load) finds it there: as `tokenizer.json`,
+    /// or as the files of GPT-2 that it came from.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        if self.files.is_empty() {
+            return self.save_json(&dir.join(TOKENIZER_FILE));
+        }
+        self.files.iter().try_for_each(|(name, bytes)| write(&dir.join(name), bytes))
+    }
+
+    /// Writes it to one file.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written, [`Error::File`] for one that came from GPT-2's files,
-    /// which have no such form: copy those.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+    /// which have no such form: use [`save`](Self::save).
+    pub fn save_json(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.to_ours.is_some() {
-            let reason =
-                "a tokenizer of encoder.json and vocab.bpe is saved by copying these files";
+            let reason = "a tokenizer of encoder.json and vocab.bpe does not fit into one file";
             return Err(Error::file(path, reason));
         }
         let json = self.inner.to_string(true).map_err(|e| Error::file(path, e.to_string()))?;
-        let draft = path.with_extension(format!("{}.part", std::process::id()));
-        std::fs::write(&draft, json)
-            .and_then(|()| std::fs::rename(&draft, path))
-            .map_err(|e| Error::io(path, e))
+        write(path, json.as_bytes())
     }
 
     /// Token ids of a text, without `<s>` and `</s>`.
@@ -359,6 +375,14 @@ pub(crate) fn cut(text: &str) -> usize {
         }
         at
     })
+}
+
+/// Whole or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let draft = path.with_extension(format!("{}.part", std::process::id()));
+    std::fs::write(&draft, bytes)
+        .and_then(|()| std::fs::rename(&draft, path))
+        .map_err(|e| Error::io(path, e))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -24,7 +24,7 @@ impl Place {
     fn new(files: &[(&str, &[u8])]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let tokenizer = folder.path().join("tokenizer.json");
-        Tokenizer::train(["a"].into_iter(), 261).unwrap().save(&tokenizer).unwrap();
+        Tokenizer::train(["a"].into_iter(), 261).unwrap().save_json(&tokenizer).unwrap();
         let config = TextDataConfig {
             tokenizer: TokenizerSource::File(tokenizer),
             block: 8,
