@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use crate::{
-    Tokenizer, TokenizerSource,
+    TokenEncoderConfig, Tokenizer, TokenizerSource,
     cache::{Cache, Document, Progress, feed, hash},
     corpus::{Documents, InvalidUtf8, Listing, Reading},
 };
@@ -62,6 +62,19 @@ impl TextDataConfig {
     pub fn validate(&self) -> Result<()> {
         if self.block < 2 {
             let reason = format!("{} leaves no room for text after <s>", self.block);
+            return Err(Error::config("data.block", reason));
+        }
+        Ok(())
+    }
+
+    /// Whether blocks are as long as an encoder can take.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub fn fits(&self, features: &TokenEncoderConfig) -> Result<()> {
+        if self.block as i64 > features.max_tokens {
+            let reason =
+                format!("{} is above features.max_tokens = {}", self.block, features.max_tokens);
             return Err(Error::config("data.block", reason));
         }
         Ok(())
