@@ -28,7 +28,7 @@ const MAGIC: &[u8; 8] = b"d2vtoks1";
 /// Bytes of text that are handed to a worker at once.
 const BATCH: usize = 1 << 20;
 /// Reasons that are kept; all flaws are counted.
-const MOST_REASONS: usize = 100;
+const MOST_REASONS: usize = 10_000;
 
 /// How far the making of a cache has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -223,13 +223,15 @@ impl TextDataset {
         self.corpus.cache.report.replaced
     }
 
-    /// Files and lines of the corpus that are of no use: how many, and the first hundred reasons.
-    pub fn skipped(&self) -> (u64, Vec<String>) {
-        let listed =
-            self.corpus.skipped.iter().map(|(path, why)| format!("{}: {why}", path.display()));
-        let report = &self.corpus.cache.report;
-        let reasons = listed.chain(report.reasons.iter().cloned()).collect();
-        (report.unusable + self.corpus.skipped.len() as u64, reasons)
+    /// Files and lines of the corpus that are of no use, each with its reason; beyond ten thousand they
+    /// are only counted.
+    pub fn skipped(&self) -> Vec<String> {
+        let Corpus { skipped, cache, .. } = &*self.corpus;
+        let listed = skipped.iter().map(|(path, why)| format!("{}: {why}", path.display()));
+        let (reasons, unusable) = (&cache.report.reasons, cache.report.unusable);
+        let more = unusable - reasons.len() as u64;
+        let more = (more > 0).then(|| format!("and {more} more"));
+        listed.chain(reasons.iter().cloned()).chain(more).collect()
     }
 
     /// Tokens of a block without `<s>`.

@@ -112,8 +112,8 @@ nonsense
     place.config.packing = Packing::Document;
     let data = place.open().unwrap();
     assert_eq!(blocks(&data), ["<a/b/", "<c/"]);
-    let (count, reasons) = data.skipped();
-    assert_eq!(count, 2);
+    let reasons = data.skipped();
+    assert_eq!(reasons.len(), 2);
     assert!(
         reasons[0].contains("x.jsonl: line 4: no object with a string \"text\""),
         "{reasons:?}"
@@ -227,8 +227,8 @@ fn broken_and_boundless_gzip_end_where_they_break() {
     whole.truncate(whole.len() / 2);
     let bomb = gzip(&vec![b'\n'; 32 << 20]);
     let mut place = Place::new(&[("a.txt", b"a"), ("b.txt.gz", &whole), ("c.txt.gz", &bomb)]);
-    let (count, reasons) = place.open().unwrap().skipped();
-    assert_eq!(count, 2);
+    let reasons = place.open().unwrap().skipped();
+    assert_eq!(reasons.len(), 2);
     assert!(reasons[0].contains("b.txt.gz") && reasons[0].contains("the rest is left out"));
     assert!(reasons[1].contains("more than 200 times"), "{reasons:?}");
 }
