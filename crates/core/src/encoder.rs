@@ -168,7 +168,11 @@ fn read_config<F: FeatureEncoder>(path: &Path) -> Result<EncoderConfig<F::Config
         encoder: String,
     }
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let broken = |e: toml::de::Error| Error::file(path, e.to_string().trim_end().to_owned());
+    let broken = |e: toml::de::Error| {
+        let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Error::file(path, format!("line {line}: {}", e.message()))
+    };
     let kind: Kind = toml::from_str(&text).map_err(broken)?;
     if kind.encoder != F::NAME {
         let reason = format!("holds a `{}` encoder, not a `{}` one", kind.encoder, F::NAME);

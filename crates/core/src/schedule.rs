@@ -52,6 +52,14 @@ impl Schedule {
         if !(lr > 0.0 && lr.is_finite()) {
             return Err(Error::config("schedule.lr", format!("{lr} is not above 0")));
         }
+        let last = match *self {
+            Self::Cosine { min_lr, .. } => Some(("schedule.min_lr", min_lr)),
+            Self::Polynomial { end_lr, .. } => Some(("schedule.end_lr", end_lr)),
+            Self::TriStage { .. } => None,
+        };
+        if let Some((key, rate)) = last.filter(|(_, rate)| !(0.0..=lr).contains(rate)) {
+            return Err(Error::config(key, format!("{rate} is outside 0..=lr = {lr}")));
+        }
         match *self {
             Self::TriStage { phases, init_scale, final_scale, .. } => {
                 let sum: f64 = phases.iter().sum();

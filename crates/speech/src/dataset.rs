@@ -198,15 +198,20 @@ impl SpeechDataset {
             }
             HeldOut::Share(share) => {
                 let reason = format!("must be at least 0 and below 1, not {share}");
-                return Err(Error::config("data.held_out", reason));
+                return Err(Error::config("train.held_out", reason));
             }
         };
         if count == 0 || count >= ranked.len() {
+            let share = match held_out {
+                HeldOut::Share(share) => format!("a share of {share} "),
+                HeldOut::Count(_) => String::new(),
+            };
             let reason = format!(
-                "{held_out:?} holds out {count} of {} recordings; both sides need one at least",
+                "{share}holds out {count} of {} recordings; both sides need one at least (or, \
+                 without evaluations, 0)",
                 ranked.len()
             );
-            return Err(Error::config("data.held_out", reason));
+            return Err(Error::config("train.held_out", reason));
         }
         let side = |ranked: &[(u64, u32)]| {
             let mut chosen: Vec<u32> = ranked.iter().map(|&(_, chosen)| chosen).collect();
