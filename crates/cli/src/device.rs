@@ -23,7 +23,7 @@ pub fn choose(asked: Option<&str>) -> Result<Device> {
         (None, Err(reason)) => {
             // A GPU that is there but out of order is worth a word; none at all is not.
             if std::path::Path::new("/dev/nvidia0").exists() {
-                crate::note(format!("there is a GPU, but {reason}; computing on the CPU"));
+                crate::report::note(format!("there is a GPU, but {reason}; computing on the CPU"));
             }
             Ok(Device::Cpu)
         }

@@ -1,6 +1,6 @@
 //! `data2vec extract`: features of files by an exported encoder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressIterator};
 use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
 use ndarray_npy::WriteNpyExt;
 
+use crate::report::{describe, note, out};
 use crate::{device, modality};
 
 /// What `extract` is told.
@@ -55,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
             _ => bail!("--layer {text}: not one of 1 to {}, last, all", encoder.depth),
         },
     };
-    let out = Output::new(&args.out, args.files.len())?;
+    let out = Output::new(&args.out, &args.files)?;
     let bar = ProgressBar::new(args.files.len() as u64);
     let (mut written, mut failed) = (BTreeMap::new(), 0);
     for path in args.files.iter().progress_with(bar.clone()) {
@@ -67,16 +68,19 @@ pub fn run(args: &Args) -> Result<()> {
             // One broken file among many should not cost the others.
             Err(error) if args.files.len() > 1 => {
                 failed += 1;
-                bar.suspend(|| eprintln!("error: {error:#}"));
+                bar.suspend(|| note(format!("skipped {}", describe(&error))));
             }
             Err(error) => return Err(error),
         }
     }
     out.finish(&written)?;
     bar.finish_and_clear();
-    println!("{} files to {}", args.files.len() - failed, args.out.display());
+    let all = args.files.len();
+    if failed < all {
+        out!("{} files to {}", all - failed, args.out.display());
+    }
     if failed > 0 {
-        bail!("{failed} files could not be used");
+        bail!("{failed} of {all} files could not be used");
     }
     Ok(())
 }
@@ -91,6 +95,11 @@ fn select(mut all: Vec<Array2<f32>>, layers: &Layers) -> Result<Features> {
     }
 }
 
+/// What the features of `file` are called in a folder.
+fn stem(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 enum Output {
     Npy(PathBuf),
     Folder(PathBuf),
@@ -98,7 +107,8 @@ enum Output {
 }
 
 impl Output {
-    fn new(path: &Path, inputs: usize) -> Result<Self> {
+    fn new(path: &Path, files: &[PathBuf]) -> Result<Self> {
+        let inputs = files.len();
         match path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors(path.to_owned())),
             Some("npy") if inputs == 1 => Ok(Self::Npy(path.to_owned())),
@@ -109,6 +119,12 @@ impl Output {
                 )
             }
             _ => {
+                let mut names = BTreeSet::new();
+                if let Some(name) =
+                    files.iter().map(|file| stem(file)).find(|n| !names.insert(n.clone()))
+                {
+                    bail!("two inputs are called {name}; write to a .safetensors, or one by one");
+                }
                 std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
                 Ok(Self::Folder(path.to_owned()))
             }
@@ -123,15 +139,7 @@ impl Output {
     ) -> Result<()> {
         let target = match self {
             Self::Npy(path) => path.clone(),
-            Self::Folder(dir) => {
-                let name = input.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                if written.contains_key(&name) {
-                    bail!("two inputs are called {name}; write to a .safetensors, or one by one");
-                }
-                let path = dir.join(format!("{name}.npy"));
-                written.insert(name, Features::One(Array2::zeros((0, 0))));
-                path
-            }
+            Self::Folder(dir) => dir.join(format!("{}.npy", stem(input))),
             Self::Safetensors(_) => {
                 written.insert(input.display().to_string(), features);
                 return Ok(());
@@ -147,6 +155,9 @@ impl Output {
 
     fn finish(&self, written: &BTreeMap<String, Features>) -> Result<()> {
         let Self::Safetensors(path) = self else { return Ok(()) };
+        if written.is_empty() {
+            return Ok(()); // nothing that could be taken for a result
+        }
         let mut tensors = std::collections::HashMap::new();
         for (name, features) in written {
             let tensor = match features {

@@ -1,7 +1,5 @@
 //! `data2vec`: pretrain on your own data, and use what was pretrained.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to its user")]
-
 mod curve;
 mod device;
 mod extract;
@@ -12,6 +10,7 @@ mod progress;
 mod recipe;
 #[cfg(test)]
 mod recipe_tests;
+mod report;
 mod run;
 mod signals;
 
@@ -63,19 +62,11 @@ pub struct PretrainArgs {
 
 fn main() -> ExitCode {
     data2vec_torch_ext::keep_freed_memory();
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    report::guarded(|| match command {
         Command::Pretrain(args) => modality::pretrain(&args),
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
-    };
-    done.unwrap_or_else(|error: anyhow::Error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
     })
-}
-
-/// One line to the user about something that is not an error.
-fn note(text: impl AsRef<str>) {
-    eprintln!("note: {}", text.as_ref());
 }
 
 #[cfg(test)]

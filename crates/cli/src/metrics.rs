@@ -1,12 +1,13 @@
 //! `metrics.jsonl`: one object a line, in order of steps, whatever happened to the run.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use data2vec_core::StepReport;
-use serde::{Deserialize, Serialize};
+use data2vec_core::{Error, StepReport};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,12 +27,16 @@ pub struct TrainLine {
     /// Passes over the data.
     pub epoch: f64,
     /// Mean over hidden tokens.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Spread of the targets over hidden tokens.
+    #[serde(deserialize_with = "number")]
     pub target_var: f64,
     /// Spread of the predictions.
+    #[serde(deserialize_with = "number")]
     pub pred_var: f64,
     /// Norm of the gradient before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
     /// Share of hidden tokens.
     pub masked_share: f64,
@@ -53,13 +58,21 @@ pub struct HeldOutLine {
     /// Completed steps.
     pub step: u64,
     /// Mean over hidden tokens.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Share of the targets' variance that predictions explain; `None` if the targets have none.
     pub explained: Option<f64>,
     /// Spread of the targets over hidden tokens.
+    #[serde(deserialize_with = "number")]
     pub target_var: f64,
     /// Spread of the predictions.
+    #[serde(deserialize_with = "number")]
     pub pred_var: f64,
+}
+
+/// JSON has no NaN: it is written as `null`.
+fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Line {
@@ -71,8 +84,43 @@ impl Line {
     }
 }
 
+/// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a
+/// run was stopped.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Pending {
+    /// Steps since the last line.
+    pub mean: Mean,
+    /// Names of the unusable examples that training has met.
+    pub bad: BTreeSet<String>,
+}
+
+impl Pending {
+    /// TOML, which reads numbers back to the last bit.
+    const FILE: &'static str = "metrics.toml";
+
+    /// Writes it to a checkpoint's folder.
+    pub fn save(&self, dir: &Path) -> data2vec_core::Result<()> {
+        let path = dir.join(Self::FILE);
+        let text = toml::to_string(self).map_err(|e| Error::file(&path, e.to_string()))?;
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+        written.map_err(|e| Error::io(&path, e))
+    }
+
+    /// From a checkpoint's folder; nothing from one that was written without it.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join(Self::FILE);
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        toml::from_str(&text(&path)?).with_context(|| path.display().to_string())
+    }
+}
+
 /// Sums of steps until a line is due.
-#[derive(Default)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Mean {
     sum: TrainLine,
     count: f64,
@@ -117,15 +165,18 @@ pub struct Metrics {
 
 impl Metrics {
     /// Opens the file for a run that stands at `step`: lines of later steps, which will be taken
-    /// again, go, and so does a line that was cut short.
+    /// again, go, and so does a line that was cut short. At step 0 there is nothing to keep.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
-        let kept: Vec<Line> = read(path)?.into_iter().filter(|line| line.step() <= step).collect();
-        let mut text = String::new();
-        for line in &kept {
-            text += &serde_json::to_string(line)?;
-            text.push('\n');
+        let is_kept = |line: &Line| step > 0 && line.step() <= step;
+        let mut kept = String::new();
+        for line in text(path)?.lines() {
+            // As they are: to read and to write a number again might change its last digit.
+            if serde_json::from_str(line).is_ok_and(|line| is_kept(&line)) {
+                kept += line;
+                kept.push('\n');
+            }
         }
-        crate::run::write(path, &text)?;
+        crate::run::write(path, &kept)?;
         let file = OpenOptions::new().append(true).open(path);
         let file = file.with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), file })
@@ -141,10 +192,14 @@ impl Metrics {
 
 /// All whole lines of the file; none if there is no file.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
+    Ok(text(path)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// The file as it is; nothing if there is none.
+fn text(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(e).with_context(|| path.display().to_string()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        text => text.with_context(|| path.display().to_string()),
     }
 }
 
@@ -163,9 +218,12 @@ mod tests {
         }
         fs::write(&path, fs::read_to_string(&path).expect("text") + "{\"kind\":\"tra")
             .expect("space");
-        Metrics::open(&path, 20).expect("the same file").write(&line(21)).expect("space");
-        let steps: Vec<u64> = read(&path).expect("lines").iter().map(Line::step).collect();
-        assert_eq!(steps, [10, 20, 21]);
+        let nan = TrainLine { step: 21, loss: f64::NAN, ..TrainLine::default() };
+        Metrics::open(&path, 20).expect("the same file").write(&Line::Train(nan)).expect("space");
+        let steps = || -> Vec<u64> { read(&path).expect("lines").iter().map(Line::step).collect() };
+        assert_eq!(steps(), [10, 20, 21]);
+        Metrics::open(&path, 0).expect("the same file");
+        assert!(steps().is_empty());
         fs::remove_file(&path).expect("the file");
     }
 }

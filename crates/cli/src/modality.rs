@@ -5,9 +5,9 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use data2vec_core::encoder::ENCODER_CONFIG;
-use data2vec_core::{Dataset, FeatureEncoder, MaskStrategy};
+use data2vec_core::{Dataset, Error, FeatureEncoder, MaskStrategy};
 use data2vec_speech::{
     HeldOut, SpeechDataConfig, SpeechDataset, SpeechEncoder, SpeechMaskConfig, WaveEncoder,
     WaveEncoderConfig, audio,
@@ -20,7 +20,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::Device;
 
-use crate::recipe::{Recipe, nearest, read};
+use crate::recipe::{Recipe, nearest, read, toml_error};
 use crate::{PretrainArgs, pretrain};
 
 /// What a recipe and the training loop need to know of a modality.
@@ -43,6 +43,10 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
         mask: &Self::Mask,
         features: &<Self::Encoder as FeatureEncoder>::Config,
     ) -> Result<Box<dyn MaskStrategy>>;
+
+    /// Whether the data section is possible, and suits the features.
+    fn check(data: &Self::Data, features: &<Self::Encoder as FeatureEncoder>::Config)
+    -> Result<()>;
 
     /// Lists the examples at `path`. What is remembered of them for the next start goes to `cache`.
     fn open(
@@ -73,10 +77,14 @@ const MODALITIES: [&str; 2] = ["speech", "vision"];
 /// Reads the recipe, and trains the modality that it names.
 pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
     let table = read(&args.recipe, args.steps, &args.set)?;
-    let name = table.get("modality").and_then(|v| v.as_str());
-    match name
-        .with_context(|| format!("{}: the key `modality` is missing", args.recipe.display()))?
-    {
+    let recipe = args.recipe.display();
+    let Some(name) = table.get("modality") else {
+        bail!("{recipe}: the key `modality` is missing; there are {}", MODALITIES.join(", "))
+    };
+    let Some(name) = name.as_str() else {
+        bail!("{recipe}: modality: {name} is not a name; there are {}", MODALITIES.join(", "))
+    };
+    match name {
         "speech" => pretrain::run::<Speech>(args, Recipe::from_table(&args.recipe, table)?),
         "vision" => pretrain::run::<Vision>(args, Recipe::from_table(&args.recipe, table)?),
         other => {
@@ -84,17 +92,20 @@ pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
                 || format!("there are {}", MODALITIES.join(", ")),
                 |near| format!("did you mean `{near}`?"),
             );
-            bail!("{}: unknown modality `{other}`; {hint}", args.recipe.display())
+            bail!("{recipe}: unknown modality `{other}`; {hint}")
         }
     }
 }
+
+/// `(T, D)` of each block for a file.
+type Layers = dyn Fn(&Path) -> Result<Vec<Array2<f32>>>;
 
 /// An exported encoder, whatever it encodes.
 pub struct Extractor {
     /// Number of blocks.
     pub depth: usize,
-    /// `(T, D)` of each block for a file.
-    pub layers: Box<dyn Fn(&Path) -> Result<Vec<Array2<f32>>>>,
+    /// What it makes of a file.
+    pub layers: Box<Layers>,
 }
 
 /// Reads the folder of an exported encoder of any kind.
@@ -106,7 +117,8 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
     }
     let path = dir.join(ENCODER_CONFIG);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let kind: Kind = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    let kind: Kind = toml::from_str(&text)
+        .map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
     Ok(match kind.encoder.as_str() {
         WaveEncoder::NAME => {
             let encoder = SpeechEncoder::load(dir, device)?;
@@ -120,7 +132,10 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
             let layers = move |path: &Path| Ok(encoder.layers(&Pixels::read(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
         }
-        other => bail!("{}: an encoder of unknown kind `{other}`", path.display()),
+        other => {
+            let known = [WaveEncoder::NAME, PatchEncoder::NAME].join(", ");
+            bail!("{}: an encoder of unknown kind `{other}`; there are {known}", path.display())
+        }
     })
 }
 
@@ -141,6 +156,17 @@ impl Modality for Speech {
         Ok(Box::new(mask.clone()))
     }
 
+    fn check(data: &Self::Data, features: &WaveEncoderConfig) -> Result<()> {
+        data.validate()?;
+        // Masks need a frame to hide and one to show.
+        let least = (features.receptive_field() + features.hop()) as f64 / Self::SIZE_OF_UNIT;
+        if data.min_seconds < least {
+            let reason = format!("{} is too short: two frames take {least} s", data.min_seconds);
+            return Err(Error::config("data.min_seconds", reason).into());
+        }
+        Ok(())
+    }
+
     fn open(
         path: &Path,
         data: &Self::Data,
@@ -150,7 +176,8 @@ impl Modality for Speech {
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>> {
         let all = SpeechDataset::open(path, data, Some(cache))?.normalized(features.normalize);
-        let skipped = all.skipped().iter().map(|(_, reason)| reason.clone()).collect();
+        let skipped = all.skipped().iter();
+        let skipped = skipped.map(|(path, why)| format!("{}: {why}", path.display())).collect();
         let too_short = all.too_short();
         let (train, held_out) = match held_out {
             0.0 => (all, None),
@@ -184,6 +211,10 @@ impl Modality for Vision {
     fn masking(mask: &Self::Mask, features: &PatchEncoderConfig) -> Result<Box<dyn MaskStrategy>> {
         features.validate()?;
         Ok(Box::new(mask.on_grid(features.grid())?))
+    }
+
+    fn check(data: &Self::Data, _: &PatchEncoderConfig) -> Result<()> {
+        Ok(data.validate()?)
     }
 
     fn open(

@@ -1,5 +1,6 @@
 //! The loop: data in, steps, evaluations, checkpoints; and a clean end whenever it comes.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,13 +14,14 @@ use data2vec_core::{
 };
 use tch::{Kind, Tensor};
 
-use crate::metrics::{HeldOutLine, Line, Mean, Metrics};
+use crate::metrics::{HeldOutLine, Line, Metrics, Pending};
 use crate::modality::{Examples, Modality};
 use crate::progress::{Progress, clock};
 use crate::recipe::Recipe;
+use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::{PretrainArgs, curve, device, note};
+use crate::{PretrainArgs, curve, device};
 
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
@@ -27,10 +29,10 @@ const MAX_SKIPPED: u32 = 10;
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
 pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
     let stop = Stop::listen()?;
+    let device = device::choose(args.device.as_deref())?;
     let folder = RunFolder::open(&args.out)?;
     folder.check_recipe(&toml::Table::try_from(&recipe)?, args.resume)?;
     let train = &recipe.train;
-    let device = device::choose(args.device.as_deref())?;
     folder.record(&args.data, &device::name(device))?;
 
     let examples = open::<M>(args, &recipe, &folder)?;
@@ -41,7 +43,7 @@ pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCo
         recipe.seed,
     )?;
     let (all, encoder) = model.parameters();
-    eprintln!(
+    tell!(
         "model: {:.1} M parameters, {:.1} M of them in the encoder, on {}",
         all as f64 / 1e6,
         encoder as f64 / 1e6,
@@ -51,19 +53,24 @@ pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCo
         TrainState::new(model, &recipe.optimizer, recipe.schedule.clone(), recipe.step_config())?;
 
     let checkpoints = Checkpoints::new(folder.join("checkpoints"), train.keep)?;
+    let mut bad = examples.skipped;
+    let held_out = held_out_batches::<M>(examples.held_out.as_ref(), &recipe, &mut bad)?;
     let mut run = Run {
         state,
         next_batch: 0,
         saved: None,
         checkpoints,
         metrics: None,
-        held_out: held_out_batches::<M>(examples.held_out.as_ref(), &recipe)?,
+        held_out,
         last: None,
+        bad_before: bad.len(),
+        pending: Pending::default(),
+        dataset: Arc::new(examples.train),
         folder,
         recipe,
     };
     run.resume()?;
-    run.train(Arc::new(examples.train), &stop)
+    run.train(&stop)
 }
 
 /// Lists the examples and says what was found.
@@ -76,19 +83,18 @@ fn open<M: Modality>(
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
     let examples =
         M::open(&args.data, &recipe.data, &recipe.features, train.held_out, recipe.seed, &cache)?;
-    eprintln!("data: {}", examples.summary);
+    tell!("data: {}", examples.summary);
     for reason in examples.skipped.iter().take(10) {
         note(format!("skipped {reason}"));
     }
     if examples.skipped.len() > 10 {
         note(format!("and {} more", examples.skipped.len() - 10));
     }
-    if examples.skipped.len() > train.max_bad_examples {
-        bail!(
-            "{} unusable examples, train.max_bad_examples = {} are allowed",
-            examples.skipped.len(),
-            train.max_bad_examples
-        );
+    if let Some(last) = examples.skipped.last() {
+        check_bad(recipe, examples.skipped.len(), last)?;
+    }
+    for side in [Some(&examples.train), examples.held_out.as_ref()].into_iter().flatten() {
+        check_sizes(recipe, side)?;
     }
     if examples.held_out.is_none() {
         note("nothing is held out: no evaluation, and no `explained`");
@@ -108,10 +114,36 @@ fn loader_config<M: Modality>(recipe: &Recipe<M>) -> LoaderConfig {
     }
 }
 
-/// The batches of all evaluations: the same examples, cut the same way.
+/// Whether so many unusable examples are allowed.
+fn check_bad<M: Modality>(recipe: &Recipe<M>, count: usize, last: &str) -> Result<()> {
+    let limit = recipe.train.max_bad_examples;
+    if count > limit {
+        bail!(
+            "{count} unusable examples, train.max_bad_examples = {limit} are allowed; the last one: {last}"
+        );
+    }
+    Ok(())
+}
+
+/// Whether each example fits a batch.
+fn check_sizes<M: Modality>(recipe: &Recipe<M>, dataset: &M::Dataset) -> Result<()> {
+    let largest = (0..dataset.len()).max_by_key(|&index| dataset.size(index));
+    let Some(index) = largest else { return Ok(()) };
+    if dataset.size(index) > loader_config(recipe).budget {
+        let size = dataset.size(index) as f64 / M::SIZE_OF_UNIT;
+        let (batch, unit, name) = (recipe.train.batch, M::UNIT, dataset.name(index));
+        bail!(
+            "train.batch = {batch} is too small for one example: {name} is {size:.2} {unit}; raise it, or allow only smaller ones in [data]"
+        );
+    }
+    Ok(())
+}
+
+/// The batches of all evaluations: the same examples, cut the same way. Unusable ones go to `bad`.
 fn held_out_batches<M: Modality>(
     held_out: Option<&M::Dataset>,
     recipe: &Recipe<M>,
+    bad: &mut Vec<String>,
 ) -> Result<Vec<Batch>> {
     let Some(held_out) = held_out else { return Ok(Vec::new()) };
     let config = loader_config(recipe);
@@ -124,7 +156,11 @@ fn held_out_batches<M: Modality>(
         for &index in epoch.batch(place) {
             match held_out.load(index as usize, &mut rng) {
                 Ok(example) => examples.push(example),
-                Err(error) => note(format!("skipped {error}")),
+                Err(error) => {
+                    note(format!("skipped {error}"));
+                    bad.push(error.to_string());
+                    check_bad(recipe, bad.len(), &error.to_string())?;
+                }
             }
         }
         if !examples.is_empty() {
@@ -144,9 +180,13 @@ struct Run<M: Modality> {
     saved: Option<u64>,
     checkpoints: Checkpoints,
     metrics: Option<Metrics>,
+    dataset: Arc<M::Dataset>,
     held_out: Vec<Batch>,
     /// The last evaluation.
     last: Option<HeldOutLine>,
+    /// Unusable examples that were met before training.
+    bad_before: usize,
+    pending: Pending,
 }
 
 impl<M: Modality> Run<M> {
@@ -160,8 +200,9 @@ impl<M: Modality> Run<M> {
             Some((position, path)) => {
                 self.state.load(&path, position.step)?;
                 self.next_batch = position.next_batch;
+                self.pending = Pending::load(&path)?;
                 self.saved = Some(position.step);
-                eprintln!("going on from step {} ({})", position.step, path.display());
+                tell!("going on from step {} ({})", position.step, path.display());
             }
             None if newest.damaged.is_empty() => {}
             None => note("no checkpoint is whole: starting from step 0"),
@@ -171,37 +212,36 @@ impl<M: Modality> Run<M> {
         Ok(())
     }
 
-    fn train(&mut self, dataset: Arc<M::Dataset>, stop: &Stop) -> Result<ExitCode> {
+    fn train(&mut self, stop: &Stop) -> Result<ExitCode> {
         let train = self.recipe.train.clone();
         if self.state.step >= train.steps {
-            eprintln!("this run is finished: {} steps", self.state.step);
+            tell!("this run is finished: {} steps", self.state.step);
             return self.finish(Duration::ZERO);
         }
-        let mut loader = Loader::new(dataset, loader_config(&self.recipe), self.next_batch)?;
+        let mut loader = {
+            let (dataset, mut config) = (self.dataset.clone(), loader_config(&self.recipe));
+            config.max_bad -= self.bad_before.min(config.max_bad);
+            Loader::new(dataset, config, self.next_batch)?
+        };
         let progress = Progress::new(self.state.step, train.steps, M::UNIT);
         if self.state.step == 0 {
             self.evaluate(&progress)?;
         }
         let (started, first) = (Instant::now(), self.state.step);
-        let mut mean = Mean::default();
-        let (mut since, mut units, mut waited, mut told) = (Instant::now(), 0.0, Duration::ZERO, 0);
+        let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
         let mut skipped = 0;
         while self.state.step < train.steps && stop.exit_code().is_none() {
             let mut batches = Vec::with_capacity(train.accumulate);
             let mut epoch = 0.0;
             while batches.len() < train.accumulate {
-                let loaded = loader.next()?;
+                let loaded = loader.next();
+                self.meet_bad(&loader, &progress)?;
+                let loaded = loaded?;
                 self.next_batch = loaded.number + 1;
                 units += loaded.size as f64 / M::SIZE_OF_UNIT;
                 epoch = self.next_batch as f64 / loader.batches_per_epoch() as f64;
                 batches.push(loaded.batch);
             }
-            let bad = loader.bad();
-            for (_, reason) in &bad[told..] {
-                progress.say(&format!("note: skipped {reason}"));
-            }
-            told = bad.len();
-
             let report = self.state.step(&batches)?;
             skipped = if report.skipped { skipped + 1 } else { 0 };
             if report.skipped {
@@ -211,18 +251,18 @@ impl<M: Modality> Run<M> {
                     bail!("{MAX_SKIPPED} steps in a row were not finite; try a lower schedule.lr");
                 }
             } else {
-                mean.add(&report);
+                self.pending.mean.add(&report);
             }
             let step = self.state.step;
             progress.step(step);
             let last_step = step == train.steps;
             if (step.is_multiple_of(train.log_every) || last_step) && !report.skipped {
                 let took = since.elapsed();
-                let mut line = mean.take();
+                let mut line = self.pending.mean.take();
                 line.epoch = epoch;
                 line.units_per_second = units / took.as_secs_f64();
                 line.waiting = (loader.waited() - waited).as_secs_f64() / took.as_secs_f64();
-                line.bad_examples = told;
+                line.bad_examples = self.bad_before + self.pending.bad.len();
                 (since, units, waited) = (Instant::now(), 0.0, loader.waited());
                 let per_step = started.elapsed().div_f64((step - first) as f64);
                 let left = per_step.mul_f64((train.steps - step) as f64);
@@ -242,12 +282,23 @@ impl<M: Modality> Run<M> {
         if let Some(code) = stop.exit_code() {
             self.save()?;
             curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
-            eprintln!("stopped and saved at step {}; the same command goes on", self.state.step);
+            tell!("stopped and saved at step {}; the same command goes on", self.state.step);
             return Ok(ExitCode::from(code));
         }
         let waiting = loader.waited().as_secs_f64() / started.elapsed().as_secs_f64();
-        eprintln!("waited for data {:.1} % of the time", 100.0 * waiting);
+        tell!("waited for data {:.1} % of the time", 100.0 * waiting);
         self.finish(started.elapsed())
+    }
+
+    /// Tells of unusable examples that are new, and ends the run if they are too many.
+    fn meet_bad(&mut self, loader: &Loader, progress: &Progress) -> Result<()> {
+        for (name, reason) in loader.bad() {
+            if self.pending.bad.insert(name) {
+                progress.say(&format!("note: skipped {reason}"));
+                check_bad(&self.recipe, self.bad_before + self.pending.bad.len(), &reason)?;
+            }
+        }
+        Ok(())
     }
 
     fn write(&mut self, line: &Line) -> Result<()> {
@@ -300,7 +351,11 @@ impl<M: Modality> Run<M> {
             return Ok(());
         }
         let position = Position { step: self.state.step, next_batch: self.next_batch };
-        self.checkpoints.save(position, |dir| self.state.save(dir)).with_context(|| {
+        let write = |dir: &Path| {
+            self.state.save(dir)?;
+            self.pending.save(dir)
+        };
+        self.checkpoints.save(position, write).with_context(|| {
             format!(
                 "the checkpoint of step {} could not be written; older ones are whole",
                 position.step
@@ -315,17 +370,17 @@ impl<M: Modality> Run<M> {
         let (curve, encoder) = (self.folder.join("curve.svg"), self.folder.join("encoder"));
         curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
         self.state.model.export(&encoder)?;
-        println!();
+        out!();
         if !took.is_zero() {
-            println!("Trained in {}.", clock(took));
+            out!("Trained in {}.", clock(took));
         }
-        println!("  run      {}", self.folder.path().display());
-        println!("  curve    {}", curve.display());
-        println!("  encoder  {}", encoder.display());
-        println!();
-        println!("Next:");
-        println!("  data2vec extract --encoder {} FILES… --out features.npy", encoder.display());
-        println!("  cargo xtask train {} --data YOUR_FOLDER", self.recipe.modality);
+        out!("  run      {}", self.folder.path().display());
+        out!("  curve    {}", curve.display());
+        out!("  encoder  {}", encoder.display());
+        out!();
+        out!("Next:");
+        out!("  data2vec extract --encoder {} FILES… --out features.npy", encoder.display());
+        out!("  cargo xtask train {} --data YOUR_FOLDER", self.recipe.modality);
         Ok(ExitCode::SUCCESS)
     }
 }

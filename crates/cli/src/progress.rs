@@ -6,6 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::metrics::{HeldOutLine, TrainLine};
+use crate::report::tell;
 
 /// The run's progress.
 pub struct Progress {
@@ -45,13 +46,13 @@ impl Progress {
         if self.terminal {
             self.bar.set_message(text);
         } else {
-            eprintln!("step {}/{}  {text}  {} left", line.step, self.steps, clock(left));
+            tell!("step {}/{}  {text}  {} left", line.step, self.steps, clock(left));
         }
     }
 
     /// A line of its own, above the bar.
     pub fn say(&self, text: &str) {
-        if self.terminal { self.bar.println(text) } else { eprintln!("{text}") }
+        if self.terminal { self.bar.println(text) } else { tell!("{text}") }
     }
 
     /// Leaves the terminal as it was.

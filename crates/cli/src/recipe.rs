@@ -122,6 +122,30 @@ impl<M: Modality> Recipe<M> {
             let reason = format!("{} is not a share below 1", train.held_out);
             return Err(Error::config("train.held_out", reason).into());
         }
+        if let Some(clip) = train.clip_norm.filter(|clip| !(*clip > 0.0)) {
+            return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")).into());
+        }
+        let model = &self.model;
+        if model.copies < 1 {
+            return Err(
+                Error::config("model.copies", format!("{} is below 1", model.copies)).into()
+            );
+        }
+        if !(model.noise_std >= 0.0 && model.noise_std.is_finite()) {
+            let reason = format!("{} is not a standard deviation", model.noise_std);
+            return Err(Error::config("model.noise_std", reason).into());
+        }
+        // The parts ask again when they are built; here, nothing has been touched yet.
+        self.transformer.validate()?;
+        M::Encoder::validate(&self.features, &self.transformer)?;
+        M::check(&self.data, &self.features)?;
+        M::masking(&self.mask, &self.features)?;
+        self.target.validate(&self.transformer)?;
+        self.loss.validate()?;
+        self.decoder.validate(self.transformer.dim)?;
+        self.ema.validate()?;
+        self.optimizer.validate()?;
+        self.schedule.validate(train.steps)?;
         Ok(())
     }
 
@@ -147,10 +171,9 @@ impl<M: Modality> Recipe<M> {
 /// Reads a recipe, with `KEY=VALUE` overrides.
 pub fn read(path: &Path, steps: Option<u64>, overrides: &[String]) -> Result<Table> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-        anyhow!("{}, line {line}: {}", path.display(), e.message())
-    })?;
+    let mut table: Table = text
+        .parse()
+        .map_err(|e: toml::de::Error| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
     for text in overrides {
         set(&mut table, text).with_context(|| format!("--set {text}"))?;
     }
@@ -171,15 +194,27 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
     };
     let mut at = table;
     let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let last = parts.pop().context("has no key")?;
+    let last = parts.pop().filter(|last| !last.is_empty()).context("has no key")?;
     for part in parts {
-        at = match at.get_mut(part) {
-            Some(Value::Table(inner)) => inner,
-            _ => bail!("there is no section `{part}` in the recipe"),
+        let hint = match nearest(part, at.keys().map(String::as_str)) {
+            Some(near) if near != part => format!("; did you mean `{near}`?"),
+            _ => String::new(),
         };
+        let Some(Value::Table(inner)) = at.get_mut(part) else {
+            bail!("there is no section `{part}` in the recipe{hint}");
+        };
+        at = inner;
     }
     at.insert(last.to_owned(), value);
     Ok(())
+}
+
+/// Where the parser stopped, and why.
+pub fn toml_error(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default().trim();
+    format!("line {} (`{line}`): {}", number + 1, error.message())
 }
 
 /// The parser's words, with the key first and the nearest known one for a mistyped one.
@@ -251,7 +286,12 @@ mod tests {
 
     #[test]
     fn overrides_reach_their_keys() {
-        let recipe = read_with(&["transformer.depth=3", "mask.kind=blocks", "train.batch=1.5"]);
+        let recipe = read_with(&[
+            "transformer.depth=3",
+            "target.top_k=3",
+            "mask.kind=blocks",
+            "train.batch=1.5",
+        ]);
         let recipe = recipe.expect("possible values");
         assert_eq!((recipe.transformer.depth, recipe.train.batch), (3, 1.5));
     }

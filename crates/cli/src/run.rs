@@ -1,13 +1,14 @@
 //! The folder of a run: what it is, where it stands, and that nobody else writes to it.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use toml::Table;
 
-use crate::recipe::changes;
+use crate::recipe::{changes, toml_error};
 
 /// A run's folder, locked for this process.
 pub struct RunFolder {
@@ -53,18 +54,22 @@ impl RunFolder {
         self.path.join(name)
     }
 
-    /// Compares the recipe with the one this run was started with, or keeps it for next time.
+    /// Compares the recipe with the one this run was started with, or keeps it for next time. Before
+    /// anything was learned, another one may take its place.
     pub fn check_recipe(&self, recipe: &Table, resume: bool) -> Result<()> {
         let path = self.join("recipe.toml");
-        let name = path.display();
-        let Ok(text) = fs::read_to_string(&path) else {
-            if resume {
-                bail!("--resume: there is no run in {}", self.path.display());
+        let text = match fs::read_to_string(&path) {
+            Ok(text) if self.has_results() => text,
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                return Err(e).with_context(|| path.display().to_string());
             }
-            return write(&path, &toml::to_string(recipe)?);
+            _ if resume => bail!("--resume: there is no run in {}", self.path.display()),
+            _ => return write(&path, &toml::to_string(recipe)?),
         };
-        let old: Table = text.parse().with_context(|| {
-            format!("{name} is broken; restore it, or remove {}", self.path.display())
+        let old: Table = text.parse().map_err(|e: toml::de::Error| {
+            let (name, reason) = (path.display(), toml_error(&text, &e));
+            let folder = self.path.display();
+            anyhow!("{name} is broken ({reason}); restore it, or remove {folder}")
         })?;
         let changes = changes(&old, recipe);
         if !changes.is_empty() {
@@ -75,6 +80,13 @@ impl RunFolder {
             );
         }
         write(&path, &toml::to_string(recipe)?)
+    }
+
+    /// Whether there is a checkpoint, whole or not, or an encoder.
+    fn has_results(&self) -> bool {
+        let entries = fs::read_dir(self.join("checkpoints")).into_iter().flatten().flatten();
+        let is_one = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
+        self.join("encoder").exists() || entries.into_iter().any(is_one)
     }
 
     /// Writes down how this process was started.
@@ -124,7 +136,10 @@ mod tests {
         let with = |seed: u32, workers: u32| {
             recipe(&format!("seed = {seed}\n[train]\nworkers = {workers}"))
         };
-        run.check_recipe(&with(1, 1), false).expect("a first start");
+        run.check_recipe(&with(3, 1), false).expect("a first start");
+        run.check_recipe(&with(1, 1), false).expect("another one before the first checkpoint");
+        assert!(run.check_recipe(&with(1, 1), true).is_err());
+        fs::create_dir_all(run.join("checkpoints/step-00000001")).expect("space");
         run.check_recipe(&with(1, 2), true).expect("a free key");
         let error = run.check_recipe(&with(2, 2), false).unwrap_err().to_string();
         assert!(error.contains("seed: 1 → 2"), "{error}");

@@ -1,0 +1,125 @@
+//! What the user reads: news, results, and one line for whatever went wrong.
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+
+/// What was asked for, to standard output. Whoever reads it may stop reading.
+macro_rules! out {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arg)*);
+    }};
+}
+
+/// What is going on, to standard error. That nobody listens is no reason to end a run.
+macro_rules! tell {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
+pub(crate) use {out, tell};
+
+/// One line about something that is not an error.
+pub fn note(text: impl AsRef<str>) {
+    tell!("note: {}", text.as_ref());
+}
+
+/// The exit code of a panic, as Rust's own.
+const PANIC: u8 = 101;
+
+/// Runs the program; errors and panics become one line and an exit code.
+///
+/// Panics that are caught on the way, a decoder's on a broken file, are told as that file's error and
+/// not by Rust as well.
+pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
+    let place = Arc::new(Mutex::new(String::new()));
+    let last = Arc::clone(&place);
+    std::panic::set_hook(Box::new(move |panic| {
+        let at = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
+        let trace = Backtrace::capture(); // for those who set RUST_BACKTRACE
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => format!("\n{trace}"),
+            _ => String::new(),
+        };
+        let mut place = last.lock().unwrap_or_else(PoisonError::into_inner);
+        *place = at.unwrap_or_default() + &trace;
+    }));
+    let result = catch_unwind(AssertUnwindSafe(work));
+    let _ = std::panic::take_hook();
+    match result {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            tell!("error: {}", describe(&error));
+            ExitCode::FAILURE
+        }
+        Err(panic) => {
+            let what = message(panic.as_ref());
+            // tch has no other way to say so.
+            if ["out of memory", "can't allocate memory"].iter().any(|words| what.contains(words)) {
+                tell!("error: not enough memory: {what}; a smaller train.batch needs less");
+                return ExitCode::FAILURE;
+            }
+            let place = place.lock().unwrap_or_else(PoisonError::into_inner);
+            tell!("error: internal error: {what}; please report it{place}");
+            ExitCode::from(PANIC)
+        }
+    }
+}
+
+/// What a panic says, in one line: LibTorch's messages carry a C++ stack.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let text = text.split("\\n").next().unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// An error and its causes in one line, nothing twice.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let text = lines.collect::<Vec<_>>().join(" ");
+        match parts.last() {
+            // Many errors tell their cause themselves, and their file as well.
+            Some(last) if last.contains(&text) => continue,
+            Some(last) if text.starts_with(last.as_str()) => drop(parts.pop()),
+            _ => {}
+        }
+        parts.push(text);
+    }
+    parts.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+    use data2vec_core::Error;
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let full = std::io::Error::other("disk full");
+        let error = Err::<(), _>(Error::io("a.wav", full)).context("a.wav").context("step 4");
+        assert_eq!(describe(&error.unwrap_err()), "step 4: a.wav: disk full");
+        let error = anyhow::anyhow!("line 1\n  |\n  | x\n").context("recipe.toml");
+        assert_eq!(describe(&error), "recipe.toml: line 1 | | x");
+    }
+
+    #[test]
+    fn panics_are_one_line() {
+        let of = |text: &str| message(&text.to_owned());
+        assert_eq!(of("shape [2] is not [3]"), "shape [2] is not [3]");
+        assert_eq!(of("Torch(\"no\\nException raised from\")"), "Torch(\"no");
+        assert_eq!(message(&"first\nsecond"), "first");
+        assert_eq!(message(&7), "no message");
+    }
+}

@@ -1,0 +1,261 @@
+//! What the tests of the program share: recordings to train on, a tiny run, and the program itself.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(dead_code, reason = "each test uses its share of it")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+pub const RATE: u32 = 16_000;
+
+/// Overrides that make `recipes/speech-tiny.toml` a matter of milliseconds a step.
+pub const TINY: [&str; 20] = [
+    "features.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
+    "features.pos_layers=1",
+    "features.pos_kernel=5",
+    "features.pos_groups=4",
+    "transformer.dim=32",
+    "transformer.depth=1",
+    "transformer.heads=2",
+    "target.top_k=1",
+    "decoder.dim=16",
+    "decoder.groups=4",
+    "decoder.layers=1",
+    "model.copies=2",
+    "train.batch=4",
+    "train.steps=12",
+    "train.held_out=0.2",
+    "train.eval_batches=1",
+    "train.eval_every=6",
+    "train.log_every=2",
+    "train.save_every=4",
+    "schedule.warmup_steps=2",
+];
+
+/// A folder that is gone with the test.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// `seconds` of a chirp in noise, another one for each seed.
+pub fn sound(seconds: f64, seed: u64) -> Vec<f32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let pitch = 100.0 + 40.0 * (seed % 9) as f64;
+    let count = (seconds * f64::from(RATE)) as usize;
+    (0..count)
+        .map(|i| {
+            let t = i as f64 / f64::from(RATE);
+            let tone = (std::f64::consts::TAU * pitch * t * (1.0 + 0.5 * t)).sin();
+            (0.3 * tone + 0.05 * rng.random_range(-1.0..1.0)) as f32
+        })
+        .collect()
+}
+
+/// A WAV file of 32-bit floats, mono, 16 kHz: they may be NaN.
+pub fn wav(samples: &[f32]) -> Vec<u8> {
+    let data = 4 * samples.len() as u32;
+    let mut bytes = Vec::new();
+    bytes.extend(b"RIFF");
+    bytes.extend((36 + data).to_le_bytes());
+    bytes.extend(b"WAVEfmt ");
+    bytes.extend(16_u32.to_le_bytes());
+    bytes.extend(3_u16.to_le_bytes()); // floats
+    bytes.extend(1_u16.to_le_bytes()); // channels
+    bytes.extend(RATE.to_le_bytes());
+    bytes.extend((4 * RATE).to_le_bytes());
+    bytes.extend(4_u16.to_le_bytes());
+    bytes.extend(32_u16.to_le_bytes());
+    bytes.extend(b"data");
+    bytes.extend(data.to_le_bytes());
+    bytes.extend(samples.iter().flat_map(|x| x.to_le_bytes()));
+    bytes
+}
+
+/// A folder `data` in `dir` with 20 recordings of 1 to 2 s.
+pub fn corpus(dir: &Path) -> PathBuf {
+    let data = dir.join("data");
+    fs::create_dir_all(data.join("speaker")).unwrap();
+    for i in 0..20 {
+        let seconds = 1.0 + 0.05 * i as f64;
+        fs::write(data.join(format!("speaker/{i:02}.wav")), wav(&sound(seconds, i))).unwrap();
+    }
+    data
+}
+
+/// The program, with one thread of computing: two runs do the same sums in the same order.
+pub fn program(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_data2vec"));
+    command.args(args).env("OMP_NUM_THREADS", "1").env_remove("RUST_BACKTRACE");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub fn recipe() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes/speech-tiny.toml")
+}
+
+/// `pretrain` of the tiny model on the CPU, with more overrides.
+pub fn pretrain(data: &Path, out: &Path, overrides: &[&str]) -> Command {
+    let mut command = program(&["pretrain"]);
+    command.arg(recipe()).arg("--data").arg(data).arg("--out").arg(out).args(["--device", "cpu"]);
+    for set in TINY.iter().chain(overrides) {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+/// Runs to the end; fails where that takes more than a minute.
+pub fn output(command: &mut Command) -> Output {
+    let child = command.spawn().unwrap();
+    finish(child)
+}
+
+/// Waits for the end of `child`, and ends it where that takes more than a minute.
+pub fn finish(child: Child) -> Output {
+    let id = child.id();
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        if told.recv_timeout(Duration::from_secs(60)).is_err() {
+            kill("KILL", id);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    let _ = tell.send(());
+    guard.join().unwrap();
+    output
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs to the end and expects success; what it wrote to standard error.
+pub fn succeed(command: &mut Command) -> String {
+    let output = output(command);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{:?}\n{said}", output.status);
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+/// Runs to the end and expects a clean failure: exit code 1, and one line that is an error and holds
+/// each of `words`. All that it wrote to standard error.
+pub fn fail(command: &mut Command, words: &[&str]) -> String {
+    let output = output(command);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    assert_eq!(said.lines().last(), Some(errors[0]), "the error has several lines: {said}");
+    for word in words {
+        assert!(errors[0].contains(word), "no {word:?} in {said}");
+    }
+    said
+}
+
+/// Sends a signal; that the process is gone is no failure.
+pub fn kill(signal: &str, id: u32) {
+    let command = format!("kill -{signal} {id} 2>/dev/null");
+    let _ = Command::new("sh").args(["-c", &command]).status().unwrap();
+}
+
+/// Waits until `done`; whether it came to that within a minute.
+pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > Duration::from_secs(60) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// The lines of `metrics.jsonl`.
+pub fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The same without what depends on the clock.
+pub fn timeless_metrics(run: &Path) -> Vec<Value> {
+    let mut lines = metrics(run);
+    for line in &mut lines {
+        for key in ["units_per_second", "waiting"] {
+            line.as_object_mut().unwrap().remove(key);
+        }
+    }
+    lines
+}
+
+/// Steps that have a checkpoint, sorted.
+pub fn checkpoints(run: &Path) -> Vec<u64> {
+    let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
+    let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let mut steps: Vec<u64> = entries
+        .filter_map(|entry| name(entry.unwrap()).strip_prefix("step-")?.parse().ok())
+        .collect();
+    steps.sort_unstable();
+    steps
+}
+
+/// The folder of a step's checkpoint.
+pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
+    run.join(format!("checkpoints/step-{step:08}"))
+}
+
+/// All that training leaves to be compared: the encoder, and the files of the last checkpoint.
+pub fn result(run: &Path) -> BTreeMap<String, Vec<u8>> {
+    let last = checkpoint(run, *checkpoints(run).last().unwrap());
+    let mut files = BTreeMap::new();
+    for dir in [run.join("encoder"), last] {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(run).unwrap().display().to_string();
+            files.insert(name, fs::read(path).unwrap());
+        }
+    }
+    files
+}
+
+/// Both runs ended with the same bits, and told the same on the way.
+pub fn assert_same(one: &Path, other: &Path) {
+    let (a, b) = (result(one), result(other));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    for (name, bytes) in &a {
+        assert!(*bytes == b[name], "{name} differs");
+    }
+    let (a, b) = (timeless_metrics(one), timeless_metrics(other));
+    let steps = |lines: &[Value]| -> Vec<String> {
+        lines.iter().map(|line| format!("{} {}", line["kind"], line["step"])).collect()
+    };
+    assert_eq!(steps(&a), steps(&b));
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(a, b);
+    }
+}
+
+/// A copy with all that is below.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
