@@ -17,7 +17,7 @@ pub struct RegressionLoss {
     /// Weight of the prefix token's own loss: it predicts the mean target of all tokens (2.0's CLS
     /// loss, section 3.2). A mean over rows, beside the mean over hidden tokens; absent: none.
     ///
-    /// fairseq's weight counts once for each row on a GPU: its 0.01 with 16 images × 16 copies is
+    /// fairseq's weight counts once for each row on a GPU: its 0.01 with 16 inputs × 16 copies is
     /// 2.56 here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cls: Option<f64>,
