@@ -13,6 +13,7 @@ mod recipe_tests;
 mod report;
 mod run;
 mod signals;
+mod tokenizer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +34,9 @@ enum Command {
     Pretrain(PretrainArgs),
     /// Write an exported encoder's features of files
     Extract(extract::Args),
+    /// Make a tokenizer of one's own
+    #[command(subcommand)]
+    Tokenizer(tokenizer::Command),
 }
 
 /// What `pretrain` is told.
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
     report::guarded(|| match command {
         Command::Pretrain(args) => modality::pretrain(&args),
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
     })
 }
 

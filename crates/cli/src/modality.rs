@@ -8,6 +8,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use data2vec_core::encoder::ENCODER_CONFIG;
 use data2vec_core::{Dataset, Error, FeatureEncoder, MaskStrategy};
+use data2vec_nlp::{
+    TextDataConfig, TextDataset, TextEncoder, TextMaskConfig, TokenEncoder, TokenEncoderConfig,
+    read_text,
+};
 use data2vec_speech::{
     HeldOut, SpeechDataConfig, SpeechDataset, SpeechEncoder, SpeechMaskConfig, WaveEncoder,
     WaveEncoderConfig, audio,
@@ -16,6 +20,7 @@ use data2vec_vision::{
     PatchEncoder, PatchEncoderConfig, Pixels, VisionDataConfig, VisionDataset, VisionEncoder,
     VisionMaskConfig,
 };
+use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::Device;
@@ -57,6 +62,11 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
         seed: u64,
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>>;
+
+    /// Writes to an exported encoder's folder what its users need besides.
+    fn export(_dataset: &Self::Dataset, _dir: &Path) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The examples of a run.
@@ -72,7 +82,7 @@ pub struct Examples<D> {
 }
 
 /// What a recipe can name.
-const MODALITIES: [&str; 2] = ["speech", "vision"];
+const MODALITIES: [&str; 3] = ["speech", "vision", "nlp"];
 
 /// Reads the recipe, and trains the modality that it names.
 pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
@@ -87,6 +97,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
     match name {
         "speech" => pretrain::run::<Speech>(args, Recipe::from_table(&args.recipe, table)?),
         "vision" => pretrain::run::<Vision>(args, Recipe::from_table(&args.recipe, table)?),
+        "nlp" => pretrain::run::<Nlp>(args, Recipe::from_table(&args.recipe, table)?),
         other => {
             let hint = nearest(other, MODALITIES.into_iter()).map_or_else(
                 || format!("there are {}", MODALITIES.join(", ")),
@@ -132,8 +143,14 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
             let layers = move |path: &Path| Ok(encoder.layers(&Pixels::read(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
         }
+        TokenEncoder::NAME => {
+            let encoder = TextEncoder::load(dir, device)?;
+            let depth = encoder.depth();
+            let layers = move |path: &Path| Ok(encoder.layers(&read_text(path)?)?);
+            Extractor { depth, layers: Box::new(layers) }
+        }
         other => {
-            let known = [WaveEncoder::NAME, PatchEncoder::NAME].join(", ");
+            let known = [WaveEncoder::NAME, PatchEncoder::NAME, TokenEncoder::NAME].join(", ");
             bail!("{}: an encoder of unknown kind `{other}`; there are {known}", path.display())
         }
     })
@@ -241,5 +258,68 @@ impl Modality for Vision {
             held_out.as_ref().map_or("none".into(), |held_out| held_out.len().to_string()),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+}
+
+/// Text, counted in tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nlp;
+
+impl Modality for Nlp {
+    type Encoder = TokenEncoder;
+    type Dataset = TextDataset;
+    type Data = TextDataConfig;
+    type Mask = TextMaskConfig;
+    const UNIT: &'static str = "tokens";
+    const SIZE_OF_UNIT: f64 = 1.0;
+
+    fn masking(mask: &Self::Mask, _: &TokenEncoderConfig) -> Result<Box<dyn MaskStrategy>> {
+        mask.validate()?;
+        Ok(Box::new(mask.clone()))
+    }
+
+    fn check(data: &Self::Data, features: &TokenEncoderConfig) -> Result<()> {
+        data.validate()?;
+        Ok(data.fits(features)?)
+    }
+
+    fn open(
+        path: &Path,
+        data: &Self::Data,
+        features: &TokenEncoderConfig,
+        held_out: f64,
+        seed: u64,
+        cache: &Path,
+    ) -> Result<Examples<Self::Dataset>> {
+        data.fits(features)?;
+        let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+            "tokens {bar:24} {bytes}/{total_bytes} left {eta}",
+        )?);
+        let all = TextDataset::open(path, data, cache, &mut |progress| {
+            bar.set_length(progress.total);
+            bar.set_position(progress.bytes);
+        })?;
+        bar.finish_and_clear();
+        all.tokenizer().check(features)?;
+        let skipped = all.skipped();
+        let (documents, replaced) = (all.documents(), all.replaced());
+        let (train, held_out) = match held_out {
+            0.0 => (all, None),
+            share => {
+                let (train, held_out) = all.split(share, seed)?;
+                (train, Some(held_out))
+            }
+        };
+        let amount = |d: &TextDataset| format!("{} in {} blocks", d.tokens(), d.len());
+        let summary = format!(
+            "{documents} documents; tokens to train on: {}; held out: {}; not UTF-8: {replaced} places",
+            amount(&train),
+            held_out.as_ref().map_or("none".into(), amount),
+        );
+        Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {
+        Ok(dataset.tokenizer().save(dir)?)
     }
 }

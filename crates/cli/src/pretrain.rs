@@ -26,6 +26,9 @@ use crate::{PretrainArgs, curve, device};
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
 
+/// How often memory that lies fallow is given back.
+const RELEASE_EVERY: Duration = Duration::from_secs(30);
+
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
 pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
     let stop = Stop::listen()?;
@@ -229,7 +232,7 @@ impl<M: Modality> Run<M> {
         }
         let (started, first) = (Instant::now(), self.state.step);
         let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
-        let mut skipped = 0;
+        let (mut skipped, mut released) = (0, Instant::now());
         while self.state.step < train.steps && stop.exit_code().is_none() {
             let mut batches = Vec::with_capacity(train.accumulate);
             let mut epoch = 0.0;
@@ -255,6 +258,10 @@ impl<M: Modality> Run<M> {
             }
             let step = self.state.step;
             progress.step(step);
+            if released.elapsed() > RELEASE_EVERY {
+                data2vec_torch_ext::release_freed_memory();
+                released = Instant::now();
+            }
             let last_step = step == train.steps;
             if (step.is_multiple_of(train.log_every) || last_step) && !report.skipped {
                 let took = since.elapsed();
@@ -370,6 +377,7 @@ impl<M: Modality> Run<M> {
         let (curve, encoder) = (self.folder.join("curve.svg"), self.folder.join("encoder"));
         curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
         self.state.model.export(&encoder)?;
+        M::export(&self.dataset, &encoder)?;
         out!();
         if !took.is_zero() {
             out!("Trained in {}.", clock(took));

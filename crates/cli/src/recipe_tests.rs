@@ -6,16 +6,19 @@ use anyhow::Result;
 use data2vec_core::Data2Vec;
 use tch::Device;
 
-use crate::modality::{Modality, Speech};
+use crate::modality::{Modality, Nlp, Speech, Vision};
 use crate::recipe::{Recipe, read};
 
 /// Parameters of the encoder alone and of all that is trained, as counted on the reference's models.
 /// 1.0's mask token is among the latter here.
-const PUBLISHED: [(&str, usize, usize); 4] = [
+const PUBLISHED: [(&str, usize, usize); 7] = [
     ("speech", 93_163_532, 93_783_308),
     ("speech-large", 313_275_408, 315_184_144),
     ("speech-v1", 93_163_520, 93_754_880),
     ("speech-v1-large", 313_275_392, 314_326_016),
+    ("nlp", 124_054_272, 152_961_792),
+    ("nlp-large", 354_309_120, 385_379_584),
+    ("nlp-v1", 124_054_272, 126_415_872),
 ];
 
 /// Encoder and whole model's parameters at the recipe's full size. Blocks are alike, so two shallow
@@ -25,7 +28,12 @@ fn parameters<M: Modality>(recipe: &Recipe<M>) -> Result<(usize, usize)> {
         let mut config = recipe.model();
         config.transformer.depth = depth;
         config.target.top_k = 1;
-        let model = Data2Vec::<M::Encoder>::new(config, M::masking(&recipe.mask)?, Device::Cpu, 1)?;
+        let model = Data2Vec::<M::Encoder>::new(
+            config,
+            M::masking(&recipe.mask, &recipe.features)?,
+            Device::Cpu,
+            1,
+        )?;
         let (all, encoder) = model.parameters();
         anyhow::Ok((encoder, all))
     };
@@ -52,6 +60,8 @@ fn recipes_are_possible_and_of_the_published_sizes() {
         let table = read(&path, None, &[]).expect("TOML");
         let counts = match table["modality"].as_str().expect("a modality") {
             "speech" => check::<Speech>(&path, table),
+            "vision" => check::<Vision>(&path, table),
+            "nlp" => check::<Nlp>(&path, table),
             other => panic!("{name}: {other} has no test"),
         };
         let counts = counts.unwrap_or_else(|e| panic!("{name}: {e:#}"));
