@@ -209,6 +209,6 @@ mod tests {
 
     #[test]
     fn a_missing_python_has_no_torch() {
-        assert!(torch(Path::new("no-such-python"), "2.11.0").is_none());
+        assert!(torch(Path::new("no-such-python"), crate::libtorch::VERSION).is_none());
     }
 }
