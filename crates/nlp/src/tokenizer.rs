@@ -221,7 +221,7 @@ impl Tokenizer {
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         if self.files.is_empty() {
-            return self.save_json(&dir.join(TOKENIZER_FILE));
+            return self.save_json(dir.join(TOKENIZER_FILE));
         }
         self.files.iter().try_for_each(|(name, bytes)| write(&dir.join(name), bytes))
     }

@@ -1,5 +1,7 @@
 //! Corpora: what is read, how it is packed, split and kept.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Masks against statistics of the reference's generators, and their promises.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use data2vec_core::{Error, Mask, MaskStrategy};
 use data2vec_nlp::{OtherTokens, SpanMask, TextMaskConfig, TokenMask};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! The tokenizer: trained, saved, loaded, from GPT-2's files, and what it refuses.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::Path;
 
