@@ -121,5 +121,12 @@ mod tests {
         assert_eq!(of("Torch(\"no\\nException raised from\")"), "Torch(\"no");
         assert_eq!(message(&"first\nsecond"), "first");
         assert_eq!(message(&7), "no message");
+
+        let code = |work: fn() -> Result<ExitCode>| format!("{:?}", guarded(work));
+        let same = |code: u8| format!("{:?}", ExitCode::from(code));
+        assert_eq!(code(|| Ok(ExitCode::from(130))), same(130));
+        assert_eq!(code(|| anyhow::bail!("no")), same(1));
+        assert_eq!(code(|| panic!("no")), same(PANIC));
+        assert_eq!(code(|| panic!("CUDA out of memory")), same(1));
     }
 }

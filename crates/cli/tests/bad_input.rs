@@ -252,6 +252,9 @@ fn values_that_do_not_suit_the_data() {
         &mut pretrain(&data, &out, &["train.held_out=1e-9"]),
         &["train.held_out", "20 recordings"],
     );
+    // More than any address reaches.
+    let huge = ["transformer.dim=4000000", "features.pos_layers=0"];
+    fail(&mut pretrain(&data, &out, &huge), &["not enough memory"]);
     // No step was taken: another recipe may have the folder.
     succeed(&mut pretrain(&data, &out, &["train.steps=3"]));
 }

@@ -188,7 +188,7 @@ fn broken_encoders_are_named() {
         let path = encoder.join(file);
         fs::write(&path, change(fs::read(&path).unwrap())).unwrap();
         let said = fail(&mut extract(&encoder, &[&good], &dir.join("broken.npy")), words);
-        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        assert!(said.contains(encoder.to_str().unwrap()), "{said}");
     };
     let replace = |from: &'static str, to: &'static str| {
         move |bytes: Vec<u8>| {

@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -55,6 +55,29 @@ fn train(out: &Path) -> Command {
     pretrain(&undisturbed().data(), out, &LONG)
 }
 
+/// A run in a new folder, ended by `signal` as soon as it has told more than `lines` lines. On a machine
+/// that is busy enough it can be faster than its observer: then again.
+fn ended_early(signal: &str, lines: usize, overrides: &[&str]) -> (tempfile::TempDir, Output) {
+    for _ in 0..10 {
+        let dir = folder();
+        let out = dir.path().join("run");
+        let mut command = train(&out);
+        for set in overrides {
+            command.args(["--set", set]);
+        }
+        let mut child = command.spawn().unwrap();
+        let told = || fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+        let enough = || told().lines().count() > lines || child.try_wait().unwrap().is_some();
+        assert!(wait_until(enough));
+        kill(signal, child.id());
+        let output = finish(child);
+        if !output.status.success() {
+            return (dir, output);
+        }
+    }
+    panic!("always faster than SIG{signal}")
+}
+
 /// Whether something is being written to the checkpoints right now, or was when the run was killed.
 fn unfinished(out: &Path) -> bool {
     let Ok(entries) = fs::read_dir(out.join("checkpoints")) else { return false };
@@ -64,26 +87,20 @@ fn unfinished(out: &Path) -> bool {
 #[test]
 fn ctrl_c_and_sigterm_save_and_go() {
     for (signal, code, steps) in [("INT", 130, 3), ("TERM", 143, 7), ("INT", 130, 0)] {
-        let dir = folder();
-        let out = dir.path().join("run");
         // Few checkpoints of its own accord: the one that the signal asks for is told apart.
-        let mut command = train(&out);
-        command.args(["--set", "train.save_every=50", "--set", "train.log_every=1"]);
-        let child = command.spawn().unwrap();
-        let lines = || fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
-        assert!(wait_until(|| lines().lines().count() > steps));
-        kill(signal, child.id());
-        let output = finish(child);
+        let rare = ["train.save_every=50", "train.log_every=1"];
+        let (dir, output) = ended_early(signal, steps, &rare);
+        let out = dir.path().join("run");
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(code), "{said}");
         assert!(said.contains("stopped and saved at step "), "{said}");
         let saved = checkpoints(&out);
-        assert_eq!(saved.len(), 1, "{said}");
-        assert!(saved[0] >= steps as u64 && saved[0] < 60 && saved[0] != 50, "{said}");
+        assert!(!saved.is_empty() && (saved.len() == 1 || saved[0] == 50), "{said}");
+        assert!(saved[0] >= steps as u64 && saved[0] < 60, "{said}");
         assert!(!out.join("encoder").exists());
         assert!(out.join("curve.svg").exists());
 
-        let step = format!("going on from step {} ", saved[0]);
+        let step = format!("going on from step {} ", saved[saved.len() - 1]);
         let mut command = train(&out);
         command.args(["--set", "train.log_every=1", "--resume"]);
         let said = succeed(&mut command);
@@ -103,6 +120,9 @@ fn metrics_do_not_tell_of_a_stop() {
         let _ = wait_until(|| checkpoints(&out).last().is_some_and(|&step| step > before));
         kill("TERM", child.id());
         let output = finish(child);
+        if output.status.success() {
+            break; // it was faster
+        }
         assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     }
     succeed(&mut train(&out));
@@ -112,14 +132,8 @@ fn metrics_do_not_tell_of_a_stop() {
 /// Killed before the first checkpoint: the start is made again, and told once.
 #[test]
 fn killed_before_the_first_checkpoint() {
-    let dir = folder();
+    let (dir, _) = ended_early("KILL", 2, &["train.save_every=60"]);
     let out = dir.path().join("run");
-    let mut command = train(&out);
-    let mut child = command.args(["--set", "train.save_every=60"]).spawn().unwrap();
-    let lines = || fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
-    assert!(wait_until(|| lines().lines().count() > 2));
-    child.kill().unwrap();
-    finish(child);
     assert!(checkpoints(&out).is_empty());
     succeed(&mut train(&out));
     assert_same(&undisturbed().run(), &out);
@@ -131,30 +145,35 @@ fn twenty_kills_at_random_moments() {
     let mut rng = StdRng::seed_from_u64(seed);
     let dir = folder();
     let mut run = 0;
-    let (mut before, mut between, mut writing) = (0, 0, 0);
-    while before + between + writing < 20 {
+    let (mut starting, mut stepping, mut writing) = (0, 0, 0);
+    while starting + stepping + writing < 20 {
         let out = dir.path().join(format!("run-{run}"));
-        let mut child = train(&out).spawn().unwrap();
-        let start = out.join("metrics.jsonl");
-        match rng.random_range(0..4) {
-            // Somewhere in the start.
-            0 => std::thread::sleep(Duration::from_micros(rng.random_range(0..400_000))),
-            // In the middle of a checkpoint.
-            1 => drop(wait_until(|| {
-                (start.exists() && unfinished(&out)) || child.try_wait().unwrap().is_some()
-            })),
-            // Somewhere in the steps.
-            _ => {
-                assert!(wait_until(|| start.exists() || child.try_wait().unwrap().is_some()));
-                std::thread::sleep(Duration::from_micros(rng.random_range(0..700_000)));
+        let mut child = train(&out).args(["--set", "train.save_every=5"]).spawn().unwrap();
+        let random = |rng: &mut StdRng, most| {
+            std::thread::sleep(Duration::from_micros(rng.random_range(0..most)));
+        };
+        // Lines of metrics come when the start is over.
+        let told = || fs::metadata(out.join("metrics.jsonl")).map_or(0, |meta| meta.len());
+        let before = told();
+        let mut wait_for = |done: &dyn Fn() -> bool| {
+            assert!(wait_until(|| done() || child.try_wait().unwrap().is_some()));
+        };
+        let in_start = rng.random_range(0..4) == 0;
+        if in_start {
+            random(&mut rng, 300_000);
+        } else {
+            wait_for(&|| told() != before);
+            match rng.random_range(0..3) {
+                0 => wait_for(&|| unfinished(&out)),
+                _ => random(&mut rng, 150_000),
             }
         }
         child.kill().unwrap();
         let killed = finish(child);
         match killed.status.signal() {
+            Some(9) if in_start => starting += 1,
             Some(9) if unfinished(&out) => writing += 1,
-            Some(9) if checkpoints(&out).is_empty() => before += 1,
-            Some(9) => between += 1,
+            Some(9) => stepping += 1,
             // It was faster.
             _ => {
                 assert!(killed.status.success(), "seed {seed}: {}", stderr(&killed));
@@ -163,9 +182,7 @@ fn twenty_kills_at_random_moments() {
             }
         }
     }
-    eprintln!(
-        "{before} kills before the first checkpoint, {between} between two, {writing} in one"
-    );
+    eprintln!("{starting} kills in the start, {stepping} in steps, {writing} in a checkpoint");
     let out = dir.path().join(format!("run-{run}"));
     succeed(&mut train(&out));
     assert_same(&undisturbed().run(), &out);
@@ -178,6 +195,7 @@ fn one_process_a_folder() {
     let out = dir.path().join("run");
     let mut child = train(&out).spawn().unwrap();
     assert!(wait_until(|| out.join("metrics.jsonl").exists()));
+    kill("STOP", child.id()); // so that it does not end before the other one has started
     fail(&mut train(&out), &["another process", out.to_str().unwrap(), "--out"]);
     child.kill().unwrap();
     finish(child);
