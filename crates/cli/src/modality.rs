@@ -1,5 +1,5 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
-//! [`Modality`], and an arm in [`pretrain`] and in [`extractor`].
+//! [`Modality`], and an arm in [`pretrain()`] and in [`extractor`].
 
 use std::fmt::Debug;
 use std::path::Path;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use toml::Table;
 
 use crate::recipe::{changes, toml_error};
+use crate::report::note;
 
 /// A run's folder, locked for this process.
 pub struct RunFolder {
@@ -89,8 +90,20 @@ impl RunFolder {
         self.join("encoder").exists() || entries.into_iter().any(is_one)
     }
 
-    /// Writes down how this process was started.
+    /// Writes down how this process was started, and says so if its data are not the last one's.
     pub fn record(&self, data: &Path, device: &str) -> Result<()> {
+        let path = self.join("run.json");
+        let before = fs::read(&path).ok();
+        let before: Option<serde_json::Value> =
+            before.and_then(|b| serde_json::from_slice(&b).ok());
+        if let Some(old) = before.as_ref().and_then(|record| record["data"].as_str())
+            && Path::new(old) != data
+        {
+            note(format!(
+                "this run was started on {old}; going on with {} is another run than either alone",
+                data.display()
+            ));
+        }
         let record = Record {
             command: std::env::args().collect(),
             data,
@@ -99,7 +112,7 @@ impl RunFolder {
             libtorch: data2vec_torch_ext::libtorch_version(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         };
-        write(&self.join("run.json"), &serde_json::to_string_pretty(&record)?)
+        write(&path, &serde_json::to_string_pretty(&record)?)
     }
 }
 

@@ -24,7 +24,7 @@ pub struct Train {
     /// A folder of texts (.txt, .md, .jsonl, and .gz of them), or one file
     #[arg(long)]
     data: PathBuf,
-    /// Entries of the vocabulary, <s>, <pad>, </s>, <unk> and <mask> among them
+    /// Entries of the vocabulary, `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` among them
     #[arg(long, default_value_t = 8192)]
     entries: usize,
     /// Where in a JSON line the text is

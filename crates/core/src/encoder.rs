@@ -155,10 +155,18 @@ pub(crate) fn export<F: FeatureEncoder>(
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let tensors = vars.variables().into_iter().filter(|(name, _)| name.starts_with("encoder."));
-    write_tensors(&dir.join(ENCODER_WEIGHTS), &tensors.collect())?;
-    let path = dir.join(ENCODER_CONFIG);
-    let text = toml::to_string(config).map_err(|e| Error::file(&path, e.to_string()))?;
-    std::fs::write(&path, text).map_err(|e| Error::io(&path, e))
+    // Each file is whole or not there: somebody may be reading an earlier export.
+    let replace = |name: &str, write: &dyn Fn(&Path) -> Result<()>| {
+        let (unfinished, path) = (dir.join(format!(".unfinished-{name}")), dir.join(name));
+        write(&unfinished)?;
+        std::fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, e))
+    };
+    let tensors = tensors.collect();
+    replace(ENCODER_WEIGHTS, &|path| write_tensors(path, &tensors))?;
+    replace(ENCODER_CONFIG, &|path| {
+        let text = toml::to_string(config).map_err(|e| Error::file(path, e.to_string()))?;
+        std::fs::write(path, text).map_err(|e| Error::io(path, e))
+    })
 }
 
 fn read_config<F: FeatureEncoder>(path: &Path) -> Result<EncoderConfig<F::Config>> {

@@ -1,4 +1,4 @@
-//! Features of one image: `cargo run --release -p data2vec-vision --example extract_features --
+//! Features of one image: `cargo run --release -p data2vec-vision --example extract_image_features --
 //! ENCODER_FOLDER IMAGE`.
 
 #![allow(clippy::print_stdout, reason = "a program talks to its user")]

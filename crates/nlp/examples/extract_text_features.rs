@@ -1,6 +1,6 @@
 //! Features of text files by an exported encoder, and which of them are alike.
 //!
-//! cargo run --release -p data2vec-nlp --example extract_features -- runs/nlp-tiny/encoder FILES…
+//! cargo run --release -p data2vec-nlp --example extract_text_features -- runs/nlp-tiny/encoder FILES…
 
 use anyhow::{Context, Result};
 use data2vec_nlp::{TextEncoder, read_text};
