@@ -64,7 +64,8 @@ fn dependencies_point_one_way() {
 
 #[test]
 fn core_names_no_modality() {
-    let words = ["speech", "audio", "wave", "vision", "image", "pixel", "nlp", "text", "word"];
+    // "Text" is also what a file holds.
+    let words = ["speech", "audio", "wave", "vision", "image", "pixel", "nlp", "word"];
     for path in files(&root().join("crates/core/src"), &[".rs"]) {
         for line in code(&path) {
             // Names, not what error messages hold.
