@@ -132,7 +132,7 @@ mod tests {
 
     // Values of the released configurations, worked out from fairseq 3d262bb's formulas.
     #[test]
-    fn tri_stage_of_speech_v1_base() {
+    fn tri_stage_of_the_first_release() {
         let schedule = Schedule::TriStage {
             lr: 5e-4,
             init_scale: 0.01,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_of_speech_v2_base() {
+    fn cosine_of_the_second_release() {
         let schedule = Schedule::Cosine { lr: 7.5e-4, min_lr: 0.0, warmup_steps: 8_000 };
         close(
             &schedule,
