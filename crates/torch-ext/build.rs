@@ -15,17 +15,29 @@ fn main() {
         Ok(root) => root,
         Err(_) => Path::new(&lib).join("..").display().to_string(),
     };
-    cc::Build::new()
+    let files = ["attention", "dropout", "foreach", "linear", "precision", "process", "profile"];
+    let mut build = cc::Build::new();
+    for flag in [
+        "-O3",
+        // Sums in any order, so that loops use vectors; infinities stay what they are.
+        "-fassociative-math",
+        "-fno-signed-zeros",
+        "-fno-trapping-math",
+        "-fno-math-errno",
+    ] {
+        build.flag(flag);
+    }
+    build
         .cpp(true)
         .std("c++17")
-        .opt_level(2)
         .pic(true)
         .warnings(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        // As LibTorch itself was: some of its classes have more members without.
+        .define("NDEBUG", None)
         .include(format!("{root}/include"))
         .include(format!("{root}/include/torch/csrc/api/include"))
-        .file("cpp/foreach.cpp")
-        .file("cpp/process.cpp")
+        .files(files.map(|name| format!("cpp/{name}.cpp")))
         .compile("data2vec_torch_ext");
     println!("cargo:rustc-link-search=native={lib}");
     println!("cargo:rustc-link-lib=torch_cpu");

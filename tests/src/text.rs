@@ -1,7 +1,8 @@
 //! A tiny text model, and the reference's names for its variables.
 
 use data2vec_core::{
-    Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, RegressionLoss,
+    Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, Precision,
+    RegressionLoss,
 };
 use data2vec_nlp::TokenEncoderConfig;
 use tch::Tensor;
@@ -19,6 +20,7 @@ pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
             masked_input: MaskedInput::Drop,
             copies: 3,
             noise_std: 0.01,
+            precision: Precision::F32,
             compat: vec![],
         },
         features: TokenEncoderConfig {

@@ -2,8 +2,8 @@
 
 use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Mask, MaskStrategy,
-    MaskedInput, ModelConfig, NormPlacement, RegressionLoss, Result, Schedule, StepConfig,
-    TargetConfig, TargetNorm, TargetSource, TrainState, TransformerConfig, WeightInit,
+    MaskedInput, ModelConfig, NormPlacement, Precision, RegressionLoss, Result, Schedule,
+    StepConfig, TargetConfig, TargetNorm, TargetSource, TrainState, TransformerConfig, WeightInit,
 };
 use data2vec_speech::{ConvNorm, WaveEncoder, WaveEncoderConfig};
 use rand::rngs::StdRng;
@@ -31,6 +31,7 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             masked_input: MaskedInput::Replace,
             copies: 1,
             noise_std: 0.0,
+            precision: Precision::F32,
             compat: vec![],
         },
         features: WaveEncoderConfig {
@@ -75,8 +76,13 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
 /// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
 pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
     let mut config = speech_v1();
-    config.model =
-        ModelConfig { masked_input: MaskedInput::Drop, copies: 3, noise_std: 0.01, compat: vec![] };
+    config.model = ModelConfig {
+        masked_input: MaskedInput::Drop,
+        copies: 3,
+        noise_std: 0.01,
+        precision: Precision::F32,
+        compat: vec![],
+    };
     config.features.alibi = true;
     config.ema.scope = EmaScope::Context;
     config.decoder = DecoderConfig::Conv1d {

@@ -2,7 +2,7 @@
 
 use data2vec_core::{
     AdamWConfig, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig,
-    NormPlacement, RegressionLoss, TargetConfig, TargetNorm, TargetSource, WeightInit,
+    NormPlacement, Precision, RegressionLoss, TargetConfig, TargetNorm, TargetSource, WeightInit,
 };
 use data2vec_vision::{PatchEncoderConfig, Positions};
 use tch::Tensor;
@@ -22,6 +22,7 @@ pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
             masked_input: MaskedInput::Drop,
             copies: 3,
             noise_std: 0.01,
+            precision: Precision::F32,
             compat: vec![],
         },
         features: PatchEncoderConfig {

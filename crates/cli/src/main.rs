@@ -1,5 +1,6 @@
 //! `data2vec`: pretrain on your own data, and use what was pretrained.
 
+mod bench;
 mod curve;
 mod device;
 mod extract;
@@ -34,6 +35,10 @@ enum Command {
     Pretrain(PretrainArgs),
     /// Write an exported encoder's features of files
     Extract(extract::Args),
+    /// Measure steps and forward passes of a recipe on random inputs, one for each line of standard
+    /// input; `cargo xtask bench` is the way to use it
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Make a tokenizer of one's own
     #[command(subcommand)]
     Tokenizer(tokenizer::Command),
@@ -68,8 +73,11 @@ fn main() -> ExitCode {
     data2vec_torch_ext::keep_freed_memory();
     let command = Cli::parse().command;
     report::guarded(|| match command {
-        Command::Pretrain(args) => modality::pretrain(&args),
+        Command::Pretrain(args) => {
+            modality::with_recipe(&args.recipe, args.steps, &args.set, &args)
+        }
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(command) => bench::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
     })
 }

@@ -1,5 +1,5 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
-//! [`Modality`], and an arm in [`pretrain()`] and in [`extractor`].
+//! [`Modality`], and an arm in [`with_recipe`] and in [`extractor`].
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use data2vec_core::encoder::ENCODER_CONFIG;
-use data2vec_core::{Dataset, Error, FeatureEncoder, MaskStrategy};
+use data2vec_core::{Batch, Dataset, Error, FeatureEncoder, MaskStrategy};
 use data2vec_nlp::{
     TextDataConfig, TextDataset, TextEncoder, TextMaskConfig, TokenEncoder, TokenEncoderConfig,
     read_text,
@@ -23,10 +23,9 @@ use data2vec_vision::{
 use indicatif::{ProgressBar, ProgressStyle};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::recipe::{Recipe, nearest, read, toml_error};
-use crate::{PretrainArgs, pretrain};
 
 /// What a recipe and the training loop need to know of a modality.
 pub trait Modality: Clone + Debug + PartialEq + 'static {
@@ -63,6 +62,13 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>>;
 
+    /// A batch of `rows` random inputs, of `size` units each where sizes are free.
+    fn random(
+        features: &<Self::Encoder as FeatureEncoder>::Config,
+        rows: i64,
+        size: f64,
+    ) -> Result<Batch>;
+
     /// Writes to an exported encoder's folder what its users need besides.
     fn export(_dataset: &Self::Dataset, _dir: &Path) -> Result<()> {
         Ok(())
@@ -84,10 +90,21 @@ pub struct Examples<D> {
 /// What a recipe can name.
 const MODALITIES: [&str; 3] = ["speech", "vision", "nlp"];
 
-/// Reads the recipe, and trains the modality that it names.
-pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
-    let table = read(&args.recipe, args.steps, &args.set)?;
-    let recipe = args.recipe.display();
+/// Something to do by a recipe, whatever its modality.
+pub trait Task {
+    /// Does it.
+    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode>;
+}
+
+/// Reads the recipe at `path`, and does `task` for the modality that it names.
+pub fn with_recipe(
+    path: &Path,
+    steps: Option<u64>,
+    overrides: &[String],
+    task: impl Task,
+) -> Result<ExitCode> {
+    let table = read(path, steps, overrides)?;
+    let recipe = path.display();
     let Some(name) = table.get("modality") else {
         bail!("{recipe}: the key `modality` is missing; there are {}", MODALITIES.join(", "))
     };
@@ -95,9 +112,9 @@ pub fn pretrain(args: &PretrainArgs) -> Result<ExitCode> {
         bail!("{recipe}: modality: {name} is not a name; there are {}", MODALITIES.join(", "))
     };
     match name {
-        "speech" => pretrain::run::<Speech>(args, Recipe::from_table(&args.recipe, table)?),
-        "vision" => pretrain::run::<Vision>(args, Recipe::from_table(&args.recipe, table)?),
-        "nlp" => pretrain::run::<Nlp>(args, Recipe::from_table(&args.recipe, table)?),
+        "speech" => task.run(Recipe::<Speech>::from_table(path, table)?),
+        "vision" => task.run(Recipe::<Vision>::from_table(path, table)?),
+        "nlp" => task.run(Recipe::<Nlp>::from_table(path, table)?),
         other => {
             let hint = nearest(other, MODALITIES.into_iter()).map_or_else(
                 || format!("there are {}", MODALITIES.join(", ")),
@@ -211,6 +228,11 @@ impl Modality for Speech {
         );
         Ok(Examples { train, held_out, summary, skipped })
     }
+
+    fn random(_: &WaveEncoderConfig, rows: i64, size: f64) -> Result<Batch> {
+        let samples = (size * Self::SIZE_OF_UNIT) as i64;
+        Ok(Batch::new(Tensor::randn([rows, samples], (Kind::Float, Device::Cpu)))?)
+    }
 }
 
 /// Images, counted one by one.
@@ -258,6 +280,12 @@ impl Modality for Vision {
             held_out.as_ref().map_or("none".into(), |held_out| held_out.len().to_string()),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn random(features: &PatchEncoderConfig, rows: i64, _size: f64) -> Result<Batch> {
+        let [height, width] = features.image_size;
+        let size = [rows, features.channels, height, width];
+        Ok(Batch::new(Tensor::randn(size, (Kind::Float, Device::Cpu)))?)
     }
 }
 
@@ -317,6 +345,11 @@ impl Modality for Nlp {
             held_out.as_ref().map_or("none".into(), amount),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn random(features: &TokenEncoderConfig, rows: i64, size: f64) -> Result<Batch> {
+        let (vocabulary, kind) = (features.vocabulary, (Kind::Int64, Device::Cpu));
+        Ok(Batch::new(Tensor::randint(vocabulary, [rows, size as i64], kind))?)
     }
 
     fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {

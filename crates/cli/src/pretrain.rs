@@ -15,7 +15,7 @@ use data2vec_core::{
 use tch::{Kind, Tensor};
 
 use crate::metrics::{HeldOutLine, Line, Metrics, Pending};
-use crate::modality::{Examples, Modality};
+use crate::modality::{Examples, Modality, Task};
 use crate::progress::{Progress, clock};
 use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
@@ -29,8 +29,14 @@ const MAX_SKIPPED: u32 = 10;
 /// How often memory that lies fallow is given back.
 const RELEASE_EVERY: Duration = Duration::from_secs(30);
 
+impl Task for &PretrainArgs {
+    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode> {
+        run(self, recipe)
+    }
+}
+
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
-pub fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
+fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
     let stop = Stop::listen()?;
     let device = device::choose(args.device.as_deref())?;
     let folder = RunFolder::open(&args.out)?;

@@ -7,17 +7,19 @@
 
 use std::path::Path;
 
+use data2vec_torch_ext as torch_ext;
+use data2vec_torch_ext::scope;
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::encoder::{self, Encoder, EncoderConfig};
-use crate::nn::{Init, cut_normal, keep_factor};
+use crate::nn::{Init, cut_normal, done, keep_factor};
 use crate::random::{Purpose, seed_for};
 use crate::{
     Batch, Decoder, DecoderConfig, EmaConfig, EmaScope, EmaTeacher, Error, FeatureEncoder, Mask,
-    MaskStrategy, RegressionLoss, Result, Substitute, TargetConfig, Tokens, TransformerConfig,
-    WeightInit,
+    MaskStrategy, Precision, RegressionLoss, Result, Substitute, TargetConfig, Tokens,
+    TransformerConfig, WeightInit,
 };
 
 /// What becomes of hidden tokens on their way through the student.
@@ -40,6 +42,9 @@ pub struct ModelConfig {
     pub copies: i64,
     /// Standard deviation of the noise that a decoder sees at hidden tokens; for `drop` alone.
     pub noise_std: f64,
+    /// Of products and convolutions; absent: `f32`.
+    #[serde(default, skip_serializing_if = "Precision::is_f32")]
+    pub precision: Precision,
     /// Departures from the papers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compat: Vec<ModelCompat>,
@@ -160,7 +165,12 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder or is too short to mask.
     pub fn forward(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Objective> {
-        let tokens = self.student.embed(batch, train)?; // (B, T, D)
+        let precision = self.config.model.precision;
+        precision.run(self.device(), || self.objective(batch, rng, train))?
+    }
+
+    fn objective(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Objective> {
+        let tokens = scope(c"embed", || self.student.embed(batch, train))?; // (B, T, D)
         let repeated = tokens.repeat(self.config.model.copies); // (B·M, T, D)
         let mask = self.masking.sample(repeated.lengths(), repeated.num_tokens(), rng)?; // (B·M, T)
         let target = match self.config.model.compat.contains(&ModelCompat::TeacherSeesHidden) {
@@ -168,7 +178,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             true => self.target_of_hidden(batch, &repeated, &mask)?, // (B·M, T, D)
         };
         let shown = self.substitute(repeated, &mask)?;
-        Ok(self.regress(&shown, &mask, &target, None, train.then_some(rng)))
+        Ok(scope(c"student", || self.regress(&shown, &mask, &target, None, train.then_some(rng))))
     }
 
     /// Other tokens in the places where the mask wants them.
@@ -202,8 +212,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder.
     pub fn target(&self, batch: &Batch, student_tokens: &Tokens) -> Result<Tensor> {
-        let layers = self.teacher.layers(batch, student_tokens)?;
-        Ok(tch::no_grad(|| self.config.target.build(&layers, student_tokens.padding.as_ref())))
+        scope(c"teacher", || {
+            let layers = self.teacher.layers(batch, student_tokens)?;
+            Ok(tch::no_grad(|| self.config.target.build(&layers, student_tokens.padding.as_ref())))
+        })
     }
 
     /// The objective for a mask `(B·M, T)` of the caller's choice, of `tokens` `(B·M, T, D)` and the
@@ -234,7 +246,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
                 let kept = self.decoder.drop_input(&seen.x, train); // (B·M, K, D)
                 let noise = match noise {
                     Some(noise) => noise.shallow_clone(),
-                    None => tokens.x.randn_like() * self.config.model.noise_std,
+                    None => {
+                        let std = self.config.model.noise_std;
+                        done(torch_ext::noise(&tokens.x.size(), std, device))
+                    }
                 };
                 (visible.restore(&kept, &noise), seen.prefix) // (B·M, T, D)
             }

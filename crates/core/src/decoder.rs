@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
 use crate::nn::{
-    CONV_NORM_EPS, Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, keep_factor,
-    plain_layer_norm,
+    CONV_NORM_EPS, Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout,
+    keep_factor, plain_layer_norm,
 };
 use crate::{Error, Mask, Result, Tokens};
 
@@ -155,8 +155,8 @@ impl Decoder {
     pub fn drop_input(&self, x: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Mlp(_) => x.shallow_clone(),
-            Self::Conv1d(conv) => x.dropout(conv.input_dropout, train),
-            Self::Conv2d(conv) => x.dropout(conv.input_dropout, train),
+            Self::Conv1d(conv) => dropout(x, conv.input_dropout, train),
+            Self::Conv2d(conv) => dropout(x, conv.input_dropout, train),
         }
     }
 

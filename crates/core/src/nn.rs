@@ -1,6 +1,6 @@
 //! The few layers that everything is made of, with the initialisation data2vec uses.
 
-use tch::{Kind, Tensor, nn};
+use tch::{Kind, TchError, Tensor, nn};
 
 /// How a layer's weights start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,11 @@ impl Linear {
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))
+    }
+
+    /// The same of `gelu(x)`, which is made again for the backward pass rather than kept.
+    pub(crate) fn forward_gelu(&self, x: &Tensor) -> Tensor {
+        done(data2vec_torch_ext::gelu_linear(x, &self.weight, &self.bias))
     }
 }
 
@@ -205,6 +210,12 @@ impl Conv2d {
     }
 }
 
+/// A convolution over time without bias or padding, of `x` `(B, L, C_in)` by `weight` `(C_out, C_in, k)`:
+/// `(B, (L − k) / stride + 1, C_out)`. `L` is at least `k`.
+pub fn time_conv(x: &Tensor, weight: &Tensor, stride: i64) -> Tensor {
+    done(data2vec_torch_ext::window_linear(x, weight, stride))
+}
+
 /// Blocks of convolution, layer norm without parameters and GELU over time, as data2vec's positional
 /// encoder and its 1-D decoders are built.
 ///
@@ -225,6 +236,17 @@ pub const CONV_NORM_EPS: f64 = 1e-5;
 /// `(B, T, 1)` float, 0 at padding, for multiplying; `None` when nothing is padded.
 pub fn keep_factor(padding: Option<&Tensor>, kind: Kind) -> Option<Tensor> {
     padding.map(|p| p.logical_not().to_kind(kind).unsqueeze(-1))
+}
+
+/// A layer's result. Shapes were checked at the border: failures are as exceptional as those of tch's own
+/// methods, which panic.
+pub(crate) fn done(result: Result<Tensor, TchError>) -> Tensor {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Zeros with probability `p`, the rest divided by 1 − p; nothing unless in training.
+pub fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
+    if train && p > 0.0 { done(data2vec_torch_ext::dropout(x, p)) } else { x.shallow_clone() }
 }
 
 /// Scales whole rows by 1/keep or drops them: stochastic depth (Huang et al. 2016).

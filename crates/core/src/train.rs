@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use data2vec_torch_ext::scope;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -99,7 +100,7 @@ impl<F: FeatureEncoder> TrainState<F> {
             let mut rng = stream(self.config.seed, Purpose::Step, &at);
             let batch = batch.to_device(self.model.device());
             let objective = self.model.forward(&batch, &mut rng, true)?;
-            objective.loss.f_backward()?;
+            scope(c"backward", || objective.loss.f_backward())?;
             num_hidden += objective.num_hidden;
             masked_share += objective.masked_share / batches.len() as f64;
             losses.push(objective.loss.detach());
@@ -110,7 +111,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         let loss = Tensor::stack(&losses, 0).sum(Kind::Float).double_value(&[]) / count;
         let clip = self.config.clip_norm;
         let grad_norm = if loss.is_finite() {
-            self.optimizer.step(self.step + 1, lr, count, clip)?
+            scope(c"optimizer", || self.optimizer.step(self.step + 1, lr, count, clip))?
         } else {
             f64::NAN
         };
@@ -118,7 +119,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         self.step += 1;
         let ema_decay = match skipped {
             true => 1.0,
-            false => self.model.update_teacher(self.step)?,
+            false => scope(c"ema", || self.model.update_teacher(self.step))?,
         };
         Ok(StepReport {
             step: self.step,

@@ -2,9 +2,9 @@
 
 use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Tensor, nn};
 
-use crate::nn::{Init, LayerNorm, Linear, drop_path};
+use crate::nn::{Init, LayerNorm, Linear, done, drop_path, dropout};
 use crate::{Error, Result};
 
 /// Where a block normalises.
@@ -157,24 +157,25 @@ impl Attention {
 
     /// `bias` is added to the scores: `(1 or B, 1 or H, 1 or T, T)`.
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Tensor {
-        let (b, t, d) = x.size3().unwrap_or_default();
-        let qkv = self.qkv.forward(x).reshape([b, t, 3, self.heads, d / self.heads]);
-        let qkv = qkv.permute([2, 0, 3, 1, 4]); // (3, B, H, T, d)
-        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (B, H, T, d)
-        let scale = ((d / self.heads) as f64).powf(-0.5);
         let dropout = if train { self.dropout } else { 0.0 };
-        // On a CPU, plain products are faster than the fused kernel in training at these lengths;
-        // the fused kernel saves memory everywhere and time on GPUs.
-        let y = if x.device() == Device::Cpu {
-            let mut scores = (q * scale).matmul(&k.transpose(-2, -1)); // (B, H, T, T)
-            if let Some(bias) = bias {
-                scores += bias;
-            }
-            scores.softmax(-1, None::<Kind>).dropout(dropout, train).matmul(&v)
-        } else {
-            Tensor::scaled_dot_product_attention(&q, &k, &v, bias, dropout, false, scale, false)
+        let qkv = self.qkv.forward(x); // (B, T, 3·D)
+        // LibTorch's fused kernel has no dropout on CPUs, and transposes.
+        let y = match x.device() {
+            Device::Cpu => done(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout)),
+            _ => self.fused(&qkv, bias, dropout),
         };
-        self.proj.forward(&y.transpose(1, 2).reshape([b, t, d]))
+        self.proj.forward(&y)
+    }
+
+    fn fused(&self, qkv: &Tensor, bias: Option<&Tensor>, dropout: f64) -> Tensor {
+        let (b, t, d) = qkv.size3().unwrap_or_default();
+        let width = d / 3 / self.heads;
+        let qkv = qkv.reshape([b, t, 3, self.heads, width]).permute([2, 0, 3, 1, 4]);
+        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (B, H, T, d)
+        let scale = (width as f64).powf(-0.5);
+        let y =
+            Tensor::scaled_dot_product_attention(&q, &k, &v, bias, dropout, false, scale, false);
+        y.transpose(1, 2).reshape([b, t, d / 3])
     }
 }
 
@@ -197,7 +198,11 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        self.fc2.forward(&self.fc1.forward(x).gelu("none").dropout(self.dropout, train))
+        let x = self.fc1.forward(x);
+        match train && self.dropout > 0.0 {
+            true => self.fc2.forward(&dropout(&x.gelu("none"), self.dropout, train)),
+            false => self.fc2.forward_gelu(&x),
+        }
     }
 }
 
@@ -236,10 +241,15 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Layer {
-        let branch = |y: &Tensor, scale: Option<&Tensor>| {
-            let y = y.dropout(self.dropout, train);
+        // x plus what a branch made of it
+        let add = |x: &Tensor, y: &Tensor, scale: Option<&Tensor>| {
+            if scale.is_none() && self.drop_path == 0.0 {
+                let p = if train { self.dropout } else { 0.0 };
+                return done(data2vec_torch_ext::residual_dropout(x, y, p));
+            }
+            let y = dropout(y, self.dropout, train);
             let y = scale.map_or_else(|| y.shallow_clone(), |s| &y * s);
-            drop_path(&y, self.drop_path, train)
+            x + drop_path(&y, self.drop_path, train)
         };
         let (scale1, scale2) = match &self.scales {
             Some((a, b)) => (Some(a), Some(b)),
@@ -247,17 +257,17 @@ impl Block {
         };
         match self.placement {
             NormPlacement::Post => {
-                let x = x + branch(&self.attn.forward(x, bias, train), scale1);
+                let x = add(x, &self.attn.forward(x, bias, train), scale1);
                 let x = self.norm1.forward(&x);
                 let ffn = self.mlp.forward(&x, train);
-                let out = self.norm2.forward(&(&x + branch(&ffn, scale2)));
+                let out = self.norm2.forward(&add(&x, &ffn, scale2));
                 Layer { ffn, out }
             }
             NormPlacement::Pre => {
                 let y = self.attn.forward(&self.norm1.forward(x), bias, train);
-                let x = x + branch(&y, scale1);
+                let x = add(x, &y, scale1);
                 let ffn = self.mlp.forward(&self.norm2.forward(&x), train);
-                let out = &x + branch(&ffn, scale2);
+                let out = add(&x, &ffn, scale2);
                 Layer { ffn, out }
             }
         }
@@ -310,7 +320,7 @@ impl Transformer {
             Some(norm) => norm.forward(x),
             None => x.shallow_clone(),
         };
-        x = x.dropout(self.input_dropout, train);
+        x = dropout(&x, self.input_dropout, train);
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (block, _) in self.blocks.iter().zip(keep).filter(|(_, keep)| *keep) {
             let layer = block.forward(&x, bias, train);

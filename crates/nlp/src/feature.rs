@@ -1,6 +1,6 @@
 //! Token ids to vectors, and the positions of these vectors.
 
-use data2vec_core::nn::{Init, LayerNorm};
+use data2vec_core::nn::{Init, LayerNorm, dropout};
 use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
@@ -131,7 +131,8 @@ impl TokenEncoder {
     /// `(B, T, D)`: with positions, normalised, zero at padding.
     fn positioned(&self, tokens: &Tokens, train: bool) -> Tensor {
         let positions = self.positions.narrow(0, FIRST_POSITION, tokens.num_tokens()); // (T, D)
-        let x = self.norm.forward(&(&tokens.x + positions)).dropout(self.config.dropout, train);
+        let x = self.norm.forward(&(&tokens.x + positions));
+        let x = dropout(&x, self.config.dropout, train);
         tokens.zero_padding(&x)
     }
 

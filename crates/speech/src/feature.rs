@@ -2,7 +2,7 @@
 
 use data2vec_core::nn::{
     CONV_NORM_EPS, Conv1d, Conv1dShape, Init, LayerNorm, Linear, conv_block, instance_norm,
-    keep_factor,
+    keep_factor, time_conv,
 };
 use data2vec_core::{
     Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, padding_mask,
@@ -114,14 +114,10 @@ impl WaveConv {
         if len < self.kernel { 0 } else { (len - self.kernel) / self.stride + 1 }
     }
 
-    /// `(B, L, C_in)` to `(B, L', C_out)`: one matrix product over overlapping windows. With
-    /// channels last, norm and activation run along rows and nothing is transposed.
+    /// `(B, L, C_in)` to `(B, L', C_out)`. With channels last, norm and activation run along rows and
+    /// nothing is transposed.
     fn forward(&self, x: &Tensor, padding: Option<&Tensor>) -> Tensor {
-        let size = self.weight.size();
-        let windows = x.unfold(1, self.kernel, self.stride); // (B, L', C, k)
-        let windows = windows.transpose(2, 3).flatten(2, 3); // (B, L', k·C)
-        let weight = self.weight.transpose(1, 2).reshape([size[0], -1]); // (C_out, k·C)
-        let mut y = windows.linear(&weight, None::<Tensor>); // (B, L', C_out)
+        let mut y = time_conv(x, &self.weight, self.stride); // (B, L', C_out)
         if let Some(norm) = &self.layer_norm {
             y = norm.forward(&y);
         }

@@ -34,7 +34,7 @@ unsafe extern "C" {
 }
 
 /// Turns a shim's return code and message into a `Result`.
-fn check(call: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<(), TchError> {
+pub(crate) fn check(call: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<(), TchError> {
     let mut error: *mut c_char = std::ptr::null_mut();
     if call(&mut error) == 0 {
         return Ok(());

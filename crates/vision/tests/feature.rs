@@ -4,8 +4,8 @@
 
 use data2vec_core::{
     Batch, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Encoder, Error,
-    FeatureEncoder, Mask, MaskedInput, ModelConfig, NormPlacement, RegressionLoss, TargetConfig,
-    TargetNorm, TargetSource, TransformerConfig, WeightInit,
+    FeatureEncoder, Mask, MaskedInput, ModelConfig, NormPlacement, Precision, RegressionLoss,
+    TargetConfig, TargetNorm, TargetSource, TransformerConfig, WeightInit,
 };
 use data2vec_vision::{
     InverseBlockMask, PatchEncoder, PatchEncoderConfig, Pixels, Positions, VisionEncoder,
@@ -48,7 +48,13 @@ fn features(positions: Positions) -> PatchEncoderConfig {
 fn config(positions: Positions, masked_input: MaskedInput) -> Data2VecConfig<PatchEncoderConfig> {
     let copies = if masked_input == MaskedInput::Drop { 2 } else { 1 };
     Data2VecConfig {
-        model: ModelConfig { masked_input, copies, noise_std: 0.01, compat: vec![] },
+        model: ModelConfig {
+            masked_input,
+            copies,
+            noise_std: 0.01,
+            precision: Precision::F32,
+            compat: vec![],
+        },
         features: features(positions),
         transformer: transformer(),
         target: TargetConfig {

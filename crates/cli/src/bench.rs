@@ -1,0 +1,190 @@
+//! Steps and forward passes on demand, for `cargo xtask bench`: one for each line of standard input,
+//! so that another program's can be taken in turn. Answers are lines of JSON on standard output.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use data2vec_core::{Data2Vec, Precision, TrainState};
+use data2vec_torch_ext::{Op, libtorch_version, profile};
+use serde_json::{Value, json};
+use tch::{Cuda, Device, Kind, Tensor};
+
+use crate::device;
+use crate::modality::{Modality, Task, with_recipe};
+use crate::recipe::Recipe;
+use crate::report::out;
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Whole training steps
+    Step(Args),
+    /// Forward passes of the encoder, without gradients
+    Infer(Args),
+}
+
+/// What is measured.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A recipe
+    recipe: PathBuf,
+    /// Sequences in a batch, before copies
+    #[arg(long, default_value_t = 2)]
+    batch: i64,
+    /// Length of each: seconds of audio, tokens; images are as large as the recipe says
+    #[arg(long, default_value_t = 10.0)]
+    size: f64,
+    /// f32 or bf16, in place of the recipe's
+    #[arg(long)]
+    precision: Option<String>,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+    /// Threads on the CPU
+    #[arg(long)]
+    threads: Option<i32>,
+    /// Another value for a key of the recipe
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Measures until standard input ends.
+pub fn run(command: &Command) -> Result<ExitCode> {
+    let (Command::Step(args) | Command::Infer(args)) = command;
+    let mut set = args.set.clone();
+    if let Some(precision) = &args.precision {
+        set.push(format!("model.precision={precision}"));
+    }
+    with_recipe(
+        &args.recipe,
+        None,
+        &set,
+        Bench { args, train: matches!(command, Command::Step(_)) },
+    )
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    train: bool,
+}
+
+impl Task for Bench<'_> {
+    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode> {
+        let args = self.args;
+        ensure!(args.batch >= 1, "--batch: {} is below 1", args.batch);
+        ensure!(args.size > 0.0, "--size: {} is not above 0", args.size);
+        if let Some(threads) = args.threads {
+            ensure!(threads >= 1, "--threads: {threads} is below 1");
+            tch::set_num_threads(threads);
+        }
+        let device = device::choose(args.device.as_deref())?;
+        let masking = M::masking(&recipe.mask, &recipe.features)?;
+        let model = Data2Vec::<M::Encoder>::new(recipe.model(), masking, device, recipe.seed)?;
+        tch::manual_seed(recipe.seed as i64);
+        let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
+        let precision = recipe.model.precision;
+        let parameters = if self.train { model.parameters().0 } else { model.parameters().1 };
+        out!(
+            "{}",
+            json!({
+                "ready": true,
+                "name": args.recipe.file_stem().map(|name| name.to_string_lossy()),
+                "parameters": parameters,
+                "device": device::name(device),
+                "threads": tch::get_num_threads(),
+                "versions": {
+                    "data2vec": env!("CARGO_PKG_VERSION"),
+                    "libtorch": libtorch_version(),
+                },
+            })
+        );
+
+        let mut state = TrainState::new(
+            model,
+            &recipe.optimizer,
+            recipe.schedule.clone(),
+            recipe.step_config(),
+        )?;
+        let mut once = || -> Result<f64> {
+            let result = if self.train {
+                state.step(std::slice::from_ref(&batch))?.loss
+            } else {
+                let encoder = state.model.student();
+                let hidden = precision.run(device, || encoder.forward(&batch))??;
+                hidden.x.mean(Kind::Float).double_value(&[])
+            };
+            wait_for(device);
+            Ok(result)
+        };
+        let mut result = 0.0;
+        for line in std::io::stdin().lock().lines() {
+            line?;
+            let start = Instant::now();
+            result = once()?;
+            let seconds = start.elapsed().as_secs_f64();
+            out!("{}", json!({ "seconds": seconds, "limit": limit(precision, device) / 1e9 }));
+        }
+        let peak = peak_bytes();
+        let (done, ops) = profile(&mut once)?;
+        done?;
+        out!("{}", summary(peak, result, &ops));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What one more step consists of. Names without `::` are parts of a step, the others operators.
+fn summary(peak: Option<u64>, result: f64, ops: &[Op]) -> Value {
+    let (ops, phases): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| op.name.contains("::"));
+    let phases: BTreeMap<&str, f64> =
+        phases.iter().map(|op| (op.name.as_str(), op.seconds)).collect();
+    let flop: f64 = ops.iter().map(|op| op.flop).sum();
+    let slowest: Vec<Value> = ops
+        .iter()
+        .take(25)
+        .map(|op| json!({ "name": op.name, "calls": op.calls, "seconds": op.seconds, "flop": op.flop }))
+        .collect();
+    json!({
+        "peak_bytes": peak,
+        "loss": result,
+        "flop": flop,
+        "phases": phases,
+        "ops": slowest,
+    })
+}
+
+fn wait_for(device: Device) {
+    if let Device::Cuda(n) = device {
+        Cuda::synchronize(n as i64);
+    }
+}
+
+/// Floating-point operations a second that a large matrix product reaches.
+fn limit(precision: Precision, device: Device) -> f64 {
+    let n: i64 = if device == Device::Cpu { 2048 } else { 8192 };
+    let kind = match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    };
+    let [a, b] = [(); 2].map(|()| Tensor::ones([n, n], (kind, device)));
+    let mut times: Vec<f64> = (0..3)
+        .map(|_| {
+            let start = Instant::now();
+            let _product = tch::no_grad(|| a.matmul(&b));
+            wait_for(device);
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    2.0 * (n * n * n) as f64 / times[1]
+}
+
+/// Most memory that this process has had at once, in bytes; `None` where the system does not tell.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

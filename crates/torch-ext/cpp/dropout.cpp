@@ -1,0 +1,182 @@
+// Dropout that stores no mask, and Gaussian noise, on all threads. LibTorch's draw one number after
+// the other.
+#include "kernels.h"
+#include "shim.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Parallel.h>
+#include <ATen/record_function.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/randn.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace d2v {
+
+uint64_t next_key() {
+  auto generator = at::detail::getDefaultCPUGenerator();
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return at::check_generator<at::CPUGeneratorImpl>(generator)->random64();
+}
+
+namespace {
+
+// Values that share one start of the sequence.
+constexpr int64_t BLOCK = 4096;
+
+D2V_CLONES void drop_f32(const float *x, const float *add, float *out, int64_t n, uint32_t start,
+                         uint32_t below, float scale) {
+  if (add) {
+    for (int64_t i = 0; i < n; ++i) out[i] = add[i] + kept(x[i] * scale, start, i, below);
+  } else {
+    for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * scale, start, i, below);
+  }
+}
+
+D2V_CLONES void widen_row(const uint16_t *x, float *out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
+}
+
+D2V_CLONES void narrow_row(const float *x, uint16_t *out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i]);
+}
+
+// A block of `x` as floats: itself, or a copy in `buffer`.
+const float *load(const at::Tensor &x, int64_t from, int64_t n, float *buffer) {
+  if (x.scalar_type() == at::kFloat) return x.const_data_ptr<float>() + from;
+  widen_row(reinterpret_cast<const uint16_t *>(x.const_data_ptr<at::BFloat16>()) + from, buffer, n);
+  return buffer;
+}
+
+// `add` + dropout(`x`) in the kind of `out`.
+void drop(const at::Tensor &x, const at::Tensor *add, at::Tensor &out, double p, uint64_t key) {
+  RECORD_FUNCTION("data2vec::dropout", {});
+  auto below = threshold(p);
+  auto scale = static_cast<float>(1.0 / (1.0 - p));
+  int64_t n = x.numel();
+  at::parallel_for(0, (n + BLOCK - 1) / BLOCK, 8, [&](int64_t begin, int64_t end) {
+    float from[BLOCK], more[BLOCK], to[BLOCK];
+    for (int64_t block = begin; block < end; ++block) {
+      int64_t at = block * BLOCK, len = std::min(BLOCK, n - at);
+      auto start = static_cast<uint32_t>(mix(key ^ mix(static_cast<uint64_t>(block))));
+      bool direct = out.scalar_type() == at::kFloat;
+      float *result = direct ? out.mutable_data_ptr<float>() + at : to;
+      drop_f32(load(x, at, len, from), add ? load(*add, at, len, more) : nullptr, result, len, start,
+               below, scale);
+      if (!direct)
+        narrow_row(to, reinterpret_cast<uint16_t *>(out.mutable_data_ptr<at::BFloat16>()) + at, len);
+    }
+  });
+}
+
+bool ours(const at::Tensor &x) {
+  return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Dropout : torch::autograd::Function<Dropout> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, double p, int64_t key) {
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["key"] = key;
+    auto from = x.contiguous(), out = at::empty_like(from);
+    drop(from, nullptr, out, p, static_cast<uint64_t>(key));
+    return out;
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto from = grads[0].contiguous(), out = at::empty_like(from);
+    auto key = static_cast<uint64_t>(ctx->saved_data["key"].toInt());
+    drop(from, nullptr, out, ctx->saved_data["p"].toDouble(), key);
+    return {out, {}, {}};
+  }
+};
+
+// residual + dropout(x): one pass, and nothing is stored.
+struct ResidualDropout : torch::autograd::Function<ResidualDropout> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &residual, const at::Tensor &x, double p,
+                            int64_t key) {
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["key"] = key;
+    ctx->saved_data["kind"] = static_cast<int64_t>(x.scalar_type());
+    auto add = residual.contiguous(), from = x.contiguous(), out = at::empty_like(add);
+    drop(from, &add, out, p, static_cast<uint64_t>(key));
+    return out;
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto from = grads[0].contiguous();
+    auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
+    auto out = at::empty(from.sizes(), from.options().dtype(kind));
+    drop(from, nullptr, out, ctx->saved_data["p"].toDouble(),
+         static_cast<uint64_t>(ctx->saved_data["key"].toInt()));
+    return {grads[0], out, {}, {}};
+  }
+};
+
+}  // namespace
+}  // namespace d2v
+
+extern "C" {
+
+int d2v_dropout(TensorPtr x, double p, TensorPtr out, char **error) {
+  return guarded(error, [&] {
+    if (!d2v::ours(*x)) {
+      *out = at::dropout(*x, p, true);
+    } else {
+      *out = d2v::Dropout::apply(*x, p, static_cast<int64_t>(d2v::next_key()));
+    }
+  });
+}
+
+int d2v_residual_dropout(TensorPtr residual, TensorPtr x, double p, TensorPtr out, char **error) {
+  return guarded(error, [&] {
+    bool ours = d2v::ours(*x) && d2v::ours(*residual) && x->sizes() == residual->sizes();
+    if (!ours || p == 0.0) {
+      *out = at::add(*residual, p == 0.0 ? *x : at::dropout(*x, p, true));
+    } else {
+      *out = d2v::ResidualDropout::apply(*residual, *x, p, static_cast<int64_t>(d2v::next_key()));
+    }
+  });
+}
+
+// Independent N(0, std²), f32, by Box and Muller's method.
+int d2v_noise(const int64_t *sizes, size_t dims, int type, int index, double std, TensorPtr out, char **error) {
+  return guarded(error, [&] {
+    auto device = at::Device(static_cast<c10::DeviceType>(type), static_cast<c10::DeviceIndex>(index));
+    at::IntArrayRef size(sizes, dims);
+    if (!device.is_cpu()) {
+      *out = at::randn(size, at::TensorOptions().device(device)).mul_(std);
+      return;
+    }
+    RECORD_FUNCTION("data2vec::noise", {});
+    *out = at::empty(size);
+    auto key = d2v::next_key();
+    int64_t n = out->numel();
+    float *to = out->mutable_data_ptr<float>();
+    constexpr int64_t PAIRS = 8192;
+    at::parallel_for(0, (n + 2 * PAIRS - 1) / (2 * PAIRS), 1, [&](int64_t begin, int64_t end) {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      auto radius = at::empty({PAIRS}), angle = at::empty({PAIRS});
+      float *r = radius.mutable_data_ptr<float>(), *a = angle.mutable_data_ptr<float>();
+      for (int64_t block = begin; block < end; ++block) {
+        auto start = static_cast<uint32_t>(d2v::mix(key ^ d2v::mix(static_cast<uint64_t>(block))));
+        for (uint32_t i = 0; i < PAIRS; ++i) {
+          // (0, 1] and [0, 2π)
+          r[i] = static_cast<float>((d2v::draw(start, 2 * i) >> 8) + 1) * 0x1p-24f;
+          a[i] = static_cast<float>(d2v::draw(start, 2 * i + 1) >> 8) * (0x1p-24f * 6.28318531f);
+        }
+        radius.log_().mul_(-2 * std * std).sqrt_();
+        auto sine = angle.sin(), cosine = angle.cos();
+        const float *s = sine.const_data_ptr<float>(), *c = cosine.const_data_ptr<float>();
+        int64_t at = block * 2 * PAIRS, len = std::min(2 * PAIRS, n - at);
+        for (int64_t i = 0; i < len; ++i) to[at + i] = r[i / 2] * (i % 2 ? s[i / 2] : c[i / 2]);
+      }
+    });
+  });
+}
+
+}

@@ -1,0 +1,110 @@
+// Linear maps whose input is cheap to make again: the backward pass makes it again instead of keeping it.
+#include "shim.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/gelu_backward.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// What products are computed in, here and now.
+at::ScalarType kind_of(const at::Tensor &x) {
+  auto device = x.device().type();
+  return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+}
+
+at::Tensor rows(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
+
+// linear(gelu(x)): keeps x alone.
+struct GeluLinear : torch::autograd::Function<GeluLinear> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight,
+                            const at::Tensor &bias) {
+    ctx->save_for_backward({x, weight, bias});
+    auto kind = x.scalar_type();
+    return at::linear(at::gelu(x), weight.to(kind), bias.to(kind));
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    auto &x = saved[0], &weight = saved[1], &bias = saved[2];
+    auto grad = rows(grads[0].to(x.scalar_type()));
+    at::Tensor dx, dweight, dbias;
+    if (ctx->needs_input_grad(1)) dweight = at::mm(grad.t(), rows(at::gelu(x))).to(weight.scalar_type());
+    if (ctx->needs_input_grad(2)) dbias = grad.sum(0).to(bias.scalar_type());
+    if (ctx->needs_input_grad(0))
+      dx = at::gelu_backward(at::mm(grad, weight.to(x.scalar_type())).view(x.sizes()), x);
+    return {dx, dweight, dbias};
+  }
+};
+
+// (B, L, C) to (B·L', k·C): what a kernel of width k sees at each of its L' places.
+at::Tensor windows(const at::Tensor &x, int64_t kernel, int64_t stride) {
+  int64_t b = x.size(0), c = x.size(2), places = (x.size(1) - kernel) / stride + 1;
+  auto from = x.contiguous();
+  // Rows overlap in memory; the copy makes them a matrix.
+  auto view = from.as_strided({b, places, kernel * c}, {from.stride(0), stride * c, 1});
+  return view.reshape({b * places, kernel * c});
+}
+
+// A convolution of (B, L, C_in) by (C_out, C_in, k) without bias, to (B, L', C_out): one product. Keeps x.
+struct WindowLinear : torch::autograd::Function<WindowLinear> {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &input, const at::Tensor &weight,
+                            int64_t stride) {
+    auto kind = kind_of(input);
+    auto x = input.to(kind).contiguous();
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["stride"] = stride;
+    ctx->saved_data["kind"] = static_cast<int64_t>(input.scalar_type());
+    int64_t kernel = weight.size(2);
+    auto y = at::mm(windows(x, kernel, stride), flat(weight, kind).t());
+    return y.view({x.size(0), -1, weight.size(0)});
+  }
+  static variable_list backward(AutogradContext *ctx, variable_list grads) {
+    auto saved = ctx->get_saved_variables();
+    auto &x = saved[0], &weight = saved[1];
+    int64_t stride = ctx->saved_data["stride"].toInt(), kernel = weight.size(2), c = x.size(2);
+    auto grad = rows(grads[0].to(x.scalar_type()));
+    at::Tensor dx, dweight;
+    if (ctx->needs_input_grad(1)) {
+      auto product = at::mm(grad.t(), windows(x, kernel, stride));  // (C_out, k·C)
+      dweight = product.view({-1, kernel, c}).transpose(1, 2).to(weight.scalar_type());
+    }
+    if (ctx->needs_input_grad(0)) {
+      int64_t places = grads[0].size(1);
+      auto each = at::mm(grad, flat(weight, x.scalar_type())).view({x.size(0), places, kernel, c});
+      dx = at::zeros(x.sizes(), x.options());
+      for (int64_t j = 0; j < kernel; ++j)
+        dx.slice(1, j, j + stride * (places - 1) + 1, stride).add_(each.select(2, j));
+      dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt()));
+    }
+    return {dx, dweight, {}};
+  }
+  // (C_out, k·C), as windows are laid out.
+  static at::Tensor flat(const at::Tensor &weight, at::ScalarType kind) {
+    return weight.transpose(1, 2).reshape({weight.size(0), -1}).to(kind);
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int d2v_gelu_linear(TensorPtr x, TensorPtr weight, TensorPtr bias, TensorPtr out, char **error) {
+  return guarded(error, [&] { *out = GeluLinear::apply(*x, *weight, *bias); });
+}
+
+int d2v_window_linear(TensorPtr x, TensorPtr weight, int64_t stride, TensorPtr out, char **error) {
+  return guarded(error, [&] {
+    TORCH_CHECK(x->dim() == 3 && weight->dim() == 3 && x->size(2) == weight->size(1), "(B, L, C) and (C', C, k)");
+    TORCH_CHECK(x->size(1) >= weight->size(2) && stride >= 1, "the signal is shorter than the kernel");
+    *out = WindowLinear::apply(*x, *weight, stride);
+  });
+}
+
+}

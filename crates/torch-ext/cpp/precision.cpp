@@ -1,0 +1,27 @@
+// Matrix products and convolutions in another precision than that of their operands.
+#include "shim.h"
+
+#include <ATen/autocast_mode.h>
+
+extern "C" {
+
+// Switches autocast to `kind` (of c10::ScalarType) for devices of `type` (of c10::DeviceType).
+int d2v_autocast_enter(int type, int kind, int *was_on, char **error) {
+  return guarded(error, [&] {
+    auto device = static_cast<c10::DeviceType>(type);
+    *was_on = at::autocast::is_autocast_enabled(device);
+    at::autocast::set_autocast_dtype(device, static_cast<c10::ScalarType>(kind));
+    at::autocast::set_autocast_enabled(device, true);
+    at::autocast::increment_nesting();
+  });
+}
+
+// Switches it back, and at the outermost end forgets the weights that were converted.
+int d2v_autocast_leave(int type, int was_on, char **error) {
+  return guarded(error, [&] {
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(static_cast<c10::DeviceType>(type), was_on);
+  });
+}
+
+}

@@ -1,0 +1,308 @@
+//! Layers that store less for the backward pass than LibTorch's, or draw random numbers on all threads.
+//! All are differentiable, once.
+
+use std::ffi::{c_char, c_int};
+
+use tch::{Device, TchError, Tensor};
+use torch_sys::C_tensor;
+
+use crate::foreach::check;
+
+type Raw = *mut C_tensor;
+
+unsafe extern "C" {
+    fn d2v_dropout(x: Raw, p: f64, out: Raw, error: *mut *mut c_char) -> c_int;
+    fn d2v_residual_dropout(
+        residual: Raw,
+        x: Raw,
+        p: f64,
+        out: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_noise(
+        sizes: *const i64,
+        dims: usize,
+        device: c_int,
+        index: c_int,
+        std: f64,
+        out: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_attention(
+        qkv: Raw,
+        bias: Raw,
+        heads: i64,
+        p: f64,
+        out: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_gelu_linear(x: Raw, weight: Raw, bias: Raw, out: Raw, error: *mut *mut c_char) -> c_int;
+    fn d2v_window_linear(
+        x: Raw,
+        weight: Raw,
+        stride: i64,
+        out: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
+}
+
+fn raw(x: &Tensor) -> Raw {
+    x.as_ptr().cast_mut()
+}
+
+/// What the shim assigns to a new tensor.
+fn returned(call: impl FnOnce(Raw, *mut *mut c_char) -> c_int) -> Result<Tensor, TchError> {
+    let out = Tensor::new();
+    check(|error| call(raw(&out), error))?;
+    Ok(out)
+}
+
+fn probability(p: f64) -> Result<(), TchError> {
+    match (0.0..1.0).contains(&p) {
+        true => Ok(()),
+        false => Err(TchError::Shape(format!("dropout of {p} is not a probability below 1"))),
+    }
+}
+
+/// Each value of `x` is 0 with probability `p`, else divided by 1 − p. On CPUs no mask is stored.
+///
+/// # Errors
+/// If `p` is not in 0..1 or LibTorch refuses.
+pub fn dropout(x: &Tensor, p: f64) -> Result<Tensor, TchError> {
+    probability(p)?;
+    if p == 0.0 {
+        return Ok(x.shallow_clone());
+    }
+    // SAFETY: live tensors; so in all functions below.
+    returned(|out, error| unsafe { d2v_dropout(raw(x), p, out, error) })
+}
+
+/// `residual + dropout(x, p)` in the kind of `residual`, in one pass over memory.
+///
+/// # Errors
+/// As [`dropout`], or if the shapes do not fit.
+pub fn residual_dropout(residual: &Tensor, x: &Tensor, p: f64) -> Result<Tensor, TchError> {
+    probability(p)?;
+    returned(|out, error| unsafe { d2v_residual_dropout(raw(residual), raw(x), p, out, error) })
+}
+
+/// Independent draws from N(0, `std`²), f32.
+///
+/// # Errors
+/// If the device is neither a CPU nor CUDA, or LibTorch refuses.
+pub fn noise(size: &[i64], std: f64, device: Device) -> Result<Tensor, TchError> {
+    let (kind, index) = match device {
+        Device::Cpu => (0, -1),
+        Device::Cuda(n) => (1, n as c_int),
+        other => return Err(TchError::Torch(format!("no noise on {other:?}"))),
+    };
+    returned(|out, error| unsafe {
+        d2v_noise(size.as_ptr(), size.len(), kind, index, std, out, error)
+    })
+}
+
+/// Self-attention on CPUs of `qkv` `(B, T, 3·D)`, with queries first, then keys, then values, each of
+/// `heads` heads side by side: `(B, T, D)`.
+///
+/// `bias` is added to the scores `q·k / √d`: anything that can be broadcast to `(B, H, T, T)`; it gets
+/// gradients too. Attention weights are dropped with probability `p`. Neither scores nor masks are
+/// stored: the backward pass makes them again.
+///
+/// # Errors
+/// If `qkv` is on another device, of another kind than f32 and bf16, or the shapes do not fit.
+pub fn attention(
+    qkv: &Tensor,
+    bias: Option<&Tensor>,
+    heads: i64,
+    p: f64,
+) -> Result<Tensor, TchError> {
+    probability(p)?;
+    if heads < 1 {
+        return Err(TchError::Shape(format!("{heads} heads")));
+    }
+    let bias = bias.map_or(std::ptr::null_mut(), raw);
+    returned(|out, error| unsafe { d2v_attention(raw(qkv), bias, heads, p, out, error) })
+}
+
+/// `linear(gelu(x))` that keeps `x` alone for the backward pass. Computed in the kind of `x`.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn gelu_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, TchError> {
+    returned(|out, error| unsafe { d2v_gelu_linear(raw(x), raw(weight), raw(bias), out, error) })
+}
+
+/// A convolution over time without bias or padding, of `x` `(B, L, C_in)` by `weight`
+/// `(C_out, C_in, k)`: `(B, (L − k) / stride + 1, C_out)`. With channels last it is one matrix product.
+///
+/// # Errors
+/// If the shapes do not fit, or `x` is shorter than the kernel.
+pub fn window_linear(x: &Tensor, weight: &Tensor, stride: i64) -> Result<Tensor, TchError> {
+    returned(|out, error| unsafe { d2v_window_linear(raw(x), raw(weight), stride, out, error) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    const F32: (Kind, Device) = (Kind::Float, Device::Cpu);
+
+    fn difference(a: &Tensor, b: &Tensor) -> f64 {
+        assert_eq!(a.size(), b.size());
+        (a.to_kind(Kind::Float) - b.to_kind(Kind::Float)).abs().max().double_value(&[])
+    }
+
+    fn leaf(size: &[i64]) -> Tensor {
+        Tensor::randn(size, F32).set_requires_grad(true)
+    }
+
+    /// Gradients of `inputs` for the loss `(f() · weight).sum()`.
+    fn grads(inputs: &[&Tensor], weight: &Tensor, f: impl Fn() -> Tensor) -> Vec<Tensor> {
+        for input in inputs {
+            input.shallow_clone().zero_grad();
+        }
+        (f() * weight).sum(Kind::Float).backward();
+        inputs.iter().map(|x| x.grad().copy()).collect()
+    }
+
+    fn plain_attention(qkv: &Tensor, bias: Option<&Tensor>, heads: i64) -> Tensor {
+        let (b, t, d) = qkv.size3().expect("three dimensions");
+        let (d, width) = (d / 3, d / 3 / heads);
+        let qkv = qkv.reshape([b, t, 3, heads, width]).permute([2, 0, 3, 1, 4]);
+        let scores = qkv.get(0).matmul(&qkv.get(1).transpose(-2, -1)) / (width as f64).sqrt();
+        let scores = bias.map_or_else(|| scores.shallow_clone(), |bias| &scores + bias);
+        scores.softmax(-1, Kind::Float).matmul(&qkv.get(2)).transpose(1, 2).reshape([b, t, d])
+    }
+
+    #[test]
+    fn attention_is_the_plain_formula_with_all_biases() {
+        tch::manual_seed(1);
+        // 700 tokens: a head at a time; 7: all heads at once.
+        for (b, t, heads, width) in [(3, 7, 4, 5), (1, 700, 2, 16)] {
+            let qkv = leaf(&[b, t, 3 * heads * width]);
+            let weight = Tensor::randn([b, t, heads * width], F32);
+            for bias in [
+                None,
+                Some(leaf(&[1, heads, t, t])),
+                Some(leaf(&[b, heads, t, t])),
+                Some(leaf(&[b, 1, 1, t])),
+            ] {
+                let bias = bias.as_ref();
+                let inputs: Vec<&Tensor> = [Some(&qkv), bias].into_iter().flatten().collect();
+                let ours = || attention(&qkv, bias, heads, 0.0).expect("shapes fit");
+                let plain = || plain_attention(&qkv, bias, heads);
+                assert!(difference(&ours(), &plain()) < 2e-6);
+                let (a, b) = (grads(&inputs, &weight, ours), grads(&inputs, &weight, plain));
+                for (a, b) in a.iter().zip(&b) {
+                    assert!(difference(a, b) < 2e-5, "{:?}: {}", a.size(), difference(a, b));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_leaves_masked_keys_out_and_knows_bf16() {
+        tch::manual_seed(2);
+        let qkv = Tensor::randn([2, 6, 3 * 8], F32);
+        let bias = Tensor::zeros([2, 1, 1, 6], F32);
+        let _ = bias.narrow(3, 4, 2).fill_(f64::NEG_INFINITY);
+        let all = attention(&qkv, Some(&bias), 2, 0.0).expect("shapes fit");
+        let short = attention(&qkv.narrow(1, 0, 4), None, 2, 0.0).expect("shapes fit");
+        assert!(difference(&all.narrow(1, 0, 4), &short) < 1e-6);
+        let half = attention(&qkv.to_kind(Kind::BFloat16), Some(&bias), 2, 0.0).expect("bf16");
+        assert_eq!(half.kind(), Kind::BFloat16);
+        assert!(difference(&half, &all) < 0.03);
+        assert!(attention(&qkv, None, 5, 0.0).is_err());
+        assert!(attention(&qkv, None, 2, 1.0).is_err());
+    }
+
+    #[test]
+    fn attention_drops_the_same_weights_both_ways() {
+        // With values of 1 and equal scores each output is the mean of kept weights over 1 − p; the
+        // gradient of each value says which queries kept it.
+        let (t, p) = (64, 0.3);
+        let mut qkv = Tensor::zeros([2, t, 3 * 4], F32);
+        let _ = qkv.narrow(2, 8, 4).fill_(1.0);
+        qkv = qkv.set_requires_grad(true);
+        tch::manual_seed(5);
+        let y = attention(&qkv, None, 2, p).expect("shapes fit");
+        let kept = y.mean(Kind::Float).double_value(&[]);
+        assert!((kept - 1.0).abs() < 0.03, "{kept}");
+        y.sum(Kind::Float).backward();
+        let received = qkv.grad().narrow(2, 8, 4).sum(Kind::Float).double_value(&[]);
+        assert!((received - y.sum(Kind::Float).double_value(&[])).abs() < 1e-2);
+        tch::manual_seed(5);
+        assert_eq!(attention(&qkv, None, 2, p).expect("shapes fit"), y);
+        assert_ne!(attention(&qkv, None, 2, p).expect("shapes fit"), y);
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_drops_the_same_values_both_ways() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let x = Tensor::ones([300, 500], (kind, Device::Cpu)).set_requires_grad(true);
+            tch::manual_seed(3);
+            let y = dropout(&x, 0.25).expect("a probability");
+            let share = y.eq(0.0).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]);
+            assert!((share - 0.25).abs() < 0.006, "{share}"); // 5 standard deviations
+            assert!(difference(&y.max(), &Tensor::from(1.0_f32 / 0.75)) < 0.01);
+            y.to_kind(Kind::Float).sum(Kind::Float).backward();
+            assert_eq!(difference(&x.grad(), &y), 0.0);
+
+            let residual = Tensor::full([300, 500], 2.0, F32).set_requires_grad(true);
+            x.shallow_clone().zero_grad();
+            tch::manual_seed(3);
+            let z = residual_dropout(&residual, &x, 0.25).expect("a probability");
+            assert_eq!(z.kind(), Kind::Float);
+            assert!(difference(&z, &(y.to_kind(Kind::Float) + 2.0)) < 0.01);
+            z.sum(Kind::Float).backward();
+            assert_eq!(difference(&x.grad(), &y), 0.0);
+            assert_eq!(residual.grad().min().double_value(&[]), 1.0);
+        }
+        assert!(dropout(&Tensor::zeros([1], F32), 1.0).is_err());
+    }
+
+    #[test]
+    fn noise_is_normal_and_repeats_with_the_seed() {
+        tch::manual_seed(4);
+        let x = noise(&[3, 100_001], 0.5, Device::Cpu).expect("a size") * 2.0;
+        let moment = |n: i32| x.pow_tensor_scalar(n as i64).mean(Kind::Double).double_value(&[]);
+        for (n, expected, tolerance) in
+            [(1, 0.0, 0.01), (2, 1.0, 0.015), (3, 0.0, 0.04), (4, 3.0, 0.1)]
+        {
+            assert!((moment(n) - expected).abs() < tolerance, "moment {n}: {}", moment(n));
+        }
+        let row = |i: i64| x.get(i);
+        assert!((row(0) * row(1)).mean(Kind::Double).double_value(&[]).abs() < 0.02);
+        tch::manual_seed(4);
+        assert_eq!(noise(&[3, 100_001], 0.5, Device::Cpu).expect("a size") * 2.0, x);
+    }
+
+    #[test]
+    fn linear_maps_agree_with_what_they_are_made_of() {
+        tch::manual_seed(6);
+        let (x, w, b) = (leaf(&[2, 5, 6]), leaf(&[3, 6]), leaf(&[3]));
+        let weight = Tensor::randn([2, 5, 3], F32);
+        let ours = || gelu_linear(&x, &w, &b).expect("shapes fit");
+        let plain = || x.gelu("none").linear(&w, Some(&b));
+        assert!(difference(&ours(), &plain()) < 1e-6);
+        let all = [&x, &w, &b];
+        for (a, b) in grads(&all, &weight, ours).iter().zip(&grads(&all, &weight, plain)) {
+            assert!(difference(a, b) < 1e-5);
+        }
+        for (len, kernel, stride) in [(23, 3, 2), (20, 10, 5), (9, 2, 2), (4, 4, 1)] {
+            let (x, w) = (leaf(&[2, len, 4]), leaf(&[6, 4, kernel]));
+            let weight = Tensor::randn([2, (len - kernel) / stride + 1, 6], F32);
+            let ours = || window_linear(&x, &w, stride).expect("shapes fit");
+            let plain =
+                || x.transpose(1, 2).conv1d(&w, None::<Tensor>, stride, 0, 1, 1).transpose(1, 2);
+            assert!(difference(&ours(), &plain()) < 1e-5);
+            for (a, b) in
+                grads(&[&x, &w], &weight, ours).iter().zip(&grads(&[&x, &w], &weight, plain))
+            {
+                assert!(difference(a, b) < 2e-5);
+            }
+        }
+        assert!(window_linear(&leaf(&[1, 2, 4]), &leaf(&[6, 4, 3]), 1).is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! Matrix products and convolutions in bf16, all else in f32.
+
+use std::ffi::{c_char, c_int};
+
+use tch::{Device, TchError};
+
+use crate::foreach::check;
+
+unsafe extern "C" {
+    fn d2v_autocast_enter(
+        device: c_int,
+        kind: c_int,
+        was_on: *mut c_int,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_autocast_leave(device: c_int, was_on: c_int, error: *mut *mut c_char) -> c_int;
+}
+
+/// `c10::ScalarType::BFloat16`.
+const BFLOAT16: c_int = 15;
+
+/// Runs `body` with LibTorch's autocast: on tensors of `device`, matrix products and convolutions
+/// convert their operands to bf16 and give bf16; sums with f32 give f32. Weights are converted once.
+/// Backward passes need no autocast: they follow what the forward pass did.
+///
+/// # Errors
+/// If the device has no autocast.
+pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, TchError> {
+    /// Switches it back also when `body` panics.
+    struct Leave(c_int, c_int);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            // Switching back cannot fail for a device that it was switched on for.
+            // SAFETY: no pointers but the one for the message.
+            let _ = check(|error| unsafe { d2v_autocast_leave(self.0, self.1, error) });
+        }
+    }
+    let device = match device {
+        Device::Cpu => 0,
+        Device::Cuda(_) => 1,
+        other => return Err(TchError::Torch(format!("no autocast for {other:?}"))),
+    };
+    let mut was_on = 0;
+    // SAFETY: `was_on` is written during the call alone.
+    check(|error| unsafe { d2v_autocast_enter(device, BFLOAT16, &mut was_on, error) })?;
+    let _leave = Leave(device, was_on);
+    Ok(body())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Kind, Tensor};
+
+    #[test]
+    fn products_in_bf16_sums_and_gradients_in_f32() {
+        let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let weight = (ones(&[5, 4]) / 3.0).set_requires_grad(true);
+        let y = autocast_bf16(Device::Cpu, || ones(&[2, 4]).linear(&weight, None::<Tensor>));
+        let y = y.expect("autocast");
+        assert_eq!((y.kind(), (&y + ones(&[2, 5])).kind()), (Kind::BFloat16, Kind::Float));
+        y.to_kind(Kind::Float).sum(Kind::Float).backward();
+        assert_eq!((weight.grad().kind(), weight.grad().double_value(&[0, 0])), (Kind::Float, 2.0));
+        assert_eq!(ones(&[2, 4]).linear(&weight, None::<Tensor>).kind(), Kind::Float); // off again
+        let kind = || ones(&[2, 4]).linear(&weight, None::<Tensor>).kind();
+        let after_inner = autocast_bf16(Device::Cpu, || {
+            autocast_bf16(Device::Cpu, || ()).expect("inner");
+            kind()
+        });
+        assert_eq!((after_inner.expect("outer"), kind()), (Kind::BFloat16, Kind::Float));
+    }
+}

@@ -1,0 +1,116 @@
+//! What LibTorch computes, operator by operator.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+
+use tch::TchError;
+
+use crate::foreach::check;
+
+type Each = unsafe extern "C" fn(*mut c_void, *const c_char, u64, f64, f64);
+
+unsafe extern "C" {
+    fn d2v_profile_start(error: *mut *mut c_char) -> c_int;
+    fn d2v_scope_begin(
+        name: *const c_char,
+        scope: *mut *mut c_void,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_scope_end(scope: *mut c_void);
+    fn d2v_profile_stop(each: Each, to: *mut c_void, error: *mut *mut c_char) -> c_int;
+}
+
+/// What one operator did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Op {
+    /// As LibTorch calls it, `aten::mm`; or the name of a [`scope`].
+    pub name: String,
+    /// How often it ran.
+    pub calls: u64,
+    /// Time on the CPU in seconds: of an operator without those that it called, of a scope with them. On
+    /// a GPU this is the time of the launch.
+    pub seconds: f64,
+    /// Floating-point operations of matrix products, convolutions and fused attention.
+    pub flop: f64,
+}
+
+/// Runs `body` and tells every operator that ran meanwhile, in all threads, slowest first.
+///
+/// # Errors
+/// If another profile is being taken.
+pub fn profile<T>(body: impl FnOnce() -> T) -> Result<(T, Vec<Op>), TchError> {
+    // SAFETY: no pointers but the one for the message.
+    check(|error| unsafe { d2v_profile_start(error) })?;
+    let value = body();
+    let mut ops: Vec<Op> = Vec::new();
+    // SAFETY: `add` gets back the pointer to `ops`, which outlives the call.
+    check(|error| unsafe { d2v_profile_stop(add, (&raw mut ops).cast(), error) })?;
+    ops.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    Ok((value, ops))
+}
+
+/// Runs `body` as a part of the work that profilers know by `name`.
+pub fn scope<T>(name: &CStr, body: impl FnOnce() -> T) -> T {
+    /// Ends the part also when `body` panics.
+    struct End(*mut c_void);
+    impl Drop for End {
+        fn drop(&mut self) {
+            // SAFETY: what `d2v_scope_begin` gave, once; it takes null.
+            unsafe { d2v_scope_end(self.0) }
+        }
+    }
+    let mut end = End(std::ptr::null_mut());
+    // A part that cannot be named is still work to be done.
+    // SAFETY: the name outlives the call, which copies it.
+    let _ = check(|error| unsafe { d2v_scope_begin(name.as_ptr(), &mut end.0, error) });
+    body()
+}
+
+/// # Safety
+/// `to` points to a `Vec<Op>`, `name` to a C string.
+unsafe extern "C" fn add(
+    to: *mut c_void,
+    name: *const c_char,
+    calls: u64,
+    seconds: f64,
+    flop: f64,
+) {
+    // SAFETY: as promised by the caller.
+    let (ops, name) = unsafe { (&mut *to.cast::<Vec<Op>>(), CStr::from_ptr(name)) };
+    ops.push(Op { name: name.to_string_lossy().into_owned(), calls, seconds, flop });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, Tensor};
+
+    #[test]
+    fn counts_products_and_convolutions_with_their_gradients() {
+        let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
+        let weight = ones(&[5, 4]).set_requires_grad(true);
+        let (_, ops) = profile(|| {
+            let y = ones(&[2, 3, 4]).linear(&weight, None::<Tensor>); // 2·3·4·5 products
+            y.sum(Kind::Float).backward(); // the weight's gradient alone
+        })
+        .expect("a profile");
+        let flop: f64 = ops.iter().map(|op| op.flop).sum();
+        assert_eq!(flop, 2.0 * 2.0 * 120.0, "{ops:?}");
+
+        let kernel = ones(&[6, 2, 3]).set_requires_grad(true);
+        let (_, ops) = profile(|| {
+            // 6 channels out of 2 of 4 in each of 2 groups, 9 places, kernels of 3
+            let y = ones(&[1, 4, 9]).conv1d(&kernel, None::<Tensor>, 1, 1, 1, 2);
+            y.sum(Kind::Float).backward();
+        })
+        .expect("a profile");
+        let flop: f64 = ops.iter().map(|op| op.flop).sum();
+        assert_eq!(flop, 2.0 * 2.0 * (6 * 9 * 2 * 3) as f64, "{ops:?}");
+        assert!(ops.iter().all(|op| op.calls > 0 && op.seconds >= 0.0));
+
+        let (_, ops) = profile(|| scope(c"part", || ones(&[100, 100]).softmax(-1, None::<Kind>)))
+            .expect("a profile");
+        let part = ops.iter().find(|op| op.name == "part").expect("the scope");
+        let others: f64 = ops.iter().filter(|op| op.name != "part").map(|op| op.seconds).sum();
+        assert!(part.calls == 1 && part.seconds >= others && others > 0.0, "{ops:?}");
+    }
+}
