@@ -15,7 +15,17 @@ fn main() {
         Ok(root) => root,
         Err(_) => Path::new(&lib).join("..").display().to_string(),
     };
-    let files = ["attention", "dropout", "foreach", "linear", "precision", "process", "profile"];
+    let files = [
+        "attention",
+        "checkpoint",
+        "dropout",
+        "foreach",
+        "linear",
+        "memory",
+        "precision",
+        "process",
+        "profile",
+    ];
     let mut build = cc::Build::new();
     for flag in [
         "-O3",

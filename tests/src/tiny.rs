@@ -32,6 +32,7 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             copies: 1,
             noise_std: 0.0,
             precision: Precision::F32,
+            activation_checkpointing: false,
             compat: vec![],
         },
         features: WaveEncoderConfig {
@@ -81,6 +82,7 @@ pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
         copies: 3,
         noise_std: 0.01,
         precision: Precision::F32,
+        activation_checkpointing: false,
         compat: vec![],
     };
     config.features.alibi = true;

@@ -23,6 +23,7 @@ pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
             copies: 3,
             noise_std: 0.01,
             precision: Precision::F32,
+            activation_checkpointing: false,
             compat: vec![],
         },
         features: PatchEncoderConfig {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use data2vec_core::{Batch, Checkpoints, Data2VecConfig, Position, TrainState};
+use data2vec_core::{Batch, Checkpoints, Data2VecConfig, Position, Precision, TrainState};
 use data2vec_speech::{BlockMask, SpeechMaskConfig, WaveEncoder, WaveEncoderConfig};
 use data2vec_tests::tiny::{self, difference};
 use tch::{Device, Kind, Tensor};
@@ -57,7 +57,10 @@ fn assert_same(a: &TrainState<WaveEncoder>, b: &TrainState<WaveEncoder>) {
 fn resuming_changes_no_bit() {
     let _turn = GENERATOR.lock();
     let dir = tempfile::tempdir().expect("a folder");
-    for (name, config) in [("1.0", tiny::speech_v1()), ("2.0", tiny::speech_v2())] {
+    let mut half = tiny::speech_v2();
+    half.model.precision = Precision::Bf16;
+    let configs = [("1.0", tiny::speech_v1()), ("2.0", tiny::speech_v2()), ("2.0 in bf16", half)];
+    for (name, config) in configs {
         let config = tiny::with_dropout(config);
         let mut straight = state(config.clone());
         // Two micro-batches a step.
@@ -89,6 +92,51 @@ fn resuming_changes_no_bit() {
             assert_eq!(step(&mut second), *expected, "{name}: a step after resuming");
         }
         assert_same(&straight, &second);
+    }
+}
+
+#[test]
+fn activation_checkpointing_changes_no_bit() {
+    let _turn = GENERATOR.lock();
+    for config in [tiny::speech_v1(), tiny::speech_v2()] {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let run = |checkpointing| {
+                let mut config = tiny::with_dropout(config.clone());
+                config.model.activation_checkpointing = checkpointing;
+                config.model.precision = precision;
+                let mut state = state(config);
+                let step = |n| state.step(&[batch(n, 2), batch(n + 9, 3)]).expect("a step");
+                let reports: Vec<_> = (0..3).map(step).collect();
+                (reports, state)
+            };
+            let ((reports, plain), (others, twice)) = (run(false), run(true));
+            assert_eq!(reports, others);
+            assert_same(&plain, &twice);
+        }
+    }
+}
+
+#[test]
+fn bf16_follows_f32_and_keeps_what_is_learned_in_f32() {
+    let _turn = GENERATOR.lock();
+    for config in [tiny::speech_v1(), tiny::speech_v2()] {
+        let run = |precision| {
+            let mut config = config.clone();
+            config.model.precision = precision;
+            let mut state = state(config);
+            let step = |n: u64| state.step(&[batch(n % 5, 4)]).expect("a step").loss;
+            let losses: Vec<f64> = (0..60).map(step).collect();
+            (losses, state)
+        };
+        let ((full, _), (half, state)) = (run(Precision::F32), run(Precision::Bf16));
+        assert_ne!(full, half);
+        for (step, (a, b)) in full.iter().zip(&half).enumerate() {
+            assert!((a / b - 1.0).abs() < 0.05, "step {step}: {a} and {b}");
+        }
+        assert!(full[59] < 0.8 * full[0], "{full:?}");
+        for (name, tensor) in everything(&state) {
+            assert_eq!(tensor.kind(), Kind::Float, "{name}");
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use data2vec_core::{Data2Vec, Precision, TrainState};
-use data2vec_torch_ext::{Op, libtorch_version, profile};
+use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -127,7 +127,7 @@ impl Task for Bench<'_> {
             let seconds = start.elapsed().as_secs_f64();
             out!("{}", json!({ "seconds": seconds, "limit": limit(precision, device) / 1e9 }));
         }
-        let peak = peak_bytes();
+        let peak = memory(device).ok().map(|memory| memory.peak);
         let (done, ops) = profile(&mut once)?;
         done?;
         out!("{}", summary(peak, result, &ops));
@@ -179,12 +179,4 @@ fn limit(precision: Precision, device: Device) -> f64 {
         .collect();
     times.sort_by(f64::total_cmp);
     2.0 * (n * n * n) as f64 / times[1]
-}
-
-/// Most memory that this process has had at once, in bytes; `None` where the system does not tell.
-fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }

@@ -6,6 +6,7 @@ mod device;
 mod extract;
 mod metrics;
 mod modality;
+mod plan;
 mod pretrain;
 mod progress;
 mod recipe;
@@ -61,6 +62,9 @@ pub struct PretrainArgs {
     /// Optimizer steps, in place of the recipe's
     #[arg(long)]
     steps: Option<u64>,
+    /// Only tell how much memory the largest batch needs and what would fit; nothing is trained
+    #[arg(long)]
+    plan: bool,
     /// Only go on with a run that is already in --out
     #[arg(long)]
     resume: bool,

@@ -21,7 +21,7 @@ use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::{PretrainArgs, curve, device};
+use crate::{PretrainArgs, curve, device, plan};
 
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
@@ -40,9 +40,11 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
     let stop = Stop::listen()?;
     let device = device::choose(args.device.as_deref())?;
     let folder = RunFolder::open(&args.out)?;
-    folder.check_recipe(&toml::Table::try_from(&recipe)?, args.resume)?;
     let train = &recipe.train;
-    folder.record(&args.data, &device::name(device))?;
+    if !args.plan {
+        folder.check_recipe(&toml::Table::try_from(&recipe)?, args.resume)?;
+        folder.record(&args.data, &device::name(device))?;
+    }
 
     let examples = open::<M>(args, &recipe, &folder)?;
     let model = Data2Vec::<M::Encoder>::new(
@@ -78,6 +80,12 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
         folder,
         recipe,
     };
+    if args.plan {
+        let plan = run.plan()?;
+        let lines = plan::tell(&run.recipe, &mut run.state, &run.dataset, &plan)?;
+        lines.iter().for_each(|line| out!("{line}"));
+        return Ok(ExitCode::SUCCESS);
+    }
     run.resume()?;
     run.train(&stop)
 }
@@ -199,6 +207,12 @@ struct Run<M: Modality> {
 }
 
 impl<M: Modality> Run<M> {
+    /// How the data is cut into batches.
+    fn plan(&self) -> Result<Plan> {
+        let config = loader_config(&self.recipe);
+        Ok(Plan::new(&*self.dataset, config.budget, usize::MAX, config.tolerance)?)
+    }
+
     /// Takes over the newest undamaged checkpoint, if there is any.
     fn resume(&mut self) -> Result<()> {
         let newest = self.checkpoints.newest()?;
@@ -234,6 +248,12 @@ impl<M: Modality> Run<M> {
         };
         let progress = Progress::new(self.state.step, train.steps, M::UNIT);
         if self.state.step == 0 {
+            let plan = self.plan()?;
+            let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, &plan)?;
+            progress.say(&trial.describe::<M>());
+            if let Some(warning) = plan::warn(&trial, self.state.model.device()) {
+                progress.say(&format!("note: {warning}"));
+            }
             self.evaluate(&progress)?;
         }
         let (started, first) = (Instant::now(), self.state.step);

@@ -78,7 +78,8 @@ pub struct TrainConfig {
 }
 
 /// Keys that may change between stopping and going on: they do not touch what is learned.
-const FREE: [&str; 7] = [
+const FREE: [&str; 8] = [
+    "model.activation_checkpointing",
     "train.eval_batches",
     "train.eval_every",
     "train.log_every",

@@ -56,14 +56,16 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     match result {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            tell!("error: {}", describe(&error));
+            let what = describe(&error);
+            let hint = if is_out_of_memory(&what) { MEMORY_HINT } else { "" };
+            tell!("error: {what}{hint}");
             ExitCode::FAILURE
         }
         Err(panic) => {
             let what = message(panic.as_ref());
             // tch has no other way to say so.
-            if ["out of memory", "can't allocate memory"].iter().any(|words| what.contains(words)) {
-                tell!("error: not enough memory: {what}; a smaller train.batch needs less");
+            if is_out_of_memory(&what) {
+                tell!("error: not enough memory: {what}{MEMORY_HINT}");
                 return ExitCode::FAILURE;
             }
             let place = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,6 +73,16 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
             ExitCode::from(PANIC)
         }
     }
+}
+
+/// What helps when memory does not suffice.
+const MEMORY_HINT: &str = "; a smaller train.batch needs less (with a larger train.accumulate the gradient \
+                           is the same), and so do --set model.activation_checkpointing=true and \
+                           --set model.precision=bf16; --plan tells what fits";
+
+/// Whether LibTorch says so.
+fn is_out_of_memory(what: &str) -> bool {
+    ["out of memory", "can't allocate memory"].iter().any(|words| what.contains(words))
 }
 
 /// What a panic says, in one line: LibTorch's messages carry a C++ stack.

@@ -74,6 +74,11 @@ impl<F: FeatureEncoder> Encoder<F> {
         &self.features
     }
 
+    /// In training, keeps of each block only its input and computes the block again for its gradients.
+    pub fn checkpoint_activations(&mut self, on: bool) {
+        self.transformer.checkpoint_activations(on);
+    }
+
     /// Contextual features of `batch`, without dropout and without gradients.
     ///
     /// # Errors

@@ -62,6 +62,13 @@ pub struct Linear {
     bias: Tensor,
 }
 
+/// The same variables.
+impl Clone for Linear {
+    fn clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
+    }
+}
+
 impl Linear {
     /// `in_dim` to `out_dim`, with bias.
     pub fn new(path: &nn::Path, in_dim: i64, out_dim: i64, init: Init) -> Self {
@@ -94,6 +101,36 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+}
+
+/// The same variables.
+impl Clone for LayerNorm {
+    fn clone(&self) -> Self {
+        Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
+    }
+}
+
+/// A learned factor of each channel (LayerScale; Touvron et al. 2021).
+#[derive(Debug)]
+pub(crate) struct LayerScale(Tensor);
+
+impl LayerScale {
+    /// Of `dim` channels, `value` each.
+    pub(crate) fn new(path: &nn::Path, name: &str, dim: i64, value: f64) -> Self {
+        Self(path.var(name, &[dim], nn::Init::Const(value)))
+    }
+
+    /// `(…, dim)` to the same shape.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
+        x * &self.0
+    }
+}
+
+/// The same variables.
+impl Clone for LayerScale {
+    fn clone(&self) -> Self {
+        Self(self.0.shallow_clone())
+    }
 }
 
 impl LayerNorm {

@@ -124,8 +124,8 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(StepReport {
             step: self.step,
             loss,
-            target_var: spread(&Tensor::cat(&targets, 0)).double_value(&[]),
-            pred_var: spread(&Tensor::cat(&predictions, 0)).double_value(&[]),
+            target_var: spread_of(&targets),
+            pred_var: spread_of(&predictions),
             grad_norm,
             lr,
             ema_decay,
@@ -155,5 +155,13 @@ impl<F: FeatureEncoder> TrainState<F> {
         self.optimizer.load_state(&optimizer, &read_tensors(&optimizer)?)?;
         self.step = step;
         Ok(())
+    }
+}
+
+/// [`spread`] of all micro-batches' rows together.
+fn spread_of(batches: &[Tensor]) -> f64 {
+    match batches {
+        [one] => spread(one).double_value(&[]), // nothing to copy
+        all => spread(&Tensor::cat(all, 0)).double_value(&[]),
     }
 }

@@ -4,7 +4,7 @@ use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
-use crate::nn::{Init, LayerNorm, Linear, done, drop_path, dropout};
+use crate::nn::{Init, LayerNorm, LayerScale, Linear, done, drop_path, dropout};
 use crate::{Error, Result};
 
 /// Where a block normalises.
@@ -135,7 +135,7 @@ pub struct Layer {
 
 /// Every map has a bias. BEiT's attention has none for keys: it would add the same to all scores of a
 /// query, which the softmax takes away again, so ours is without effect and its gradient is zero.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Attention {
     qkv: Linear,
     proj: Linear,
@@ -179,7 +179,7 @@ impl Attention {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Mlp {
     fc1: Linear,
     fc2: Linear,
@@ -206,14 +206,14 @@ impl Mlp {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Block {
     norm1: LayerNorm,
     attn: Attention,
     norm2: LayerNorm,
     mlp: Mlp,
-    /// Factors of the two residual branches, `(D)` each.
-    scales: Option<(Tensor, Tensor)>,
+    /// Factors of the two residual branches.
+    scales: [Option<LayerScale>; 2],
     placement: NormPlacement,
     dropout: f64,
     drop_path: f64,
@@ -227,13 +227,13 @@ impl Block {
             WeightInit::Bert => 1.0,
             WeightInit::Beit => (2.0 * (index + 1) as f64).powf(-0.5),
         };
-        let scale = |name: &str, v: f64| path.var(name, &[config.dim], nn::Init::Const(v));
+        let scale = |name| config.layer_scale.map(|v| LayerScale::new(path, name, config.dim, v));
         Self {
             norm1: LayerNorm::new(&(path / "norm1"), config.dim, config.norm_eps),
             attn: Attention::new(&(path / "attn"), config, last),
             norm2: LayerNorm::new(&(path / "norm2"), config.dim, config.norm_eps),
             mlp: Mlp::new(&(path / "mlp"), config, last),
-            scales: config.layer_scale.map(|v| (scale("scale1", v), scale("scale2", v))),
+            scales: ["scale1", "scale2"].map(scale),
             placement: config.norm,
             dropout: config.dropout,
             drop_path: config.drop_path * index as f64 / deepest,
@@ -242,19 +242,16 @@ impl Block {
 
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Layer {
         // x plus what a branch made of it
-        let add = |x: &Tensor, y: &Tensor, scale: Option<&Tensor>| {
+        let add = |x: &Tensor, y: &Tensor, scale: &Option<LayerScale>| {
             if scale.is_none() && self.drop_path == 0.0 {
                 let p = if train { self.dropout } else { 0.0 };
                 return done(data2vec_torch_ext::residual_dropout(x, y, p));
             }
             let y = dropout(y, self.dropout, train);
-            let y = scale.map_or_else(|| y.shallow_clone(), |s| &y * s);
+            let y = scale.as_ref().map_or_else(|| y.shallow_clone(), |scale| scale.forward(&y));
             x + drop_path(&y, self.drop_path, train)
         };
-        let (scale1, scale2) = match &self.scales {
-            Some((a, b)) => (Some(a), Some(b)),
-            None => (None, None),
-        };
+        let [scale1, scale2] = &self.scales;
         match self.placement {
             NormPlacement::Post => {
                 let x = add(x, &self.attn.forward(x, bias, train), scale1);
@@ -274,6 +271,19 @@ impl Block {
     }
 }
 
+impl Block {
+    /// A training pass that is taken again for the gradients.
+    fn forward_twice(self, x: &Tensor, bias: Option<&Tensor>) -> Layer {
+        let body = move |x: &Tensor, bias: Option<&Tensor>| {
+            let Layer { ffn, out } = self.forward(x, bias, true);
+            [ffn, out]
+        };
+        let [ffn, out] =
+            data2vec_torch_ext::checkpoint(x, bias, body).unwrap_or_else(|error| panic!("{error}"));
+        Layer { ffn, out }
+    }
+}
+
 /// Blocks of attention and MLP over tokens that already carry their positions.
 #[derive(Debug)]
 pub struct Transformer {
@@ -281,6 +291,7 @@ pub struct Transformer {
     blocks: Vec<Block>,
     input_dropout: f64,
     layer_drop: f64,
+    checkpointing: bool,
 }
 
 impl Transformer {
@@ -294,7 +305,13 @@ impl Transformer {
             blocks: (0..config.depth).map(|i| Block::new(&(&blocks / i), config, i)).collect(),
             input_dropout: config.input_dropout,
             layer_drop: config.layer_drop,
+            checkpointing: false,
         }
+    }
+
+    /// Keeps of each block only its input in training, and computes the block again for its gradients.
+    pub fn checkpoint_activations(&mut self, on: bool) {
+        self.checkpointing = on;
     }
 
     /// `x` `(B, T, D)` through all blocks; the last block's output is the last layer's `out`.
@@ -323,7 +340,10 @@ impl Transformer {
         x = dropout(&x, self.input_dropout, train);
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (block, _) in self.blocks.iter().zip(keep).filter(|(_, keep)| *keep) {
-            let layer = block.forward(&x, bias, train);
+            let layer = match train && self.checkpointing {
+                false => block.forward(&x, bias, train),
+                true => block.clone().forward_twice(&x, bias),
+            };
             x = layer.out.shallow_clone();
             layers.push(layer);
         }

@@ -53,6 +53,7 @@ fn config(positions: Positions, masked_input: MaskedInput) -> Data2VecConfig<Pat
             copies,
             noise_std: 0.01,
             precision: Precision::F32,
+            activation_checkpointing: false,
             compat: vec![],
         },
         features: features(positions),

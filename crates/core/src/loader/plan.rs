@@ -81,6 +81,19 @@ impl Plan {
         self.cuts.len() as u64
     }
 
+    /// Examples of the batch that needs most memory, and the size of its largest example: that with the
+    /// largest count × size, and of equals the one of the largest size.
+    pub fn heaviest<D: Dataset>(&self, dataset: &D) -> (usize, u64) {
+        let starts = std::iter::once(0).chain(self.cuts.iter().copied());
+        let batches = starts.zip(&self.cuts).map(|(start, &end)| {
+            // Within a bucket anyone may come: reckon with the largest.
+            let bucket = self.buckets.partition_point(|&bucket| bucket <= start);
+            let first = if bucket == 0 { 0 } else { self.buckets[bucket - 1] };
+            (end - start, dataset.size(self.order[first] as usize).max(1))
+        });
+        batches.max_by_key(|&(count, size)| (count as u64 * size, size)).unwrap_or_default()
+    }
+
     /// The examples of every batch of `epoch`, in order.
     pub fn epoch(&self, seed: u64, epoch: u64) -> Epoch {
         let mut rng = stream(seed, Purpose::Order, &[epoch]);

@@ -1,0 +1,147 @@
+//! Activation checkpointing (Chen et al. 2016): memory for time.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tch::{TchError, Tensor};
+use torch_sys::C_tensor;
+
+use crate::foreach::check;
+
+type Raw = *mut C_tensor;
+type Body = Box<dyn Fn(&Tensor, Option<&Tensor>) -> [Tensor; 2] + Send>;
+type Run = unsafe extern "C" fn(*mut c_void, Raw, Raw, *mut Raw, *mut *mut c_char) -> c_int;
+type Free = unsafe extern "C" fn(*mut c_void);
+
+unsafe extern "C" {
+    fn d2v_checkpoint(
+        x: Raw,
+        bias: Raw,
+        state: *mut c_void,
+        run: Run,
+        free: Free,
+        out1: Raw,
+        out2: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
+}
+
+/// `body(x, bias)`, of which nothing but the inputs is kept for the backward pass: that calls `body`
+/// again, with the random numbers and the autocast of the first call. Gradients, those of variables that
+/// `body` holds too, are the same to the last bit.
+///
+/// # Errors
+/// What `body` panics with, or what LibTorch refuses.
+pub fn checkpoint(
+    x: &Tensor,
+    bias: Option<&Tensor>,
+    body: impl Fn(&Tensor, Option<&Tensor>) -> [Tensor; 2] + Send + 'static,
+) -> Result<[Tensor; 2], TchError> {
+    let body: Body = Box::new(body);
+    let state = Box::into_raw(Box::new(body)).cast();
+    let out = [Tensor::new(), Tensor::new()];
+    let bias = bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut());
+    // SAFETY: live tensors; `state` is a `Box<Body>` as `run` and `free` expect, and is freed by the
+    // shim, once, when the last graph that holds it goes. The engine may call it from a thread of its
+    // own, one call at a time, which `Send` allows.
+    check(|error| unsafe {
+        let [out1, out2] = [&out[0], &out[1]].map(|out| out.as_ptr().cast_mut());
+        d2v_checkpoint(x.as_ptr().cast_mut(), bias, state, run, free, out1, out2, error)
+    })?;
+    Ok(out)
+}
+
+/// # Safety
+/// `state` is a `Box<Body>`, `x` a tensor, `bias` one or null; `out` has room for two.
+unsafe extern "C" fn run(
+    state: *mut c_void,
+    x: Raw,
+    bias: Raw,
+    out: *mut Raw,
+    error: *mut *mut c_char,
+) -> c_int {
+    let call = || {
+        // SAFETY: as promised by the caller; clones share the tensors' values, not their ownership.
+        unsafe {
+            let body = &*state.cast::<Body>();
+            let x = Tensor::clone_from_ptr(x);
+            let bias = (!bias.is_null()).then(|| Tensor::clone_from_ptr(bias));
+            body(&x, bias.as_ref())
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(outputs) => {
+            for (i, output) in outputs.into_iter().enumerate() {
+                // SAFETY: there is room for two; the shim takes the tensors over.
+                unsafe { *out.add(i) = ManuallyDrop::new(output).as_ptr().cast_mut() };
+            }
+            0
+        }
+        Err(panic) => {
+            let message = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("a checkpointed part panicked");
+            let message = std::ffi::CString::new(message.replace('\0', " ")).unwrap_or_default();
+            // SAFETY: `strdup` copies a C string into memory that the shim frees.
+            unsafe { *error = libc::strdup(message.as_ptr()) };
+            1
+        }
+    }
+}
+
+/// # Safety
+/// `state` is a `Box<Body>` that nobody uses any more.
+unsafe extern "C" fn free(state: *mut c_void) {
+    // SAFETY: as promised by the caller.
+    drop(unsafe { Box::from_raw(state.cast::<Body>()) });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    /// The gradients of the input, the bias and a hidden variable, with and without forgetting.
+    fn grads(forget: bool, bf16: bool) -> Vec<Tensor> {
+        tch::manual_seed(7);
+        let leaf =
+            |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (x, bias, weight) = (leaf(&[6, 8]), leaf(&[8]), leaf(&[8, 8]));
+        let inner = weight.shallow_clone();
+        let body = move |x: &Tensor, bias: Option<&Tensor>| {
+            let y = crate::dropout(&x.linear(&inner, bias), 0.3).expect("a probability");
+            [y.tanh(), y.gelu("none") * 3.0]
+        };
+        let pass = move || {
+            let out = match forget {
+                true => checkpoint(&x, Some(&bias), body).expect("no panic"),
+                false => body(&x, Some(&bias)),
+            };
+            let after = crate::dropout(&out[1], 0.5).expect("a probability"); // the numbers go on
+            ((&out[0] + after).to_kind(Kind::Float).square().sum(Kind::Float), x, bias)
+        };
+        let (loss, x, bias) = match bf16 {
+            true => crate::autocast_bf16(Device::Cpu, pass).expect("autocast"),
+            false => pass(),
+        };
+        loss.backward();
+        vec![loss.detach(), x.grad(), bias.grad(), weight.grad()]
+    }
+
+    #[test]
+    fn gradients_are_the_same_to_the_last_bit() {
+        for bf16 in [false, true] {
+            assert_eq!(grads(true, bf16), grads(false, bf16), "bf16: {bf16}");
+        }
+    }
+
+    #[test]
+    fn a_panic_inside_is_an_error() {
+        let x = Tensor::ones([2], (Kind::Float, Device::Cpu));
+        let error = checkpoint(&x, None, |_, _| panic!("no such luck")).unwrap_err();
+        assert!(error.to_string().contains("no such luck"), "{error}");
+    }
+}

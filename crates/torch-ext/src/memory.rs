@@ -1,0 +1,101 @@
+//! How much memory is in use.
+
+use std::ffi::{c_char, c_int};
+
+use tch::{Device, TchError};
+
+use crate::foreach::check;
+
+unsafe extern "C" {
+    fn d2v_cuda_memory(
+        index: c_int,
+        current: *mut u64,
+        peak: *mut u64,
+        available: *mut u64,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    fn d2v_cuda_reset_peak(index: c_int, error: *mut *mut c_char) -> c_int;
+}
+
+/// Memory in bytes: of the process for a CPU, of what LibTorch gave out for a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// In use now.
+    pub current: u64,
+    /// Most that was in use at once, since the start or the last [`reset_peak_memory`].
+    pub peak: u64,
+    /// What can still be had.
+    pub available: u64,
+}
+
+/// What is in use on `device`.
+///
+/// # Errors
+/// If the system does not tell: CPUs off Linux, GPUs other than CUDA's or not in use yet.
+pub fn memory(device: Device) -> Result<Memory, TchError> {
+    match device {
+        Device::Cpu => process_memory()
+            .ok_or_else(|| TchError::Torch("this system does not tell what is in use".into())),
+        Device::Cuda(n) => {
+            let mut memory = Memory { current: 0, peak: 0, available: 0 };
+            let Memory { current, peak, available } = &mut memory;
+            // SAFETY: the numbers are written during the call alone.
+            check(|error| unsafe { d2v_cuda_memory(n as c_int, current, peak, available, error) })?;
+            Ok(memory)
+        }
+        other => Err(TchError::Torch(format!("{other:?} does not tell what is in use"))),
+    }
+}
+
+/// From now on [`Memory::peak`] counts anew.
+///
+/// # Errors
+/// As [`memory`].
+pub fn reset_peak_memory(device: Device) -> Result<(), TchError> {
+    match device {
+        // Linux resets the peak of the resident set when told so.
+        Device::Cpu => std::fs::write("/proc/self/clear_refs", "5")
+            .map_err(|e| TchError::Torch(format!("/proc/self/clear_refs: {e}"))),
+        Device::Cuda(n) => {
+            // SAFETY: no pointers but the one for the message.
+            check(|error| unsafe { d2v_cuda_reset_peak(n as c_int, error) })
+        }
+        other => Err(TchError::Torch(format!("{other:?} has no statistics"))),
+    }
+}
+
+/// From /proc, which counts in KiB.
+fn process_memory() -> Option<Memory> {
+    let find = |path: &str, key: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(path).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib * 1024)
+    };
+    Some(Memory {
+        current: find("/proc/self/status", "VmRSS")?,
+        peak: find("/proc/self/status", "VmHWM")?,
+        available: find("/proc/meminfo", "MemAvailable")?,
+    })
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use tch::{Kind, Tensor};
+
+    #[test]
+    fn the_peak_remembers_what_was_freed_until_it_is_reset() {
+        let before = memory(Device::Cpu).expect("Linux tells");
+        drop(Tensor::ones([100 << 20], (Kind::Uint8, Device::Cpu)));
+        let after = memory(Device::Cpu).expect("Linux tells");
+        assert!(after.peak >= before.current + (90 << 20), "{before:?} {after:?}");
+        crate::release_freed_memory();
+        reset_peak_memory(Device::Cpu).expect("Linux lets");
+        let reset = memory(Device::Cpu).expect("Linux tells");
+        assert!(reset.peak + (50 << 20) < after.peak, "{after:?} {reset:?}");
+        assert!(reset.available > 0);
+        assert!(memory(Device::Cuda(0)).is_err());
+    }
+}
