@@ -11,6 +11,7 @@ Rows of audio and text are padded, and the images are larger than those that the
 import argparse
 import pathlib
 import sys
+from math import isnan
 
 import torch
 import transformers
@@ -116,10 +117,10 @@ def main():
         if kept.keys() != tensors.keys():
             sys.exit(f"{path.name}: other tensors: {sorted(kept.keys() ^ tensors.keys())}")
         differences = {name: (kept[name] - t).abs().max().item() for name, t in tensors.items()}
-        worst = max(differences, key=differences.get)
+        worst = max(differences, key=lambda name: (isnan(differences[name]), differences[name]))
         print(f"{path.name}: differs by at most {differences[worst]:.1e} ({worst})")
         if not differences[worst] <= TOLERANCE:
-            sys.exit(f"{path.name}: more than {TOLERANCE} ({made_by})")
+            sys.exit(f"{path.name}: more than {TOLERANCE} (with {made_by}; see the head of this script)")
 
 
 if __name__ == "__main__":
