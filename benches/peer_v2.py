@@ -258,7 +258,7 @@ class Model(nn.Module):
     def predict(self, tokens, hidden):
         """(N, D): predictions at hidden tokens (B·M, T), and CLS's features (B·M, D) if there is one."""
         x = tokens.repeat_interleave(self.copies, 0)
-        order = hidden.int().argsort(1, stable=True)  # visible tokens first
+        order = hidden.int().argsort(dim=1, stable=True)  # visible tokens first
         keep = order[:, : int((~hidden[0]).sum())]
         kept, cls, _ = self.encoder["context"](x, hidden, keep)
         kept = self.decoder.input_dropout(kept)
