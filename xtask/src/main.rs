@@ -17,6 +17,7 @@ macro_rules! tell {
 }
 
 mod archive;
+mod bench;
 mod check;
 mod data;
 mod disk;
@@ -39,6 +40,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::bench::Bench;
 use crate::data::catalog::Catalog;
 use crate::train::Train;
 
@@ -89,6 +91,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
+    /// Time training steps, alone or in turn with the same in PyTorch (see benches/README.md)
+    Bench(Bench),
     /// What must pass before a change is merged: format, lints, documentation, tests
     Ci,
     /// Tell what this machine has and what it lacks
@@ -127,6 +131,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Task::Train(train) => return train::run(&root, &train),
         Task::Test { args } => check::test(&root, &args)?,
+        Task::Bench(bench) => bench::run(&root, &bench)?,
         Task::Ci => check::ci(&root)?,
         Task::Doctor => {
             if !doctor::run(&root)? {
