@@ -4,6 +4,15 @@ import random
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+
+def bert_init(part):
+    """Linear maps start as BERT's, so that losses are ours from the first step on."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
 
 
 def hidden_tokens(recipe, rows, tokens, device):

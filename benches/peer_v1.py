@@ -13,6 +13,8 @@ from transformers import (
     Data2VecVisionModel,
 )
 
+from peer_parts import bert_init
+
 
 class Model(nn.Module):
     """Student with its head, and the teacher beside it (not among the parameters)."""
@@ -22,6 +24,8 @@ class Model(nn.Module):
         self.recipe = recipe
         self.encoder = self.new_encoder(recipe["features"], recipe["transformer"])
         self.head = head(recipe["transformer"]["dim"], recipe["decoder"]["layers"])
+        if recipe["modality"] != "speech":
+            bert_init(self.head)
         self.layers = []  # what the teacher's hooks saw
         teacher = copy.deepcopy(self.averaged()).eval().requires_grad_(False)
         for block in self.blocks(teacher)[-recipe["target"]["top_k"] :]:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peer_parts import bert_init
+
 
 class Block(nn.Module):
     """Attention and MLP, each followed by a layer norm."""
@@ -217,11 +219,10 @@ class Model(nn.Module):
         embed = {"speech": Waves, "vision": Patches, "nlp": Words}[recipe["modality"]]
         embed = embed(recipe["features"], dim)
         self.encoder = nn.ModuleDict({"embed": embed, "context": Context(recipe)})
-        for module in self.encoder["context"].blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        bert_init(self.encoder["context"].blocks)
         self.decoder = Decoder(recipe["decoder"], dim, getattr(embed, "grid", None))
+        if recipe["modality"] == "nlp":
+            bert_init(self.decoder.proj)
         self.copies, self.noise_std = recipe["model"]["copies"], recipe["model"]["noise_std"]
         self.everything = recipe["ema"]["scope"] == "everything"
         self.teacher = (copy.deepcopy(self.averaged()).eval().requires_grad_(False),)
