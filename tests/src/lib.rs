@@ -1,5 +1,7 @@
 //! What several tests share: tiny models, and the reference's numbers under our names.
 
+pub mod padding;
+pub mod parity;
 pub mod reference;
 pub mod text;
 pub mod tiny;

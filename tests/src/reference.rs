@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use data2vec_core::checkpoint::read_tensors;
 use tch::Tensor;
 
+use crate::parity::Names;
+
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
@@ -20,7 +22,7 @@ pub fn golden(name: &str) -> Tensors {
 
 /// What data2vec 1.0's speech model calls our variable `name`; `None` for ours alone. Names of the
 /// query, key and value maps hold a `*` for `q`, `k`, `v`: ours is the three stacked.
-pub fn speech_v1_name(name: &str) -> Option<String> {
+fn speech_v1_name(name: &str) -> Option<String> {
     if name == "mask_token" {
         return Some("mask_emb".into());
     }
@@ -59,17 +61,27 @@ pub fn speech_v1_name(name: &str) -> Option<String> {
     Some(format!("encoder.layers.{i}.{theirs}.{kind}"))
 }
 
-/// Our variable `name` among tensors that carry the reference's names behind `prefix`.
-pub fn speech_v1_tensor(tensors: &Tensors, prefix: &str, name: &str) -> Option<Tensor> {
-    let theirs = speech_v1_name(name)?;
-    // The teacher's names are relative to what is averaged, the encoder.
-    let theirs = match prefix.contains("teacher") {
-        true => theirs.strip_prefix("encoder.")?.to_owned(),
-        false => theirs,
-    };
-    if theirs.contains('*') {
-        let part = |p: &str| tensors.get(&format!("{prefix}.{}", theirs.replace('*', p)));
-        return Some(Tensor::cat(&[part("q")?, part("k")?, part("v")?], 0));
+/// data2vec 1.0 for speech, of fairseq.
+#[derive(Clone, Copy, Debug)]
+pub struct SpeechV1;
+
+impl Names for SpeechV1 {
+    fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, _: &[i64]) -> Option<Tensor> {
+        let theirs = speech_v1_name(name)?;
+        // The teacher's names are relative to what is averaged, the encoder.
+        let theirs = match prefix.contains("teacher") {
+            true => theirs.strip_prefix("encoder.")?,
+            false => &theirs,
+        };
+        let get = |name: &str| tensors.get(&format!("{prefix}.{name}")).map(Tensor::shallow_clone);
+        if theirs.contains('*') {
+            let part = |part: &str| get(&theirs.replace('*', part));
+            return Some(Tensor::cat(&[part("q")?, part("k")?, part("v")?], 0));
+        }
+        get(theirs)
     }
-    tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
+
+    fn students_own(&self, name: &str) -> bool {
+        name.starts_with("encoder.features.embed.")
+    }
 }

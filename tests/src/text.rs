@@ -1,12 +1,12 @@
 //! A tiny text model, and the reference's names for its variables.
 
 use data2vec_core::{
-    Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, Precision,
-    RegressionLoss,
+    Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, RegressionLoss,
 };
 use data2vec_nlp::TokenEncoderConfig;
 use tch::Tensor;
 
+use crate::parity::Names;
 use crate::reference::Tensors;
 use crate::tiny;
 
@@ -16,14 +16,7 @@ pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
     let mut transformer = speech.transformer;
     (transformer.depth, transformer.mlp_ratio, transformer.input_norm) = (3, 4.0, false);
     Data2VecConfig {
-        model: ModelConfig {
-            masked_input: MaskedInput::Drop,
-            copies: 3,
-            noise_std: 0.01,
-            precision: Precision::F32,
-            activation_checkpointing: false,
-            compat: vec![],
-        },
+        model: tiny::v2(),
         features: TokenEncoderConfig {
             vocabulary: 64,
             max_tokens: 32,
@@ -60,7 +53,7 @@ pub fn v1() -> Data2VecConfig<TokenEncoderConfig> {
 }
 
 /// What data2vec 2.0's text model calls our variable `name`.
-pub fn v2_name(name: &str) -> Option<String> {
+fn v2_name(name: &str) -> Option<String> {
     if let Some(block) = name.strip_prefix("encoder.transformer.") {
         return Some(block.to_owned());
     }
@@ -83,13 +76,22 @@ pub fn v2_name(name: &str) -> Option<String> {
     Some(format!("modality_encoders.TEXT.local_encoder.{theirs}"))
 }
 
-/// Our variable `name` among tensors that carry the reference's names behind `prefix`.
-pub fn v2_tensor(tensors: &Tensors, prefix: &str, name: &str) -> Option<Tensor> {
-    let theirs = v2_name(name)?;
-    // The teacher's names are relative to what is averaged, the blocks.
-    let theirs = match prefix.contains("teacher") {
-        true => theirs.strip_prefix("blocks.")?.to_owned(),
-        false => theirs,
-    };
-    tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
+/// data2vec 2.0 for text, of fairseq.
+#[derive(Clone, Copy, Debug)]
+pub struct TextV2;
+
+impl Names for TextV2 {
+    fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, _: &[i64]) -> Option<Tensor> {
+        let theirs = v2_name(name)?;
+        // The teacher's names are relative to what is averaged, the blocks.
+        let theirs = match prefix.contains("teacher") {
+            true => theirs.strip_prefix("blocks.")?,
+            false => &theirs,
+        };
+        tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
+    }
+
+    fn students_own(&self, name: &str) -> bool {
+        name.starts_with("encoder.features.")
+    }
 }

@@ -74,17 +74,22 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
     }
 }
 
-/// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
-pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
-    let mut config = speech_v1();
-    config.model = ModelConfig {
+/// What all of 2.0's tiny models do with their input.
+pub fn v2() -> ModelConfig {
+    ModelConfig {
         masked_input: MaskedInput::Drop,
         copies: 3,
         noise_std: 0.01,
         precision: Precision::F32,
         activation_checkpointing: false,
         compat: vec![],
-    };
+    }
+}
+
+/// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
+pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
+    let mut config = speech_v1();
+    config.model = v2();
     config.features.alibi = true;
     config.ema.scope = EmaScope::Context;
     config.decoder = DecoderConfig::Conv1d {

@@ -2,11 +2,12 @@
 
 use data2vec_core::{
     AdamWConfig, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig,
-    NormPlacement, Precision, RegressionLoss, TargetConfig, TargetNorm, TargetSource, WeightInit,
+    NormPlacement, RegressionLoss, TargetConfig, TargetNorm, TargetSource, WeightInit,
 };
 use data2vec_vision::{PatchEncoderConfig, Positions};
 use tch::Tensor;
 
+use crate::parity::Names;
 use crate::reference::Tensors;
 use crate::tiny;
 
@@ -18,14 +19,7 @@ pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
     let mut transformer = tiny::speech_v1().transformer;
     (transformer.depth, transformer.mlp_ratio, transformer.norm_eps) = (4, 4.0, 1e-6);
     Data2VecConfig {
-        model: ModelConfig {
-            masked_input: MaskedInput::Drop,
-            copies: 3,
-            noise_std: 0.01,
-            precision: Precision::F32,
-            activation_checkpointing: false,
-            compat: vec![],
-        },
+        model: tiny::v2(),
         features: PatchEncoderConfig {
             image_size: [32, 32],
             channels: 3,
@@ -129,22 +123,15 @@ pub enum Reference {
     V1,
 }
 
-impl Reference {
-    /// Our variable `name`, of the given size, among tensors with the reference's names behind
-    /// `prefix`. The bias of keys, which BEiT lacks, is zero.
-    pub fn tensor(
-        self,
-        tensors: &Tensors,
-        prefix: &str,
-        name: &str,
-        size: &[i64],
-    ) -> Option<Tensor> {
+impl Names for Reference {
+    fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, size: &[i64]) -> Option<Tensor> {
         let get = |theirs: &str| tensors.get(&format!("{prefix}.{theirs}"));
         let theirs = match self {
             Self::V2 => v2_name(name)?,
             Self::V1 => v1_name(name)?,
         };
-        if self == Self::V1 && theirs.ends_with("attn.qkv.bias") {
+        // BEiT has no bias of keys.
+        if *self == Self::V1 && theirs.ends_with("attn.qkv.bias") {
             let part = |part: &str| get(&theirs.replace("qkv.bias", part));
             let (q, v) = (part("q_bias")?, part("v_bias")?);
             return Some(Tensor::cat(&[q, &q.zeros_like(), v], 0));
@@ -152,9 +139,17 @@ impl Reference {
         get(&theirs).map(|tensor| tensor.reshape(size))
     }
 
-    /// Largest difference between our variable and the reference's, which has no bias for keys.
-    pub fn difference(self, name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
-        if self == Self::V1 && name.ends_with("attn.qkv.bias") {
+    /// Student and teacher have files of their own.
+    fn file<'a>(&self, prefix: &'a str) -> &'a str {
+        match prefix {
+            "grad" => "grads",
+            "after_torch_adamw" => "torch",
+            _ => prefix,
+        }
+    }
+
+    fn difference(&self, name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
+        if *self == Self::V1 && name.ends_with("attn.qkv.bias") {
             let dim = ours.size()[0] / 3;
             let without_keys =
                 |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, dim), x.narrow(0, 2 * dim, dim)], 0);

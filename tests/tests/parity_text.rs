@@ -1,70 +1,54 @@
 //! data2vec 2.0 for text, equal to the reference implementation. Gates: `goldens/README.md`.
 
-use std::collections::HashMap;
-
-use data2vec_core::optim::OptimizerCompat;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{AdamW, AdamWConfig, Batch, Data2Vec, Mask, Objective};
+use data2vec_core::{AdamW, Batch, Data2Vec, Mask, Objective, Tokens};
 use data2vec_nlp::TokenEncoder;
-use data2vec_tests::reference::{Tensors, golden};
-use data2vec_tests::text::{self, v2_tensor};
-use data2vec_tests::tiny::{self, FixedMask, difference};
-use ndarray::Array2;
-use tch::{Device, Kind, Tensor};
+use data2vec_tests::parity::{Goldens, fairseq, pytorch, step};
+use data2vec_tests::reference::golden;
+use data2vec_tests::text::{self, TextV2};
+use data2vec_tests::tiny::{self, FixedMask};
+use tch::{Device, Tensor};
 
-const VALUES: f64 = 2e-5;
-const WEIGHTS: f64 = 5e-5;
-const HIDDEN: f64 = 81.0;
+const HIDDEN: i64 = 81;
 
 struct Text {
     model: Data2Vec<TokenEncoder>,
     batch: Batch,
     mask: Mask,
-    forward: Tensors,
+    goldens: Goldens<TextV2>,
 }
 
 /// The reference's weights in our model, its input and its mask.
 fn text() -> Text {
-    let (weights, forward) = (golden("v2_text.weights"), golden("v2_text.forward"));
-    let size = forward["mask"].size();
-    let hidden = Vec::<i64>::try_from(forward["mask"].to_kind(Kind::Int64).flatten(0, -1));
-    let hidden = hidden.expect("integers").into_iter().map(|h| h != 0).collect();
-    let hidden = Array2::from_shape_vec((size[0] as usize, size[1] as usize), hidden);
-    let mask = Mask::new(hidden.expect("a mask of that shape")).expect("something hidden");
+    let goldens = Goldens::new("v2_text", TextV2, HIDDEN as f64);
+    let mask = goldens.mask();
     let masking = Box::new(FixedMask(mask.clone()));
     let model = Data2Vec::new(text::v2(), masking, Device::Cpu, 1).expect("possible settings");
-    let set = |vars: HashMap<String, Tensor>, prefix: &str| {
-        let mut used = 0;
-        for (name, mut var) in vars {
-            if let Some(value) = v2_tensor(&weights, prefix, &name) {
-                tch::no_grad(|| var.copy_(&value));
-                used += 1;
-            }
-        }
-        used
-    };
-    assert_eq!(set(model.vars().variables(), "student"), model.vars().variables().len());
-    // Embedding, positions and their norm are the student's own.
-    let averaged = model.teacher().variables();
-    assert_eq!(set(model.teacher().variables(), "teacher"), averaged.len() - 4);
-    let batch = Batch::new(forward["input.source"].shallow_clone()).expect("a batch");
-    Text { model, batch, mask, forward }
+    goldens.set(model.vars().variables(), "student");
+    goldens.set(model.teacher().variables(), "teacher");
+    let batch = Batch::new(goldens.forward["input.source"].shallow_clone()).expect("a batch");
+    Text { model, batch, mask, goldens }
 }
 
 impl Text {
     /// `(B·M, len, 1)`: which tokens the reference's rows from `start` on stand for, in its order of
     /// 11 visible and 9 hidden tokens. It comes from an unstable sort; ours is increasing.
     fn order(&self, start: i64, len: i64) -> Tensor {
-        self.forward["order"].narrow(1, start, len).unsqueeze(-1)
+        self.goldens.forward["order"].narrow(1, start, len).unsqueeze(-1)
+    }
+
+    /// `(B·M, T, D)`: the noise of step `step` at hidden tokens.
+    fn noise(&self, step: usize, tokens: &Tokens) -> Tensor {
+        let noise = &golden("v2_text.noise")[&format!("noise.{step}")]; // (B·M, N/(B·M), D)
+        let order = self.order(11, 9).expand_as(noise);
+        tokens.x.zeros_like().scatter(1, &order, noise)
     }
 
     fn objective(&self, step: usize) -> Objective {
         let tokens = self.model.student().embed(&self.batch, true).expect("known tokens");
         let target = self.model.target(&self.batch, &tokens).expect("known tokens");
         let tokens = tokens.repeat(3);
-        let noise = &golden("v2_text.noise")[&format!("noise.{step}")]; // (B·M, N/(B·M), D)
-        let order = self.order(11, 9).expand_as(noise);
-        let noise = tokens.x.zeros_like().scatter(1, &order, noise); // (B·M, T, D)
+        let noise = self.noise(step, &tokens);
         let mut rng = stream(1, Purpose::Step, &[]);
         self.model.regress(&tokens, &self.mask, &target, Some(&noise), Some(&mut rng))
     }
@@ -73,109 +57,68 @@ impl Text {
 #[test]
 fn intermediate_values() {
     let t = text();
-    let expect = |name: &str| &t.forward[&format!("mid.{name}")];
+    let encoder = "student.modality_encoders.TEXT";
     let tokens = t.model.student().embed(&t.batch, false).expect("known tokens");
-    let local = expect("student.modality_encoders.TEXT.local_encoder");
-    assert!(difference(&tokens.x, local) < VALUES);
+    for name in ["local_encoder", "project_features"] {
+        t.goldens.assert_mid(&format!("{encoder}.{name}"), &tokens.x);
+    }
 
     let repeated = tokens.repeat(3);
     let visible = t.mask.visible(repeated.lengths(), Device::Cpu);
     let shown = repeated.with(visible.without_hidden(&repeated.x));
-    let student = t.model.student().contextualize(&shown, Some(&visible), None).layers;
-    let teacher = t.model.teacher().layers(&t.batch, &tokens).expect("known tokens");
     let increasing = t.order(0, 11).argsort(1, false); // (B·M, K, 1)
-    for i in 0..3 {
-        for (which, student, teacher) in
-            [(0, &student[i].out, &teacher[i].out), (1, &student[i].ffn, &teacher[i].ffn)]
-        {
-            let expected = expect(&format!("student.blocks.{i}.{which}"));
-            let expected = expected.gather(1, &increasing.expand_as(expected), false);
-            assert!(difference(student, &expected) < VALUES, "student block {i}");
-            let expected = expect(&format!("teacher.{i}.{which}"));
-            assert!(difference(teacher, expected) < VALUES, "teacher block {i}");
-        }
+    let assert_visible = |name: &str, ours: &Tensor| {
+        let theirs = t.goldens.mid(name);
+        let theirs = theirs.gather(1, &increasing.expand_as(&theirs), false);
+        t.goldens.assert_value(name, ours, &theirs);
+    };
+    assert_visible(&format!("{encoder}.context_encoder"), &visible.gather(&shown.x));
+    let student = t.model.student().contextualize(&shown, Some(&visible), None);
+    let teacher = t.model.teacher().layers(&t.batch, &tokens).expect("known tokens");
+    assert_eq!((student.layers.len(), teacher.len()), (3, 3));
+    for (i, (student, teacher)) in student.layers.iter().zip(&teacher).enumerate() {
+        assert_visible(&format!("student.blocks.{i}.0"), &student.out);
+        assert_visible(&format!("student.blocks.{i}.1"), &student.ffn);
+        t.goldens.assert_mid(&format!("teacher.{i}.0"), &teacher.out);
+        t.goldens.assert_mid(&format!("teacher.{i}.1"), &teacher.ffn);
     }
+    let features = visible.restore(&student.x, &t.noise(0, &repeated));
+    let features = repeated.with(features);
+    t.goldens.assert_decoder(&format!("{encoder}.decoder"), &t.model, &features, &t.mask);
+    t.goldens.assert_all_mids_seen();
 }
 
 #[test]
 fn targets_predictions_loss_and_gradients() {
     let t = text();
     let objective = t.objective(0);
-    assert_eq!(objective.num_hidden as f64, HIDDEN);
+    assert_eq!(objective.num_hidden, HIDDEN);
     assert!((objective.masked_share - 0.45).abs() < 1e-12);
-    assert!(difference(&objective.target, &t.forward["target.regression"]) < VALUES);
-    assert!(difference(&objective.prediction, &t.forward["pred.regression"]) < VALUES);
-    let decoded = &t.forward["mid.student.modality_encoders.TEXT.decoder"];
-    assert!(difference(&objective.prediction, &t.mask.gather(decoded, 1)) < VALUES);
-    let (loss, expected) =
-        (objective.loss.double_value(&[]), t.forward["loss.sum"].double_value(&[]));
-    assert!((loss / expected - 1.0).abs() < 1e-5, "{loss} is not {expected}");
-
+    t.goldens.assert_objective(&objective);
     objective.loss.backward();
-    let grads = golden("v2_text.grads");
-    for (name, var) in t.model.vars().variables() {
-        let expected = v2_tensor(&grads, "grad", &name).expect("a gradient for each");
-        let gate = 1e-5 + 1e-4 * expected.abs().max().double_value(&[]);
-        assert!(difference(&(var.grad() / HIDDEN), &expected) < gate, "gradient of {name}");
-    }
+    t.goldens.assert_gradients(t.model.vars().variables(), HIDDEN);
 }
 
-#[track_caller]
-fn assert_weights(vars: HashMap<String, Tensor>, expected: &Tensors, prefix: &str) {
-    let mut compared = 0;
-    for (name, var) in vars {
-        if let Some(expected) = v2_tensor(expected, prefix, &name) {
-            let difference = difference(&var, &expected);
-            assert!(difference < WEIGHTS, "{prefix} {name} is off by {difference}");
-            compared += 1;
-        }
-    }
-    assert!(compared >= 36, "only {compared} variables were compared");
-}
-
-/// One step with the goldens' noise; its loss for each hidden token and the gradient's norm.
-fn step(t: &mut Text, optimizer: &mut AdamW, step: usize) -> (f64, f64) {
-    optimizer.zero_grad();
-    let objective = t.objective(step);
-    objective.loss.backward();
-    let norm = optimizer.step(step as u64 + 1, 1e-3, HIDDEN, Some(0.5)).expect("a step");
-    t.model.update_teacher(step as u64 + 1).expect("a step");
-    (objective.loss.double_value(&[]) / HIDDEN, norm)
+/// A step with the goldens' noise.
+fn train(t: &mut Text, optimizer: &mut AdamW, i: usize) -> (f64, f64) {
+    let objective = t.objective(i);
+    step(&mut t.model, optimizer, &objective, i, 0.5)
 }
 
 #[test]
 fn five_steps() {
     let mut t = text();
-    let compat = vec![OptimizerCompat::FairseqEpsilon, OptimizerCompat::DecayEverything];
-    let adam = AdamWConfig { compat, ..tiny::adamw() };
-    let mut optimizer = AdamW::new(t.model.vars().variables(), &adam);
-    let (after, last) = (golden("v2_text.after"), golden("v2_text.final"));
-    for i in 0..5 {
-        let (loss, norm) = step(&mut t, &mut optimizer, i);
-        let at = [i as i64];
-        let expected = t.forward["traj.loss"].double_value(&at) / HIDDEN;
-        assert!((loss / expected - 1.0).abs() < 1e-4, "loss {loss} is not {expected}");
-        let expected = t.forward["traj.grad_norm"].double_value(&at);
-        assert!((norm / expected - 1.0).abs() < 1e-4, "gradient norm {norm} is not {expected}");
-        if i == 0 {
-            assert_weights(t.model.vars().variables(), &after, "after_student");
-            assert_weights(t.model.teacher().variables(), &after, "after_teacher");
-        }
-        // The reference moves its teacher at the start of the next step: four times in five steps.
-        if i == 3 {
-            assert_weights(t.model.teacher().variables(), &last, "final_teacher");
-        }
-    }
-    assert_weights(t.model.vars().variables(), &last, "final_student");
+    let mut optimizer = AdamW::new(t.model.vars().variables(), &fairseq(tiny::adamw()));
+    let goldens = Goldens::new("v2_text", TextV2, HIDDEN as f64);
+    let step = |t: &mut &mut Text, i| train(t, &mut optimizer, i);
+    // The reference moves its teacher at the start of the next step.
+    goldens.assert_five_steps(&mut t, |t| &t.model, step, 4);
 }
 
 #[test]
 fn one_step_of_pytorchs_adamw() {
     let mut t = text();
-    let compat = vec![OptimizerCompat::DecayEverything];
-    let adam = AdamWConfig { compat, ..tiny::adamw() };
-    let mut optimizer = AdamW::new(t.model.vars().variables(), &adam);
-    step(&mut t, &mut optimizer, 0);
-    let expected = golden("v2_text.torch");
-    assert_weights(t.model.vars().variables(), &expected, "after_torch_adamw");
+    let mut optimizer = AdamW::new(t.model.vars().variables(), &pytorch(tiny::adamw()));
+    train(&mut t, &mut optimizer, 0);
+    t.goldens.assert_weights(t.model.vars().variables(), "after_torch_adamw");
 }

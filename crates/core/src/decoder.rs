@@ -228,15 +228,21 @@ pub struct Conv1dDecoder {
 }
 
 impl Conv1dDecoder {
+    /// What each convolution makes of features `(B, T, D)`, in turn: `(B, T, dim)`.
+    pub fn layers(&self, tokens: &Tokens) -> impl Iterator<Item = Tensor> {
+        let keep = keep_factor(tokens.padding.as_ref(), tokens.x.kind());
+        let layers = self.blocks.iter().zip(&self.residual);
+        layers.scan(tokens.x.shallow_clone(), move |x, (conv, residual)| {
+            let y = conv_block(x, conv, keep.as_ref()); // (B, T, dim)
+            *x = if *residual { &*x + y } else { y };
+            Some(x.shallow_clone())
+        })
+    }
+
     /// `(B, T, D)` to the same shape.
     fn forward(&self, tokens: &Tokens) -> Tensor {
-        let keep = keep_factor(tokens.padding.as_ref(), tokens.x.kind());
-        let mut x = tokens.x.shallow_clone();
-        for (conv, residual) in self.blocks.iter().zip(&self.residual) {
-            let y = conv_block(&x, conv, keep.as_ref()); // (B, T, dim)
-            x = if *residual { x + y } else { y };
-        }
-        project(&self.proj, &x)
+        let last = self.layers(tokens).last();
+        project(&self.proj, last.as_ref().unwrap_or(&tokens.x))
     }
 }
 
@@ -250,15 +256,21 @@ pub struct Conv2dDecoder {
 }
 
 impl Conv2dDecoder {
+    /// What each convolution makes of features `(B, T, D)`, in turn: `(B, T, dim)`.
+    pub fn layers(&self, tokens: &Tokens) -> impl Iterator<Item = Tensor> {
+        let ([height, width], size) = (tokens.grid(), tokens.x.size());
+        let x = tokens.x.reshape([size[0], height, width, size[2]]); // (B, h, w, D)
+        self.blocks.iter().zip(&self.residual).scan(x, |x, (conv, residual)| {
+            let y = plain_layer_norm(&conv.forward(x), CONV_NORM_EPS).gelu("none"); // (B, h, w, dim)
+            *x = if *residual { &*x + y } else { y };
+            Some(x.flatten(1, 2))
+        })
+    }
+
     /// `(B, T, D)` to `(N, D)`: predictions at hidden tokens.
     fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
-        let ([height, width], size) = (tokens.grid(), tokens.x.size());
-        let mut x = tokens.x.reshape([size[0], height, width, size[2]]); // (B, h, w, D)
-        for (conv, residual) in self.blocks.iter().zip(&self.residual) {
-            let y = plain_layer_norm(&conv.forward(&x), CONV_NORM_EPS).gelu("none"); // (B, h, w, dim)
-            x = if *residual { x + y } else { y };
-        }
+        let last = self.layers(tokens).last();
         // A linear map of each token by itself: the visible ones need none.
-        project(&self.proj, &mask.gather(&x.flatten(1, 2), 1))
+        project(&self.proj, &mask.gather(last.as_ref().unwrap_or(&tokens.x), 1))
     }
 }

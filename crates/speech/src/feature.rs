@@ -212,7 +212,7 @@ impl FeatureEncoder for WaveEncoder {
                 batch.inputs.kind()
             )));
         }
-        let mut lengths =
+        let lengths =
             batch.lengths().map_or_else(|| vec![size[1]; size[0] as usize], <[i64]>::to_vec);
         if let Some(short) = lengths.iter().find(|&&n| n < self.receptive_field) {
             return Err(Error::Input(format!(
@@ -220,15 +220,8 @@ impl FeatureEncoder for WaveEncoder {
                 self.receptive_field
             )));
         }
-        let mut x = batch.inputs.unsqueeze(-1); // (B, S, 1)
-        for conv in &self.convs {
-            lengths.iter_mut().for_each(|n| *n = conv.out_len(*n));
-            let padding = conv
-                .group_norm
-                .as_ref()
-                .and_then(|_| padding_mask(&lengths, conv.out_len(x.size()[1]), x.device()));
-            x = conv.forward(&x, padding.as_ref()); // (B, L, C)
-        }
+        // `validate` asks for at least one convolution.
+        let (x, lengths) = self.convolve(&batch.inputs, lengths).last().unwrap_or_default();
         Ok(Tokens::new(self.proj.forward(&self.norm.forward(&x)), Some(lengths))) // (B, T, D)
     }
 
@@ -251,6 +244,27 @@ impl FeatureEncoder for WaveEncoder {
         let slope = (slopes * scale.clamp_min(0.0)).reshape([1, -1, 1, 1]); // (1, H, 1, 1)
         let bias = distance.to_kind(Kind::Float) * -slope; // (1 or B, H, K, K)
         Some(if ids_keep.is_some() { bias } else { bias.squeeze_dim(0) })
+    }
+}
+
+impl WaveEncoder {
+    /// What each convolution makes of waves `(B, S)`, of which row `b` has `lengths[b]` real samples,
+    /// in turn: `(B, L, C)`, and how much of each row is real.
+    pub fn convolve(
+        &self,
+        waves: &Tensor,
+        lengths: Vec<i64>,
+    ) -> impl Iterator<Item = (Tensor, Vec<i64>)> {
+        let start = (waves.unsqueeze(-1), lengths); // (B, S, 1)
+        self.convs.iter().scan(start, |(x, lengths), conv| {
+            lengths.iter_mut().for_each(|n| *n = conv.out_len(*n));
+            let padding = conv
+                .group_norm
+                .as_ref()
+                .and_then(|_| padding_mask(lengths, conv.out_len(x.size()[1]), x.device()));
+            *x = conv.forward(x, padding.as_ref()); // (B, L, C)
+            Some((x.shallow_clone(), lengths.clone()))
+        })
     }
 }
 
