@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use data2vec_core::{Data2Vec, Precision, TrainState};
+use data2vec_core::random::{Purpose, stream};
+use data2vec_core::{Data2Vec, Dataset, Precision, TrainState};
 use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -24,6 +26,27 @@ pub enum Command {
     Step(Args),
     /// Forward passes of the encoder, without gradients
     Infer(Args),
+    /// Examples as training sees them: read, decoded, augmented
+    Data(DataArgs),
+}
+
+/// Which examples.
+#[derive(clap::Args)]
+pub struct DataArgs {
+    /// A recipe
+    recipe: PathBuf,
+    /// As of `pretrain`
+    #[arg(long)]
+    data: PathBuf,
+    /// How long to go on
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Threads that load
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// Another value for a key of the recipe
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// What is measured.
@@ -53,17 +76,75 @@ pub struct Args {
 
 /// Measures until standard input ends.
 pub fn run(command: &Command) -> Result<ExitCode> {
-    let (Command::Step(args) | Command::Infer(args)) = command;
+    let (args, train) = match command {
+        Command::Step(args) => (args, true),
+        Command::Infer(args) => (args, false),
+        Command::Data(args) => return with_recipe(&args.recipe, None, &args.set, args),
+    };
     let mut set = args.set.clone();
     if let Some(precision) = &args.precision {
         set.push(format!("model.precision={precision}"));
     }
-    with_recipe(
-        &args.recipe,
-        None,
-        &set,
-        Bench { args, train: matches!(command, Command::Step(_)) },
-    )
+    with_recipe(&args.recipe, None, &set, Bench { args, train })
+}
+
+impl Task for &DataArgs {
+    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode> {
+        ensure!(self.workers >= 1, "--workers: 0 threads load nothing");
+        let cache = std::env::temp_dir().join(format!("data2vec-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&cache)?;
+        let examples =
+            M::open(&self.data, &recipe.data, &recipe.features, 0.0, recipe.seed, &cache);
+        let measured = examples.and_then(|examples| self.measure(&examples.train, recipe.seed));
+        std::fs::remove_dir_all(&cache)?;
+        let (examples, size, seconds) = measured?;
+        out!(
+            "{}",
+            json!({
+                "examples": examples,
+                "units": size as f64 / M::SIZE_OF_UNIT,
+                "unit": M::UNIT,
+                "seconds": seconds,
+                "workers": self.workers,
+            })
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl DataArgs {
+    /// Examples, their sizes' sum, and seconds.
+    fn measure(&self, dataset: &impl Dataset, seed: u64) -> Result<(u64, u64, f64)> {
+        let next = AtomicU64::new(0);
+        let end = Duration::from_secs_f64(self.seconds.max(0.0));
+        let start = Instant::now();
+        let work = || -> Result<(u64, u64)> {
+            let (mut examples, mut size) = (0, 0);
+            while start.elapsed() < end {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let index = (place % dataset.len() as u64) as usize;
+                let mut rng = stream(seed, Purpose::Order, &[place]);
+                std::hint::black_box(dataset.load(index, &mut rng)?);
+                examples += 1;
+                size += dataset.size(index);
+            }
+            Ok((examples, size))
+        };
+        let counts: Vec<Result<(u64, u64)>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.workers).map(|_| scope.spawn(work)).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let mut total = (0, 0);
+        for count in counts {
+            let (examples, size) = count?;
+            total = (total.0 + examples, total.1 + size);
+        }
+        Ok((total.0, total.1, seconds))
+    }
 }
 
 struct Bench<'a> {
