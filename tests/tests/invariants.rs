@@ -5,8 +5,8 @@ use data2vec_core::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Tokens};
 use data2vec_speech::{SpeechEncoder, WaveEncoder, WaveEncoderConfig};
+use data2vec_tests::padding::{assert_rows_are_as_alone, mask};
 use data2vec_tests::tiny::{self, FixedMask, difference};
-use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
 /// Samples that give `frames` tokens with the tiny convolutions: hop 40, receptive field 60.
@@ -17,12 +17,6 @@ fn samples(frames: i64) -> i64 {
 fn wave(rows: i64, frames: i64) -> Tensor {
     tch::manual_seed(3);
     Tensor::randn([rows, samples(frames)], (Kind::Float, Device::Cpu))
-}
-
-/// Rows of `len` tokens of which those named are hidden.
-fn mask(len: usize, rows: &[&[usize]]) -> Mask {
-    let hidden = Array2::from_shape_fn((rows.len(), len), |(row, t)| rows[row].contains(&t));
-    Mask::new(hidden).expect("something hidden")
 }
 
 fn both() -> [(&'static str, Data2VecConfig<WaveEncoderConfig>); 2] {
@@ -162,17 +156,14 @@ fn a_longer_padding_changes_nothing() {
 
 #[test]
 fn a_row_in_a_padded_batch_is_as_alone() {
-    for (name, config) in both() {
-        let model = model(config, &mask(20, &[&[1]]));
-        let source = wave(2, 20);
-        let lengths = vec![samples(20), samples(9) + 17]; // the surplus gives no token
-        let batch = Batch::padded(source.copy(), lengths.clone()).expect("a batch");
-        let together = model.student().forward(&batch).expect("long enough");
-        assert_eq!(together.lengths, [20, 9]);
-        let alone = source.narrow(0, 1, 1).narrow(1, 0, lengths[1]);
-        let alone = model.student().forward(&Batch::new(alone).expect("a batch"));
-        let alone = alone.expect("long enough").x.squeeze_dim(0);
-        assert!(difference(&together.x.get(1).narrow(0, 0, 9), &alone) < 1e-5, "{name}");
+    let lengths = [samples(20), samples(9) + 17, samples(13)]; // the surplus gives no token
+    let hidden: [&[usize]; 3] = [&[2, 3, 4, 19], &[0, 5, 8], &[7, 12]];
+    for (name, mut config) in both() {
+        for norm in [data2vec_speech::ConvNorm::Layer, data2vec_speech::ConvNorm::Group] {
+            config.features.conv_norm = norm;
+            let model = model(config.clone(), &mask(20, &[&[1]]));
+            assert_rows_are_as_alone(name, &model, &wave(3, 20), &lengths, &hidden, 1e-5);
+        }
     }
 }
 
