@@ -69,6 +69,11 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
         size: f64,
     ) -> Result<Batch>;
 
+    /// What it depends on, besides the recipe, which inputs mean what: a run goes on with the same alone.
+    fn meaning(_dataset: &Self::Dataset) -> Option<&str> {
+        None
+    }
+
     /// Writes to an exported encoder's folder what its users need besides.
     fn export(_dataset: &Self::Dataset, _dir: &Path) -> Result<()> {
         Ok(())
@@ -352,7 +357,11 @@ impl Modality for Nlp {
         Ok(Batch::new(Tensor::randint(vocabulary, [rows, size as i64], kind))?)
     }
 
+    fn meaning(dataset: &TextDataset) -> Option<&str> {
+        Some(dataset.tokenizer().fingerprint())
+    }
+
     fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {
-        Ok(dataset.tokenizer().save(dir)?)
+        Ok(dataset.tokenizer().save_with_encoder(dir)?)
     }
 }

@@ -47,6 +47,9 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
     }
 
     let examples = open::<M>(args, &recipe, &folder)?;
+    if let Some(fingerprint) = M::meaning(&examples.train) {
+        folder.check_tokenizer(fingerprint)?;
+    }
     let model = Data2Vec::<M::Encoder>::new(
         recipe.model(),
         M::masking(&recipe.mask, &recipe.features)?,

@@ -83,6 +83,23 @@ impl RunFolder {
         write(&path, &toml::to_string(recipe)?)
     }
 
+    /// Compares the tokenizer with the one this run was started with, or keeps its fingerprint for next
+    /// time: with another one of the same size, all that was learned would be about other tokens.
+    pub fn check_tokenizer(&self, fingerprint: &str) -> Result<()> {
+        let path = self.join("tokenizer.sha256");
+        match fs::read_to_string(&path) {
+            Ok(old) if old.trim() == fingerprint => Ok(()),
+            Ok(_) if self.has_results() => bail!(
+                "{} was started with another tokenizer; restore it (one that is trained on the data needs the same data), or give this run its own --out",
+                self.path.display()
+            ),
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(e).with_context(|| path.display().to_string())
+            }
+            _ => write(&path, fingerprint),
+        }
+    }
+
     /// Whether there is a checkpoint, whole or not, or an encoder.
     fn has_results(&self) -> bool {
         let entries = fs::read_dir(self.join("checkpoints")).into_iter().flatten().flatten();

@@ -25,12 +25,6 @@ fn run() -> &'static (tempfile::TempDir, String) {
     })
 }
 
-fn extract(encoder: &Path, files: &[&Path], out: &Path) -> std::process::Command {
-    let mut command = program(&["extract", "--device", "cpu", "--encoder"]);
-    command.arg(encoder).args(files).arg("--out").arg(out);
-    command
-}
-
 #[test]
 fn a_run_leaves_all_that_it_promises() {
     let (dir, said) = run();

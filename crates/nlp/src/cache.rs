@@ -215,6 +215,7 @@ pub(crate) fn feed(
     let (mut flaws, mut number, mut bytes, mut batch) = (Flaws::default(), 0, 0, Lines::new());
     for (file, listed) in listing.files.iter().enumerate() {
         let path = listing.root.join(&listed.path);
+        let before = flaws.unusable.len();
         let read = corpus::read(&path, reading, consumed, &mut flaws, &mut |piece| {
             bytes += piece.text.len();
             batch.push((file, piece));
@@ -224,13 +225,23 @@ pub(crate) fn feed(
             (number, bytes) = (number + 1, 0);
             send((number - 1, std::mem::take(&mut batch)))
         });
-        match read {
-            Ok(true) => {}
-            Ok(false) => return Ok(flaws),
-            Err(Error::Io { path, source }) => {
-                flaws.unusable.push(format!("{}: {source}", path.display()));
+        let go_on = match read {
+            Ok(go_on) => go_on,
+            Err(Error::Io { source, .. }) => {
+                flaws.unusable.push(source.to_string());
+                true
+            }
+            Err(Error::File { path, reason }) => {
+                let remedy = "data.invalid_utf8 = \"replace\" goes on without what is not";
+                return Err(Error::file(path, format!("{reason}; {remedy}")));
             }
             Err(error) => return Err(error),
+        };
+        for reason in &mut flaws.unusable[before..] {
+            *reason = format!("{}: {reason}", path.display());
+        }
+        if !go_on {
+            return Ok(flaws);
         }
     }
     send((number, batch));

@@ -4,9 +4,9 @@
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
     time::UNIX_EPOCH,
 };
 
@@ -14,7 +14,10 @@ use data2vec_core::{Error, Result};
 use flate2::bufread::MultiGzDecoder;
 use serde::{Deserialize, Serialize};
 
-use crate::tokenizer::cut;
+use crate::{
+    pieces::{PIECE, cut},
+    unpack::{Counted, LARGEST_RATIO, Limited},
+};
 
 /// Plain text, by file extension.
 const TEXT: [&str; 3] = ["txt", "text", "md"];
@@ -24,8 +27,8 @@ const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
 const PART: usize = 1 << 20;
 /// A JSON line has to be held in memory as a whole; longer ones are refused.
 const LONGEST_JSON: usize = 1 << 28;
-/// Text shrinks to a third or a fourth; what grows more than this is made to fill disks.
-const LARGEST_RATIO: u64 = 200;
+/// What is said of a file that ends in the middle.
+const LEFT_OUT: &str = "; the rest is left out";
 
 /// What ends a document in plain text. In JSON lines each object is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,8 +104,11 @@ impl Listing {
             let is_root = relative.as_os_str().is_empty();
             let looked = fs::metadata(&path).and_then(|meta| {
                 if !meta.is_dir() {
-                    if is_text(&relative) {
+                    if is_text(&relative) && meta.is_file() {
                         found.files.push(listed(relative.clone(), &meta));
+                    } else if is_text(&relative) {
+                        // A pipe that nobody writes to would be waited for.
+                        found.skipped.push((path.clone(), "is no file".into()));
                     }
                 } else if entered.insert(fs::canonicalize(&path)?) {
                     let mut names = Vec::new();
@@ -160,7 +166,7 @@ fn is_text(path: &Path) -> bool {
 /// The text of one file, plain or gzipped, as pretraining reads it: lines that have text in them.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::File`] if it cannot be read or is not UTF-8.
+/// [`Error::Io`] or [`Error::File`] if it cannot be read, is not UTF-8, or has no text in it.
 pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     let reading = Reading {
         documents: Documents::File,
@@ -176,7 +182,8 @@ pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
         true
     })?;
     match flaws.unusable.into_iter().next() {
-        Some(reason) => Err(Error::Input(reason)),
+        Some(reason) => Err(Error::file(path, reason.trim_end_matches(LEFT_OUT))),
+        None if text.is_empty() => Err(Error::file(path, "no text in it")),
         None => Ok(text),
     }
 }
@@ -196,7 +203,7 @@ pub(crate) struct Piece {
 pub(crate) struct Flaws {
     /// Places where bytes were not UTF-8.
     pub replaced: u64,
-    /// Lines that are no JSON object with text in it, and files that end in the middle.
+    /// Of lines that are no JSON object with text in it, and of files that end in the middle.
     pub unusable: Vec<String>,
 }
 
@@ -234,7 +241,7 @@ pub(crate) fn read(
         let got = match (&mut lines).take(wanted).read_until(b'\n', &mut buffer) {
             Ok(got) => got,
             Err(error) => {
-                flaws.unusable.push(format!("{}: {error}; the rest is left out", path.display()));
+                flaws.unusable.push(format!("{error}{LEFT_OUT}"));
                 return Ok(true);
             }
         };
@@ -243,12 +250,21 @@ pub(crate) fn read(
             return Ok(true);
         }
         if json && !ends_line && buffer.len() == longest {
-            let reason = format!("line {}: longer than {LONGEST_JSON} bytes", reader.number + 1);
-            flaws.unusable.push(format!("{}: {reason}; the rest is left out", path.display()));
+            let line = reader.number + 1;
+            let reason = format!("line {line}: longer than {LONGEST_JSON} bytes{LEFT_OUT}");
+            flaws.unusable.push(reason);
             return Ok(true);
         }
         if !ends_line && buffer.len() < longest {
             continue; // the end of the file, or of a part of it, without a line feed
+        }
+        if reader.number == 0 && is_utf16(&buffer) {
+            let reason = "is UTF-16 or UTF-32: convert it to UTF-8";
+            if reading.invalid_utf8 == InvalidUtf8::Refuse {
+                return Err(Error::file(path, reason));
+            }
+            flaws.unusable.push(reason.into());
+            return Ok(true);
         }
         let take = if ends_line { buffer.len() } else { part(&buffer) };
         let rest = buffer.split_off(take);
@@ -256,6 +272,16 @@ pub(crate) fn read(
             return Ok(false);
         }
         buffer = rest;
+    }
+}
+
+/// Whether a text begins as one of 16 or 32 bits a character: with their mark, or with letters that
+/// have a zero beside them.
+fn is_utf16(bytes: &[u8]) -> bool {
+    match *bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 0, 0xfe, 0xff, ..] => true,
+        [a, 0, b, 0, ..] | [0, a, 0, b, ..] => a != 0 && b != 0,
+        _ => false,
     }
 }
 
@@ -267,7 +293,7 @@ fn part(bytes: &[u8]) -> usize {
         Err(_) => return bytes.len(),
     };
     let text = std::str::from_utf8(&bytes[..valid]).unwrap_or_default();
-    match cut(text) {
+    match cut(text, PIECE) {
         0 => bytes.len(),
         at => at,
     }
@@ -290,11 +316,6 @@ impl LineReader<'_> {
         flaws: &mut Flaws,
         sink: &mut dyn FnMut(Piece) -> bool,
     ) -> Result<bool> {
-        if self.number == 0
-            && (bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]))
-        {
-            return Err(Error::file(self.path, "is UTF-16; convert it to UTF-8"));
-        }
         let bytes = if self.number == 0 {
             bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
         } else {
@@ -305,10 +326,7 @@ impl LineReader<'_> {
             Ok(text) => text.to_owned(),
             Err(error) if self.reading.invalid_utf8 == InvalidUtf8::Refuse => {
                 let (line, at) = (self.number + u64::from(!ends_line), error.valid_up_to() + 1);
-                let reason = format!(
-                    "line {line}, byte {at}: not UTF-8; data.invalid_utf8 = \"replace\" allows it"
-                );
-                return Err(Error::file(self.path, reason));
+                return Err(Error::file(self.path, format!("line {line}, byte {at}: not UTF-8")));
             }
             Err(_) => {
                 flaws.replaced +=
@@ -347,13 +365,17 @@ impl LineReader<'_> {
             Ok(object) => object
                 .get(key)
                 .and_then(|text| text.as_str())
-                .ok_or_else(|| format!("line {}: no object with a string {key:?}", self.number)),
-            Err(error) => Err(format!("line {}: {error}", self.number)),
+                .ok_or_else(|| format!("no object with a string {key:?} (data.json_key)")),
+            Err(error) => {
+                let text = error.to_string();
+                let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+                Err(format!("byte {}: {what}", error.column()))
+            }
         };
         let text = match text {
             Ok(text) => text,
             Err(reason) => {
-                flaws.unusable.push(format!("{}: {reason}", self.path.display()));
+                flaws.unusable.push(format!("line {}: {reason}", self.number));
                 return true;
             }
         };
@@ -361,36 +383,5 @@ impl LineReader<'_> {
         text.lines().map(str::trim_end).filter(|line| !line.is_empty()).all(|line| {
             sink(Piece { document: self.document - 1, text: line.to_owned(), ends_line: true })
         })
-    }
-}
-
-/// Counts what is read.
-struct Counted<'a> {
-    inner: File,
-    consumed: &'a AtomicU64,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)?;
-
-        self.consumed.fetch_add(got as u64, Ordering::Relaxed);
-        Ok(got)
-    }
-}
-
-/// Fails where a gzip file becomes implausibly large.
-struct Limited<R> {
-    inner: R,
-    left: u64,
-}
-
-impl<R: Read> Read for Limited<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.inner.read(buffer)? as u64;
-        self.left = self.left.checked_sub(got).ok_or_else(|| {
-            io::Error::other(format!("unpacks to more than {LARGEST_RATIO} times its size"))
-        })?;
-        Ok(got as usize)
     }
 }

@@ -16,13 +16,21 @@ use sha2::{Digest, Sha256};
 use tch::Tensor;
 
 use crate::{
-    TokenEncoderConfig, Tokenizer, TokenizerSource,
+    TokenEncoderConfig, Tokenizer,
+    blocks::{Blocks, stretches},
     cache::{Cache, Document, Progress, feed, hash},
     corpus::{Documents, InvalidUtf8, Listing, Reading},
 };
 
-/// Long documents are held out by stretches of so many blocks.
-const STRETCH: u64 = 64;
+/// Where a recipe's tokenizer comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerSource {
+    /// A file or folder, as [`Tokenizer::load`] reads it.
+    File(PathBuf),
+    /// So many entries, trained on the corpus itself.
+    Train(usize),
+}
 
 /// How texts become blocks of tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,15 +112,6 @@ struct Corpus {
     skipped: Vec<(PathBuf, String)>,
 }
 
-/// Which tokens of the cache are in which block.
-#[derive(Debug)]
-enum Blocks {
-    /// Stretches of the cache that are read as one: place in the whole, start and length in the cache.
-    Stream { stretches: Vec<(u64, u64, u64)>, total: u64 },
-    /// Start and length of each.
-    Single(Vec<(u64, u32)>),
-}
-
 impl TextDataset {
     /// Opens the texts at `path`: a folder with `.txt`, `.text`, `.md`, `.jsonl` and `.ndjson` files
     /// anywhere below it, each of them gzipped or not, or one file.
@@ -142,7 +141,7 @@ impl TextDataset {
                 match file.is_file() {
                     true => Tokenizer::load(&file)?,
                     false => {
-                        let trained = train_on(&listing, &reading, *size)?;
+                        let trained = train_on(path, &listing, &reading, *size)?;
                         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
                         trained.save_json(&file)?;
                         trained
@@ -160,12 +159,12 @@ impl TextDataset {
             None => Cache::build(&file, &all, &listing, &reading, &tokenizer, progress)?,
         };
         if cache.documents.is_empty() {
-            let first = cache.report.reasons.first().map_or("all files are empty", String::as_str);
-            return Err(Error::file(path, format!("no usable text in it: {first}")));
+            return Err(no_text(path, &cache.report.reasons));
         }
         let stretches = stretches(&cache.documents, config);
         let corpus = Corpus { path: path.to_owned(), cache, tokenizer, skipped: listing.skipped };
-        let blocks = Blocks::new(&stretches, &corpus, config)?;
+        let end = corpus.tokenizer.special().end;
+        let blocks = Blocks::new(&stretches, &corpus.cache, end, config)?;
         Ok(Self { corpus: Arc::new(corpus), blocks: Arc::new(blocks), config: config.clone() })
     }
 
@@ -194,7 +193,8 @@ impl TextDataset {
             return Err(Error::config("train.held_out", reason));
         }
         let side = |documents: &[Document]| -> Result<Self> {
-            let blocks = Blocks::new(documents, &self.corpus, &self.config)?;
+            let end = self.tokenizer().special().end;
+            let blocks = Blocks::new(documents, &self.corpus.cache, end, &self.config)?;
             Ok(Self { blocks: Arc::new(blocks), ..self.clone() })
         };
         Ok((side(&rest)?, side(&held_out)?))
@@ -243,27 +243,50 @@ impl TextDataset {
 /// A byte-level BPE trained on the texts at `path`, read as `config` says.
 ///
 /// # Errors
-/// As [`TextDataset::open`], or [`Error::Input`] if there is too little text for so many entries.
+/// As [`TextDataset::open`], or [`Error::File`] if there is too little text for so many entries.
 pub fn train_tokenizer(
     path: impl AsRef<Path>,
     config: &TextDataConfig,
     entries: usize,
 ) -> Result<Tokenizer> {
-    train_on(&Listing::of(path.as_ref())?, &config.reading(), entries)
+    let path = path.as_ref();
+    train_on(path, &Listing::of(path)?, &config.reading(), entries)
 }
 
-fn train_on(listing: &Listing, reading: &Reading, entries: usize) -> Result<Tokenizer> {
+fn train_on(
+    path: &Path,
+    listing: &Listing,
+    reading: &Reading,
+    entries: usize,
+) -> Result<Tokenizer> {
     let (to_trainer, lines) = bounded(16);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let consumed = AtomicU64::new(0);
-            feed(listing, reading, &consumed, &mut |(_, batch)| to_trainer.send(batch).is_ok())
+            let mut some = false;
+            let read = feed(listing, reading, &consumed, &mut |(_, batch)| {
+                some |= !batch.is_empty();
+                to_trainer.send(batch).is_ok()
+            })?;
+            Ok::<_, Error>((!some).then(|| no_text(path, &read.unusable)))
         });
         let texts = lines.into_iter().flatten().map(|(_, piece)| piece.text);
         let trained = Tokenizer::train(texts, entries);
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        read.and(trained)
+        match read? {
+            Some(nothing) => Err(nothing),
+            None => trained.map_err(|error| match error {
+                Error::Input(reason) => Error::file(path, reason),
+                other => other,
+            }),
+        }
     })
+}
+
+/// What to say where `path` holds nothing to train on; `reasons`: what was found instead.
+fn no_text(path: &Path, reasons: &[String]) -> Error {
+    let first = reasons.first().map_or("all files are empty", String::as_str);
+    Error::file(path, format!("no usable text in it: {first}"))
 }
 
 /// Changes whenever a file, its size or time, or the way of reading does.
@@ -275,91 +298,6 @@ fn fingerprint(listing: &Listing, reading: &Reading) -> String {
         hash.update(format!("\n{} {}\n", file.bytes, file.changed));
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Documents, long ones in several, of whole blocks each.
-fn stretches(documents: &[Document], config: &TextDataConfig) -> Vec<Document> {
-    let long = STRETCH * (config.block as u64 - 1);
-    let mut stretches = Vec::with_capacity(documents.len());
-    for &Document { start, len, key } in documents {
-        // The lone `</s>` after a document belongs to a stream alone.
-        let len = if config.packing == Packing::Stream { len } else { len - 1 };
-        let count = len.div_ceil(long).max(1);
-        for i in 0..count {
-            stretches.push(Document {
-                start: start + i * long,
-                len: (len - i * long).min(long),
-                key: if i == 0 { key } else { seed_for(key, Purpose::Split, &[i]) },
-            });
-        }
-    }
-    stretches
-}
-
-impl Blocks {
-    fn new(stretches: &[Document], corpus: &Corpus, config: &TextDataConfig) -> Result<Self> {
-        let room = config.block as u64 - 1;
-        let mut blocks = Vec::new();
-        match config.packing {
-            Packing::Stream => {
-                let mut total = 0;
-                let mut place = |d: &Document| {
-                    total += d.len;
-                    (total - d.len, d.start, d.len)
-                };
-                let stretches = stretches.iter().map(&mut place).collect();
-                return Ok(Self::Stream { stretches, total });
-            }
-            Packing::Document => {
-                for &Document { start, len, .. } in stretches {
-                    let block = |at: u64| (start + at, (len - at).min(room) as u32);
-                    blocks.extend((0..len).step_by(room as usize).map(block));
-                }
-            }
-            Packing::Lines => {
-                let end = corpus.tokenizer.special().end;
-                for &Document { start, len, .. } in stretches {
-                    let ids = corpus.cache.read(start, len as usize)?;
-                    let (mut from, mut to) = (0, 0);
-                    for line in ids.split_inclusive(|&id| id == end) {
-                        if to - from + line.len() as u64 > room && to > from {
-                            blocks.push((start + from, (to - from) as u32));
-                            from = to;
-                        }
-                        to += line.len() as u64;
-                        while to - from > room {
-                            blocks.push((start + from, room as u32));
-                            from += room;
-                        }
-                    }
-                    if to > from {
-                        blocks.push((start + from, (to - from) as u32));
-                    }
-                }
-            }
-        }
-        Ok(Self::Single(blocks))
-    }
-
-    /// Where in the cache the tokens of a block are, `room` tokens at most.
-    fn places(&self, index: usize, room: u64) -> Vec<(u64, usize)> {
-        let (stretches, total) = match self {
-            Self::Single(blocks) => return vec![(blocks[index].0, blocks[index].1 as usize)],
-            Self::Stream { stretches, total } => (stretches, *total),
-        };
-        let (mut at, end) = (index as u64 * room, total.min((index as u64 + 1) * room));
-        let mut places = Vec::new();
-        let first = stretches.partition_point(|&(place, _, _)| place <= at) - 1;
-        for &(place, start, len) in &stretches[first..] {
-            if at >= end {
-                break;
-            }
-            let take = end.min(place + len) - at;
-            places.push((start + (at - place), take as usize));
-            at += take;
-        }
-        places
-    }
 }
 
 impl Dataset for TextDataset {

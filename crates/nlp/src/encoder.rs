@@ -6,7 +6,7 @@ use data2vec_core::{Batch, Encoder, EncoderConfig, Error, Result};
 use ndarray::{Array2, Axis, concatenate, s};
 use tch::{Device, Kind, Tensor};
 
-use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer};
+use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer, tokenizer::FINGERPRINT_FILE};
 
 /// An exported text encoder with its tokenizer, ready for inference.
 #[derive(Debug)]
@@ -21,10 +21,21 @@ impl TextEncoder {
     /// Reads the folder that pretraining exported: the encoder, and the tokenizer beside it.
     ///
     /// # Errors
-    /// If a file is missing or broken, holds another kind of encoder, or the two do not fit.
+    /// If a file is missing or broken, holds another kind of encoder, the two do not fit, or the
+    /// tokenizer is not the one that was exported with it.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
-        Self::with_tokenizer(dir, Tokenizer::load(dir)?, device)
+        let tokenizer = Tokenizer::load(dir)?;
+        // Encoders from elsewhere come without one.
+        let fingerprint = std::fs::read_to_string(dir.join(FINGERPRINT_FILE));
+        if fingerprint.is_ok_and(|trained_with| trained_with.trim() != tokenizer.fingerprint()) {
+            let reason = format!(
+                "its tokenizer is another one than it was trained with; restore that, or remove \
+                 {FINGERPRINT_FILE} to use this one all the same"
+            );
+            return Err(Error::file(dir, reason));
+        }
+        Self::with_tokenizer(dir, tokenizer, device)
     }
 
     /// The same with a tokenizer from elsewhere.

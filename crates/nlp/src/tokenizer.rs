@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use data2vec_core::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -14,17 +14,19 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, TokenizerImpl};
 
-use crate::TokenEncoderConfig;
+use crate::{
+    TokenEncoderConfig,
+    dictionary::dictionary_ids,
+    pieces::{PIECE, TRAINING_PIECE, pieces},
+};
 
 /// File name of a saved tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Special tokens that come before all others, in the order of their ids in fairseq's dictionaries.
 const FIRST: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
-/// Text is encoded in pieces of about so many bytes: runs of white space that are much longer than
-/// this exhaust the regular expression's memory, and what follows them would be lost.
-const PIECE: usize = 1 << 16;
-
+/// Beside an exported encoder: the fingerprint of the tokenizer that it was trained with.
+pub(crate) const FINGERPRINT_FILE: &str = "tokenizer.sha256";
 type Bpe = TokenizerImpl<
     BPE,
     NormalizerWrapper,
@@ -119,8 +121,12 @@ impl Tokenizer {
         }
         let model = BPE::from_file(&v, &m).build();
         let model = model.map_err(|e| Error::file(vocabulary, e.to_string()))?;
-        let inner: tokenizers::Tokenizer = byte_level(model).into();
+        let inner = quiet(byte_level(model).into());
+        check_letters(&inner).map_err(|reason| Error::file(vocabulary, reason))?;
         let size = inner.get_vocab_size(false);
+        if inner.get_vocab(false).into_values().any(|id| id as usize >= size) {
+            return Err(Error::file(vocabulary, format!("its ids are not 0 to {}", size - 1)));
+        }
         let (lines, dictionary_bytes) = match dictionary {
             None => ((0..size).map(|id| Some(id as u32)).collect(), Vec::new()),
             Some(path) => {
@@ -138,7 +144,7 @@ impl Tokenizer {
         let mask = first + lines.len() as i64;
         let to_theirs = (first..).zip(lines).filter_map(|(ours, id)| Some((ours, id?))).collect();
         Ok(Self {
-            inner: quiet(inner),
+            inner,
             to_ours: Some(to_ours),
             to_theirs,
             special: SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask },
@@ -162,10 +168,12 @@ impl Tokenizer {
         };
         let (begin, pad, end, mask) = (id(FIRST[0])?, id(FIRST[1])?, id(FIRST[2])?, id(MASK)?);
         let unknown = id(FIRST[3]).unwrap_or(end); // never needed: every byte has a token
+        let inner = quiet(inner);
+        check_letters(&inner)?;
         let highest = inner.get_vocab(true).into_values().max().map_or(0, i64::from);
         Ok(Self {
             special: SpecialIds { begin, pad, end, unknown, mask },
-            inner: quiet(inner),
+            inner,
             to_ours: None,
             to_theirs: HashMap::new(),
             vocabulary: highest + 1,
@@ -199,7 +207,10 @@ impl Tokenizer {
             .build();
         let mut bpe = byte_level(BPE::default());
         let failed = |e: tokenizers::Error| Error::Input(format!("tokenizer: {e}"));
-        bpe.train(&mut trainer, texts).map_err(failed)?;
+        let pieces = |text: S| -> Vec<String> {
+            pieces(text.as_ref(), TRAINING_PIECE).map(str::to_owned).collect()
+        };
+        bpe.train(&mut trainer, texts.flat_map(pieces)).map_err(failed)?;
         bpe.add_special_tokens(&[special(&MASK)]);
         let inner: tokenizers::Tokenizer = bpe.into();
         let json = inner.to_string(true).map_err(failed)?;
@@ -226,6 +237,19 @@ impl Tokenizer {
         self.files.iter().try_for_each(|(name, bytes)| write(&dir.join(name), bytes))
     }
 
+    /// Writes it to the folder of an exported encoder, with its fingerprint: another one in its place
+    /// is then noticed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written, and as [`load`](Self::load).
+    pub fn save_with_encoder(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        self.save(dir)?;
+        // Of the files as they are there: they may say the same in other words.
+        let written = Self::load(dir)?;
+        write(&dir.join(FINGERPRINT_FILE), written.fingerprint.as_bytes())
+    }
+
     /// Writes it to one file.
     ///
     /// # Errors
@@ -247,7 +271,7 @@ impl Tokenizer {
     /// [`Error::Input`] if the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = Vec::with_capacity(text.len() / 4);
-        for piece in pieces(text) {
+        for piece in pieces(text, PIECE) {
             let encoding = self.inner.encode_fast(piece, false);
             let encoding = encoding.map_err(|e| Error::Input(format!("tokenizer: {e}")))?;
             ids.extend(encoding.get_ids().iter().map(|&id| match &self.to_ours {
@@ -321,60 +345,18 @@ fn quiet(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
     inner
 }
 
-/// fairseq's `dict.txt`: `ID COUNT` on each line, of GPT-2's ids or of words that stand for none.
-fn dictionary_ids(path: &Path, bytes: &[u8], size: usize) -> Result<Vec<Option<u32>>> {
-    let text = String::from_utf8_lossy(bytes);
-    let mut ids = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let Some((token, count)) = line.trim_end().rsplit_once(' ') else {
-            let reason = format!("line {number}: must be `ID COUNT`, not {line:?}");
-            return Err(Error::file(path, reason));
-        };
-        if count.parse::<u64>().is_err() {
-            return Err(Error::file(path, format!("line {number}: {count:?} is not a count")));
+/// Whether letters have tokens: where they have not, text would vanish without a word.
+fn check_letters(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
+    let lost = |letter: &char| {
+        let encoding = inner.encode_fast(letter.to_string(), false);
+        encoding.map_or(true, |encoding| encoding.is_empty())
+    };
+    match ('!'..='~').chain(['é', '中', '🙂']).find(lost) {
+        Some(letter) => {
+            Err(format!("its vocabulary has no token for {letter:?}, nor for its bytes"))
         }
-        match token.parse::<u32>() {
-            Ok(id) if (id as usize) < size => ids.push(Some(id)),
-            Ok(id) => {
-                let reason = format!("line {number}: {id} is outside a vocabulary of {size}");
-                return Err(Error::file(path, reason));
-            }
-            Err(_) => ids.push(None),
-        }
+        None => Ok(()),
     }
-    Ok(ids)
-}
-
-/// A text in pieces of about [`PIECE`] bytes, cut before a single space between words where there is
-/// one: there GPT-2's splitting begins a new word whatever came before.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let (piece, left) = rest.split_at(cut(rest));
-        rest = left;
-        Some(piece)
-    })
-}
-
-/// Where to cut `text`: at most 16 pieces' length from its beginning.
-pub(crate) fn cut(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let last = (16 * PIECE).min(bytes.len().saturating_sub(1));
-    let visible = |at: usize| !bytes[at].is_ascii_whitespace() && bytes[at].is_ascii();
-    let word = |at: &usize| visible(at - 1) && bytes[*at] == b' ' && visible(at + 1);
-    if bytes.len() <= PIECE {
-        return bytes.len();
-    }
-    (PIECE..last).find(word).unwrap_or_else(|| {
-        let mut at = (16 * PIECE).min(bytes.len());
-        while !text.is_char_boundary(at) {
-            at -= 1;
-        }
-        at
-    })
 }
 
 /// Whole or not at all.
@@ -396,14 +378,4 @@ fn fingerprint(parts: &[&[u8]]) -> String {
         hash.update(part);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Where a recipe's tokenizer comes from.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenizerSource {
-    /// A file or folder, as [`Tokenizer::load`] reads it.
-    File(PathBuf),
-    /// So many entries, trained on the corpus itself.
-    Train(usize),
 }

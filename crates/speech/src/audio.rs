@@ -299,15 +299,15 @@ fn check_duration(frames: u64, rate: u32, path: &Path) -> Result<()> {
 }
 
 fn open(path: &Path) -> Result<Box<dyn MediaSource>> {
-    let file = File::open(path).map_err(|source| Error::io(path, source))?;
-    let meta = file.metadata().map_err(|source| Error::io(path, source))?;
+    // Asked before it is opened: a pipe that nobody writes to would be waited for.
+    let meta = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if !meta.is_file() {
         return Err(Error::file(path, "is not a file"));
     }
     if meta.len() == 0 {
         return Err(Error::file(path, "is empty (0 bytes)"));
     }
-    Ok(Box::new(file))
+    Ok(Box::new(File::open(path).map_err(|source| Error::io(path, source))?))
 }
 
 /// A reader of known length, as decoders want it.

@@ -11,6 +11,8 @@ use crate::pixels::Pixels;
 
 /// Most bytes that a file may hold: its header can claim any number.
 const MAX_BYTES: u64 = 1 << 36;
+/// Pictures shrink to a third or a tenth; what grows more than this is made to fill memories.
+const LARGEST_RATIO: u64 = 200;
 
 /// Grey images of one size, and their labels if those are there.
 #[derive(Debug)]
@@ -108,12 +110,14 @@ fn read(path: &Path, dimensions: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         _ => Error::io(path, e),
     };
     let mut file = BufReader::new(File::open(path).map_err(io)?);
+    let stored = file.get_ref().metadata().map_err(io)?.len();
     let mut magic = [0; 2];
     file.read_exact(&mut magic).map_err(io)?;
     file.rewind().map_err(io)?;
-    let mut reader: Box<dyn Read> = match magic {
-        [0x1f, 0x8b] => Box::new(MultiGzDecoder::new(file)),
-        _ => Box::new(file),
+    let gzipped = magic == [0x1f, 0x8b];
+    let mut reader: Box<dyn Read> = match gzipped {
+        true => Box::new(MultiGzDecoder::new(file)),
+        false => Box::new(file),
     };
 
     let mut head = [0; 4];
@@ -137,6 +141,10 @@ fn read(path: &Path, dimensions: usize) -> Result<(Vec<usize>, Vec<u8>)> {
         Some(total) if total <= MAX_BYTES => total,
         _ => return Err(Error::file(path, format!("claims an impossible size, {size:?}"))),
     };
+    if gzipped && total > stored.saturating_mul(LARGEST_RATIO).max(1 << 24) {
+        let reason = format!("claims {size:?}, more than {LARGEST_RATIO} times the file's size");
+        return Err(Error::file(path, reason));
+    }
     let mut values = Vec::new();
     // One byte more tells a file that is too long, without reading all that it unpacks to.
     reader.take(total + 1).read_to_end(&mut values).map_err(io)?;

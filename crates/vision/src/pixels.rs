@@ -1,11 +1,14 @@
 //! Pixels of an image, from a file of any common format.
 
 use std::any::Any;
+use std::fs::{self, File};
+use std::io::{BufReader, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use data2vec_core::{Error, Result};
-use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
+use image::error::UnsupportedErrorKind;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
 /// Names that image files end in.
 pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
@@ -49,8 +52,14 @@ impl Pixels {
     /// more than [`MAX_PIXELS`].
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if path.metadata().map_err(|e| Error::io(path, e))?.is_dir() {
-            return Err(Error::file(path, "is a folder, not an image"));
+        // Asked before it is opened: a pipe that nobody writes to would be waited for.
+        let meta = path.metadata().map_err(|e| Error::io(path, e))?;
+        if !meta.is_file() {
+            let what = if meta.is_dir() { "a folder" } else { "no file" };
+            return Err(Error::file(path, format!("is {what}, not an image")));
+        }
+        if meta.len() == 0 {
+            return Err(Error::file(path, "is empty (0 bytes)"));
         }
         // Decoders work on bytes from anywhere; should one panic on them, that is the file's error.
         catch_unwind(AssertUnwindSafe(|| decode(path))).unwrap_or_else(|panic| {
@@ -105,18 +114,29 @@ pub(crate) fn luma(rgb: &[u8]) -> u8 {
 
 fn decode(path: &Path) -> Result<Pixels> {
     let broken = |error: ImageError| match error {
-        ImageError::IoError(source) if source.kind() != std::io::ErrorKind::UnexpectedEof => {
+        ImageError::IoError(source) if source.kind() != ErrorKind::UnexpectedEof => {
             Error::io(path, source)
         }
-        ImageError::Unsupported(_) => {
+        ImageError::Unsupported(e) if matches!(e.kind(), UnsupportedErrorKind::Format(_)) => {
             let known = "JPEG, PNG, WebP, GIF, BMP, TIFF";
             Error::file(path, format!("is no image of a known kind ({known})"))
         }
+        ImageError::Unsupported(error) => {
+            let reason = first_line(&error.to_string()).to_owned();
+            Error::file(path, format!("{reason}; convert it to 8 bits, grey or RGB"))
+        }
+        ImageError::Limits(_) => {
+            Error::file(path, format!("takes more than {MAX_ALLOC} bytes to decode"))
+        }
         error => Error::file(path, format!("broken image: {}", first_line(&error.to_string()))),
     };
-    let mut reader = ImageReader::open(path)
-        .and_then(ImageReader::with_guessed_format)
-        .map_err(|e| Error::io(path, e))?;
+    let io = |e| Error::io(path, e);
+    let file = BufReader::new(File::open(path).map_err(io)?);
+    let mut reader = ImageReader::new(file).with_guessed_format().map_err(io)?;
+    // The decoder would fill up with grey what is missing.
+    if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&fs::read(path).map_err(io)?) {
+        return Err(Error::file(path, "broken image: a JPEG that is cut off before its end"));
+    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOC);
     reader.limits(limits);
@@ -134,6 +154,26 @@ fn decode(path: &Path) -> Result<Pixels> {
         image => (3, image.into_rgb8().into_raw()),
     };
     Pixels::new(width as usize, height as usize, channels, values)
+}
+
+/// Whether the end marker is there. It is looked for marker by marker: what stands in a header, such
+/// as a small picture of the picture, has ends of its own.
+fn is_whole_jpeg(bytes: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
+        at += match (mark, kind) {
+            (0xff, 0xd9) => return true,
+            // No data follow: a zero that belongs to the pixels, restarts, the start; filling.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => 2,
+            (0xff, 0xff) => 1,
+            (0xff, _) => match bytes.get(at + 2..at + 4) {
+                Some(&[high, low]) => 2 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+            _ => 1,
+        };
+    }
+    false
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {

@@ -124,11 +124,13 @@ fn unusable_files_are_named_with_the_reason() {
     };
     let png = fs::read(fixture("source.png")).unwrap();
     let jpeg = fs::read(fixture("rgb.jpg")).unwrap();
-    refused(&write("empty.png", b""), "broken image");
-    refused(&write("text.png", b"this is not an image at all"), "broken image");
+    refused(&write("empty.png", b""), "is empty (0 bytes)");
+    refused(&write("text.png", b"this is not an image at all"), "no image of a known kind");
     refused(&write("text.xyz", b"this is not an image at all"), "no image of a known kind");
     refused(&write("cut.png", &png[..png.len() / 2]), "broken image");
     refused(&write("cut.jpg", &jpeg[..40]), "broken image");
+    // All pixels' data but the last are there.
+    refused(&write("end.jpg", &jpeg[..jpeg.len() - 2]), "cut off before its end");
     refused(dir.path(), "is a folder");
     let gone = dir.path().join("gone.png");
     assert!(matches!(Pixels::read(gone), Err(Error::Io { .. })));

@@ -39,6 +39,55 @@ pub const TINY: [&str; 20] = [
     "schedule.warmup_steps=2",
 ];
 
+/// The same for `recipes/vision-tiny.toml`.
+pub const TINY_VISION: [&str; 21] = [
+    "features.image_size=[8,8]",
+    "features.channels=3",
+    "features.mean=[0.5,0.5,0.5]",
+    "features.std=[0.2,0.2,0.2]",
+    "transformer.dim=16",
+    "transformer.depth=1",
+    "transformer.heads=2",
+    "target.top_k=1",
+    "decoder.dim=16",
+    "decoder.groups=4",
+    "decoder.layers=1",
+    "model.copies=2",
+    "mask.length=1",
+    "train.batch=8",
+    "train.steps=12",
+    "train.held_out=0.2",
+    "train.eval_batches=1",
+    "train.eval_every=6",
+    "train.log_every=2",
+    "train.save_every=4",
+    "schedule.warmup_steps=2",
+];
+
+/// The same for `recipes/nlp-tiny.toml`.
+pub const TINY_TEXT: [&str; 20] = [
+    "data.tokenizer={train=300}",
+    "data.block=32",
+    "features.vocabulary=300",
+    "features.mask=299",
+    "features.max_tokens=32",
+    "transformer.dim=16",
+    "transformer.depth=1",
+    "transformer.heads=2",
+    "target.top_k=1",
+    "decoder.dim=16",
+    "decoder.layers=1",
+    "model.copies=2",
+    "train.batch=128",
+    "train.steps=12",
+    "train.held_out=0.2",
+    "train.eval_batches=1",
+    "train.eval_every=6",
+    "train.log_every=2",
+    "train.save_every=4",
+    "schedule.warmup_steps=2",
+];
+
 /// A folder that is gone with the test.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -98,17 +147,79 @@ pub fn program(args: &[&str]) -> Command {
 }
 
 pub fn recipe() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes/speech-tiny.toml")
+    repository().join("recipes/speech-tiny.toml")
+}
+
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 /// `pretrain` of the tiny model on the CPU, with more overrides.
 pub fn pretrain(data: &Path, out: &Path, overrides: &[&str]) -> Command {
+    pretrain_by("speech-tiny", &TINY, data, out, overrides)
+}
+
+/// The same on images.
+pub fn pretrain_images(data: &Path, out: &Path, overrides: &[&str]) -> Command {
+    pretrain_by("vision-tiny", &TINY_VISION, data, out, overrides)
+}
+
+/// The same on texts.
+pub fn pretrain_texts(data: &Path, out: &Path, overrides: &[&str]) -> Command {
+    pretrain_by("nlp-tiny", &TINY_TEXT, data, out, overrides)
+}
+
+fn pretrain_by(
+    recipe: &str,
+    tiny: &[&str],
+    data: &Path,
+    out: &Path,
+    overrides: &[&str],
+) -> Command {
     let mut command = program(&["pretrain"]);
-    command.arg(recipe()).arg("--data").arg(data).arg("--out").arg(out).args(["--device", "cpu"]);
-    for set in TINY.iter().chain(overrides) {
+    command.arg(repository().join(format!("recipes/{recipe}.toml")));
+    command.arg("--data").arg(data).arg("--out").arg(out).args(["--device", "cpu"]);
+    for set in tiny.iter().chain(overrides) {
         command.args(["--set", set]);
     }
     command
+}
+
+/// `extract` of files, on the CPU.
+pub fn extract(encoder: &Path, files: &[&Path], out: &Path) -> Command {
+    let mut command = program(&["extract", "--device", "cpu", "--encoder"]);
+    command.arg(encoder).args(files).arg("--out").arg(out);
+    command
+}
+
+/// An image of the vision crate's tests.
+pub fn image(name: &str) -> PathBuf {
+    repository().join("crates/vision/tests/fixtures").join(name)
+}
+
+/// A folder `texts` in `dir` with 12 files of 20 lines each.
+pub fn texts(dir: &Path) -> PathBuf {
+    let data = dir.join("texts");
+    fs::create_dir_all(&data).unwrap();
+    let words = ["the", "people", "of", "a", "state", "union", "and", "peace", "law"];
+    let mut rng = StdRng::seed_from_u64(3);
+    for i in 0..12 {
+        let line = |_| {
+            let words: Vec<String> = (0..12)
+                .map(|_| format!("{}{}", words[rng.random_range(0..9)], rng.random_range(0..999)))
+                .collect();
+            words.join(" ") + "\n"
+        };
+        fs::write(data.join(format!("{i:02}.txt")), (0..20).map(line).collect::<String>()).unwrap();
+    }
+    data
+}
+
+/// A gzip file of `bytes`.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut out, bytes).unwrap();
+    out.finish().unwrap()
 }
 
 /// Runs to the end; fails where that takes more than a minute.
