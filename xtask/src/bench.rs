@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: how long steps and forward passes take, alone or in turn with PyTorch's.
 
+mod data;
 mod machine;
 mod process;
 mod table;
@@ -21,7 +22,8 @@ use crate::{libtorch, python, repo, train};
 const WARM_UP: usize = 2;
 
 /// What the peer needs besides PyTorch of our LibTorch's version.
-const PACKAGES: [&str; 2] = ["transformers==5.23.0", "numpy"];
+const PACKAGES: [&str; 5] =
+    ["torchvision==0.26.0", "transformers==5.23.0", "numpy", "soundfile", "pillow"];
 
 /// What the user typed.
 #[derive(Clone, Debug, Args)]
@@ -46,7 +48,7 @@ pub struct Bench {
     /// How often each is timed, after two that are not
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
-    /// Threads of each program [default: one for each core]
+    /// Threads of each program [default: one for each core; of `data`: 1]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// Sequences or images in a batch [default: 2 of speech, 8 images, 8 or (2.0) 1 of text]
@@ -84,6 +86,8 @@ pub enum What {
     Infer,
     /// Steps, in turn with the same in plain PyTorch
     Peer,
+    /// Reading, decoding and augmenting files, in turn with the same in Python
+    Data,
 }
 
 /// Of matrix products and convolutions.
@@ -157,6 +161,9 @@ impl Bench {
     /// Of the file of results.
     fn name(&self) -> String {
         let device = self.device.split(':').next().unwrap_or_default();
+        if self.what == What::Data {
+            return "data".to_owned();
+        }
         let mut parts = vec![if self.infers() { "infer" } else { "step" }];
         if self.what == What::Peer {
             parts.insert(0, "peer");
@@ -205,20 +212,34 @@ pub fn run(root: &Path, bench: &Bench) -> Result<()> {
         None => std::thread::available_parallelism().context("how many cores are there?")?.get(),
     };
     let ours = our_command(root, bench)?;
-    let python = match (&bench.python, peer) {
+    let python = match (&bench.python, peer || bench.what == What::Data) {
         (Some(python), _) => python.clone(),
         (None, true) => venv(root)?,
         (None, false) => PathBuf::new(),
     };
     let name = bench.name();
     let file = root.join("target/bench").join(format!("{name}.json"));
+    if bench.what == What::Data {
+        let workers = bench.threads.unwrap_or(1);
+        let results = data::measure(root, &ours, &python, workers, bench.repeat)?;
+        let all = json!({
+            "name": name,
+            "date": machine::today(),
+            "cpu": machine::cpu(),
+            "results": results,
+        });
+        write(&file, &serde_json::to_string_pretty(&all)?)?;
+        out!("{}", data::table(&results));
+        out!("{}; all figures: {}", machine::cpu(), repo::shown(&file).display());
+        return Ok(());
+    }
     let mut results = Vec::new();
     for (path, recipe) in recipes {
         let mut shape = Shape::usual(&recipe);
         shape.batch = bench.batch.unwrap_or(shape.batch);
         shape.size = bench.size.unwrap_or(shape.size);
         let arguments = bench.arguments(&path, shape, threads);
-        let mut sides = vec![Side::start("data2vec", ours()?.args(&arguments))?];
+        let mut sides = vec![Side::start("data2vec", ours().args(&arguments))?];
         if peer {
             let mut command = peer_command(root, bench, &python);
             sides.push(Side::start("the peer", command.args(&arguments))?);
@@ -265,7 +286,7 @@ fn read(root: &Path, name: &str) -> Result<(PathBuf, Recipe)> {
 }
 
 /// What makes the command of our side, which is built if need be.
-fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Result<Command>> {
+fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Command> {
     let (program, libtorch) = match &bench.program {
         Some(program) => (program.clone(), None),
         None => {
@@ -283,7 +304,7 @@ fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Result<Command
             repo::with_libtorch(&mut command, libtorch);
         }
         command.arg("bench");
-        Ok(command)
+        command
     })
 }
 
@@ -298,7 +319,6 @@ fn peer_command(root: &Path, bench: &Bench, python: &Path) -> Command {
             .env("MALLOC_TOP_PAD_", (64 << 20).to_string());
     }
     if bench.compile {
-        // Goes before what both take: `step` and `infer` are no subcommands there.
         command.arg("--compile");
     }
     command

@@ -59,4 +59,5 @@ fn files_of_results_are_told_apart() {
     assert_eq!(parse("").name(), "step-f32-cpu");
     assert_eq!(parse("infer --device cuda:1").name(), "infer-f32-cuda");
     assert_eq!(parse("peer --compile --precision bf16").name(), "peer-step-compiled-bf16-cpu");
+    assert_eq!(parse("data").name(), "data");
 }

@@ -121,7 +121,7 @@ pub fn table(figures: &[Figures]) -> String {
 }
 
 /// The first column to the left, the others to the right.
-fn aligned(rows: &[Vec<String>]) -> String {
+pub fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
@@ -150,16 +150,18 @@ pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 /// `None` if one is missing.
-fn geometric_mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+pub fn geometric_mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let logs: Vec<f64> = values.map(|value| value.map(f64::ln)).collect::<Option<_>>()?;
     Some((logs.iter().sum::<f64>() / logs.len() as f64).exp())
 }
 
-fn shown(value: Option<f64>, digits: usize) -> String {
+/// With so many digits, or a dash.
+pub fn shown(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
 }
 
-fn times(value: Option<f64>) -> String {
+/// A ratio.
+pub fn times(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}×"))
 }
 
