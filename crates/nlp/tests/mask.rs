@@ -126,6 +126,41 @@ proptest! {
     }
 }
 
+/// Whatever else is in the batch, and however long its padding is.
+#[test]
+fn a_row_in_a_padded_batch_is_drawn_as_alone() {
+    for config in [spans(0.35, 4), tokens(0.48), bert()] {
+        for len in [200_usize, 37] {
+            let alone = draw(&config, &vec![len as i64; ROWS], len as i64, 5);
+            let lengths: Vec<i64> = (0..2 * ROWS).map(|row| [512, len as i64][row % 2]).collect();
+            let mixed = draw(&config, &lengths, 520, 6);
+            let rows = |mask: &Mask, first: usize, step: usize| -> Vec<Vec<bool>> {
+                let hidden = mask.hidden();
+                let rows = hidden.rows().into_iter().skip(first).step_by(step);
+                rows.map(|row| row.iter().take(len).copied().collect()).collect()
+            };
+            let (alone, mixed) = (rows(&alone, 0, 1), rows(&mixed, 1, 2));
+            assert_eq!((alone.len(), mixed.len()), (ROWS, ROWS));
+            let same = |what: &str, number: &dyn Fn(&[bool]) -> usize| {
+                let moments = |rows: &[Vec<bool>]| {
+                    let all: Vec<f64> = rows.iter().map(|row| number(row) as f64).collect();
+                    let mean = all.iter().sum::<f64>() / all.len() as f64;
+                    let var = all.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+                    (mean, var / all.len() as f64)
+                };
+                let ((a, var), (b, _)) = (moments(&alone), moments(&mixed));
+                let tolerance = SIGMA * (2.0 * var / ROWS as f64).sqrt() + 1e-9;
+                assert!((a - b).abs() <= tolerance, "{config:?}, {len}: {what} {a} and {b}");
+            };
+            same("count", &|row| row.iter().filter(|&&hidden| hidden).count());
+            same("runs", &|row| runs(row).len());
+            for at in [0, 1, 3, len / 2, len - 3, len - 1] {
+                same("rate", &|row| usize::from(row[at]));
+            }
+        }
+    }
+}
+
 #[test]
 fn counts_of_the_released_recipes() {
     assert_eq!(draw(&tokens(0.48), &[512], 512, 1).num_hidden(), 246);

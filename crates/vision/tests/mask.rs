@@ -112,18 +112,20 @@ fn inverse_blocks_as_fairseq_draws_them() {
 
 #[test]
 fn blocks_as_beit_draws_them() {
-    let theirs = &golden()["blocks"];
-    let masks = draw(&VisionMaskConfig::Blocks(beit()), 14, DRAWS);
-    let counts: Vec<usize> =
-        masks.iter().map(|mask| mask.iter().filter(|&&hidden| hidden).count()).collect();
-    assert!(counts.iter().all(|&count| count <= 120));
-    same_mean("count", &counts, &theirs["count"]);
-    same_mean("runs", &masks.iter().map(runs).collect::<Vec<_>>(), &theirs["runs"]);
-    same_rates(&masks, true, &theirs["hidden_rate"], 600.0);
-    let full = counts.iter().filter(|&&count| count == 120).count() as f64 / DRAWS as f64;
-    let rate = theirs["count_hist"]["120"].as_f64().unwrap() / 600.0;
-    let error = (rate * (1.0 - rate) * (1.0 / DRAWS as f64 + 1.0 / 600.0)).sqrt();
-    assert!((full - rate).abs() < SIGMA * error, "{full} reach 120, theirs {rate}");
+    for (name, patches) in [("blocks", 120), ("blocks_75", 75)] {
+        let theirs = &golden()[name];
+        let masks = draw(&VisionMaskConfig::Blocks(BlockMask { patches, ..beit() }), 14, DRAWS);
+        let counts: Vec<usize> =
+            masks.iter().map(|mask| mask.iter().filter(|&&hidden| hidden).count()).collect();
+        assert!(counts.iter().all(|&count| count <= patches));
+        same_mean(name, &counts, &theirs["count"]);
+        same_mean(name, &masks.iter().map(runs).collect::<Vec<_>>(), &theirs["runs"]);
+        same_rates(&masks, true, &theirs["hidden_rate"], 600.0);
+        let full = counts.iter().filter(|&&count| count == patches).count() as f64 / DRAWS as f64;
+        let rate = theirs["count_hist"][patches.to_string()].as_f64().unwrap() / 600.0;
+        let error = (rate * (1.0 - rate) * (1.0 / DRAWS as f64 + 1.0 / 600.0)).sqrt();
+        assert!((full - rate).abs() < SIGMA * error, "{full} reach {patches}, theirs {rate}");
+    }
 }
 
 #[test]
