@@ -5,7 +5,6 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 use std::sync::OnceLock;
 
 use ndarray::{Array2, Array3};
