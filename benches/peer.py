@@ -22,12 +22,17 @@ from peer_parts import hidden_tokens, regression, target
 
 def main():
     args = arguments()
-    recipe = read_recipe(args.recipe, args.set)
+    try:
+        recipe = read_recipe(args.recipe, args.set)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SystemExit(f"error: no recipe in {args.recipe}: {error}") from None
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(recipe["seed"])
     random.seed(recipe["seed"])
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"error: --device {args.device}: this PyTorch finds no GPU")
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     model, versions = build(recipe)
     model.to(device)
