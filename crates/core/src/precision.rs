@@ -22,7 +22,7 @@ impl Precision {
     /// Runs `body` with products and convolutions on `device` in this precision.
     ///
     /// # Errors
-    /// [`Error::Torch`] if the device cannot.
+    /// [`Error::Torch`](crate::Error::Torch) if the device cannot.
     pub fn run<T>(self, device: Device, body: impl FnOnce() -> T) -> Result<T> {
         match self {
             Self::F32 => Ok(body()),

@@ -73,7 +73,7 @@ pub fn dropout(x: &Tensor, p: f64) -> Result<Tensor, TchError> {
     if p == 0.0 {
         return Ok(x.shallow_clone());
     }
-    // SAFETY: live tensors; so in all functions below.
+    // SAFETY: live tensors.
     returned(|out, error| unsafe { d2v_dropout(raw(x), p, out, error) })
 }
 
@@ -83,6 +83,7 @@ pub fn dropout(x: &Tensor, p: f64) -> Result<Tensor, TchError> {
 /// As [`dropout`], or if the shapes do not fit.
 pub fn residual_dropout(residual: &Tensor, x: &Tensor, p: f64) -> Result<Tensor, TchError> {
     probability(p)?;
+    // SAFETY: live tensors.
     returned(|out, error| unsafe { d2v_residual_dropout(raw(residual), raw(x), p, out, error) })
 }
 
@@ -96,6 +97,7 @@ pub fn noise(size: &[i64], std: f64, device: Device) -> Result<Tensor, TchError>
         Device::Cuda(n) => (1, n as c_int),
         other => return Err(TchError::Torch(format!("no noise on {other:?}"))),
     };
+    // SAFETY: `size` outlives the call; `out` is a live tensor.
     returned(|out, error| unsafe {
         d2v_noise(size.as_ptr(), size.len(), kind, index, std, out, error)
     })
@@ -121,6 +123,7 @@ pub fn attention(
         return Err(TchError::Shape(format!("{heads} heads")));
     }
     let bias = bias.map_or(std::ptr::null_mut(), raw);
+    // SAFETY: live tensors, and a pointer that is null or to one.
     returned(|out, error| unsafe { d2v_attention(raw(qkv), bias, heads, p, out, error) })
 }
 
@@ -129,6 +132,7 @@ pub fn attention(
 /// # Errors
 /// If the shapes do not fit.
 pub fn gelu_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, TchError> {
+    // SAFETY: live tensors.
     returned(|out, error| unsafe { d2v_gelu_linear(raw(x), raw(weight), raw(bias), out, error) })
 }
 
@@ -138,6 +142,7 @@ pub fn gelu_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor,
 /// # Errors
 /// If the shapes do not fit, or `x` is shorter than the kernel.
 pub fn window_linear(x: &Tensor, weight: &Tensor, stride: i64) -> Result<Tensor, TchError> {
+    // SAFETY: live tensors.
     returned(|out, error| unsafe { d2v_window_linear(raw(x), raw(weight), stride, out, error) })
 }
 
