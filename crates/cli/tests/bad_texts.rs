@@ -229,3 +229,15 @@ fn tokenizers_that_do_not_fit() {
     let words = ["encoder: holds neither tokenizer.json"];
     fail(&mut extract(&copy, &[&text], &dir.join("none.npy")), &words);
 }
+
+#[test]
+fn a_pipe_for_data_and_a_tokenizer_beyond_memory_are_refused() {
+    let dir = folder();
+    let data = texts(dir.path());
+    let pipe = dir.path().join("pipe.txt");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let run = dir.path().join("run");
+    fail(&mut pretrain_texts(&pipe, &run, &[]), &["pipe.txt", "neither a folder nor a file"]);
+    let sets = ["data.tokenizer={train=99999999999}"];
+    fail(&mut pretrain_texts(&data, &run, &sets), &["99999999999 entries are too many"]);
+}

@@ -86,7 +86,8 @@ impl Listing {
         if meta.is_dir() {
             return Self::walk(path);
         }
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let (Some(folder), Some(name), true) = (path.parent(), path.file_name(), meta.is_file())
+        else {
             return Err(Error::file(path, "is neither a folder nor a file"));
         };
         let files = vec![listed(name.into(), &meta)];

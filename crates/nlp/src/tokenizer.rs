@@ -25,6 +25,9 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Special tokens that come before all others, in the order of their ids in fairseq's dictionaries.
 const FIRST: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
+/// Entries that a tokenizer may be trained to: four times the largest in use, and little memory.
+const MOST_ENTRIES: usize = 1 << 20;
+
 /// Beside an exported encoder: the fingerprint of the tokenizer that it was trained with.
 pub(crate) const FINGERPRINT_FILE: &str = "tokenizer.sha256";
 type Bpe = TokenizerImpl<
@@ -195,6 +198,11 @@ impl Tokenizer {
         if vocabulary < least {
             return Err(Error::Input(format!(
                 "{vocabulary} entries are too few, {least} at least"
+            )));
+        }
+        if vocabulary > MOST_ENTRIES {
+            return Err(Error::Input(format!(
+                "{vocabulary} entries are too many, {MOST_ENTRIES} at most"
             )));
         }
         let special = |token: &&str| AddedToken::from(*token, true);
