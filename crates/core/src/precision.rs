@@ -5,8 +5,8 @@ use tch::Device;
 
 use crate::Result;
 
-/// In what matrix products and convolutions are computed. All else is f32: parameters and their moments,
-/// teacher, residual sums, statistics of norms, softmax, targets, loss.
+/// In what matrix products and convolutions are computed. Parameters, their moments, teacher, targets and
+/// loss are f32, and so is what softmax and norms compute with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

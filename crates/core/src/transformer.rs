@@ -2,7 +2,7 @@
 
 use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use crate::nn::{Init, LayerNorm, LayerScale, Linear, done, drop_path, dropout};
 use crate::{Error, Result};
@@ -292,6 +292,9 @@ pub struct Transformer {
     input_dropout: f64,
     layer_drop: f64,
     checkpointing: bool,
+    /// Whether sums may be stored in bf16 where products are: if each is normalised at once. Where they
+    /// run through all blocks, small branches would be lost in them.
+    half: bool,
 }
 
 impl Transformer {
@@ -306,6 +309,7 @@ impl Transformer {
             input_dropout: config.input_dropout,
             layer_drop: config.layer_drop,
             checkpointing: false,
+            half: config.norm == NormPlacement::Post,
         }
     }
 
@@ -338,6 +342,9 @@ impl Transformer {
             None => x.shallow_clone(),
         };
         x = dropout(&x, self.input_dropout, train);
+        if self.half && data2vec_torch_ext::is_autocast_on(x.device()) {
+            x = x.to_kind(Kind::BFloat16);
+        }
         let mut layers = Vec::with_capacity(self.blocks.len());
         for (block, _) in self.blocks.iter().zip(keep).filter(|(_, keep)| *keep) {
             let layer = match train && self.checkpointing {

@@ -16,6 +16,9 @@ int d2v_autocast_enter(int type, int kind, int *was_on, char **error) {
   });
 }
 
+// Whether products of tensors on such a device are converted to another kind.
+int d2v_autocast_on(int type) { return at::autocast::is_autocast_enabled(static_cast<c10::DeviceType>(type)); }
+
 // Switches it back, and at the outermost end forgets the weights that were converted.
 int d2v_autocast_leave(int type, int was_on, char **error) {
   return guarded(error, [&] {

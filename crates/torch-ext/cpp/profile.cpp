@@ -23,6 +23,10 @@ std::map<std::string, Stats> stats;
 at::CallbackHandle handle = 0;
 bool recording = false;
 
+// Operators whose operations are counted that are under way on this thread: what they call in turn (autocast
+// calls the same operator again) is not counted twice.
+thread_local int counted = 0;
+
 // Time that operators called by the current one took, on this thread.
 thread_local std::vector<double> inner;
 
@@ -85,9 +89,10 @@ double count(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction &fn) {
   auto context = std::make_unique<Context>();
   try {
-    context->flop = count(fn.name(), fn.inputs());
+    if (counted == 0) context->flop = count(fn.name(), fn.inputs());
   } catch (const std::exception &) {  // an operator of another signature: its time still counts
   }
+  if (context->flop > 0) ++counted;
   inner.push_back(0);
   context->start = Clock::now();
   return context;
@@ -96,6 +101,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction &fn) {
 void on_end(const at::RecordFunction &fn, at::ObserverContext *base) {
   auto *context = static_cast<Context *>(base);
   double took = std::chrono::duration<double>(Clock::now() - context->start).count();
+  if (context->flop > 0) --counted;
   double own = took;
   bool scope = fn.scope() == at::RecordScope::USER_SCOPE;
   if (!inner.empty()) {

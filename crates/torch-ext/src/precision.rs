@@ -13,6 +13,7 @@ unsafe extern "C" {
         was_on: *mut c_int,
         error: *mut *mut c_char,
     ) -> c_int;
+    fn d2v_autocast_on(device: c_int) -> c_int;
     fn d2v_autocast_leave(device: c_int, was_on: c_int, error: *mut *mut c_char) -> c_int;
 }
 
@@ -35,16 +36,28 @@ pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, T
             let _ = check(|error| unsafe { d2v_autocast_leave(self.0, self.1, error) });
         }
     }
-    let device = match device {
-        Device::Cpu => 0,
-        Device::Cuda(_) => 1,
-        other => return Err(TchError::Torch(format!("no autocast for {other:?}"))),
-    };
+    let device =
+        number(device).ok_or_else(|| TchError::Torch(format!("no autocast for {device:?}")))?;
     let mut was_on = 0;
     // SAFETY: `was_on` is written during the call alone.
     check(|error| unsafe { d2v_autocast_enter(device, BFLOAT16, &mut was_on, error) })?;
     let _leave = Leave(device, was_on);
     Ok(body())
+}
+
+/// Whether this is called inside of [`autocast_bf16`] for `device`.
+pub fn is_autocast_on(device: Device) -> bool {
+    // SAFETY: it only reads this thread's settings.
+    number(device).is_some_and(|device| unsafe { d2v_autocast_on(device) } != 0)
+}
+
+/// `c10::DeviceType` of devices that have autocast.
+fn number(device: Device) -> Option<c_int> {
+    match device {
+        Device::Cpu => Some(0),
+        Device::Cuda(_) => Some(1),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -68,5 +81,7 @@ mod tests {
             kind()
         });
         assert_eq!((after_inner.expect("outer"), kind()), (Kind::BFloat16, Kind::Float));
+        let on = || is_autocast_on(Device::Cpu);
+        assert_eq!((autocast_bf16(Device::Cpu, on).expect("autocast"), on()), (true, false));
     }
 }

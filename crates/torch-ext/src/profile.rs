@@ -96,6 +96,14 @@ mod tests {
         let flop: f64 = ops.iter().map(|op| op.flop).sum();
         assert_eq!(flop, 2.0 * 2.0 * 120.0, "{ops:?}");
 
+        let (_, ops) = profile(|| {
+            crate::autocast_bf16(Device::Cpu, || ones(&[2, 3]).mm(&ones(&[3, 4])))
+                .expect("autocast")
+        })
+        .expect("a profile");
+        let flop: f64 = ops.iter().map(|op| op.flop).sum();
+        assert_eq!(flop, 2.0 * 24.0, "{ops:?}"); // once, though autocast calls it twice
+
         let kernel = ones(&[6, 2, 3]).set_requires_grad(true);
         let (_, ops) = profile(|| {
             // 6 channels out of 2 of 4 in each of 2 groups, 9 places, kernels of 3
