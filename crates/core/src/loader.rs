@@ -149,7 +149,10 @@ impl Loader {
             let (from, step) = (start + first as u64, config.workers);
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{first}"))
-                .spawn(move || maker.run(from, step, &send))
+                .spawn(move || {
+                    data2vec_torch_ext::compute_on_this_thread_alone();
+                    maker.run(from, step, &send)
+                })
                 .map_err(|source| Error::io("loader thread", source))?;
             loader.workers.push(Worker { made: Some(made), thread: Some(thread) });
         }

@@ -69,14 +69,6 @@ D2V_CLONES void softmax_grad(const float *p, float *grad, int64_t n, float sum, 
   for (int64_t i = 0; i < n; ++i) grad[i] = p[i] * (grad[i] - sum) * scale;
 }
 
-D2V_CLONES void widen_row(const uint16_t *x, float *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
-}
-
-D2V_CLONES void narrow_row(const float *x, uint16_t *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i]);
-}
-
 // A row of a contiguous f32 or bf16 tensor, worked on as floats.
 struct Row {
   float *values;

@@ -10,7 +10,6 @@
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/randn.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -35,14 +34,6 @@ D2V_CLONES void drop_f32(const float *x, const float *add, float *out, int64_t n
   } else {
     for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * scale, start, i, below);
   }
-}
-
-D2V_CLONES void widen_row(const uint16_t *x, float *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
-}
-
-D2V_CLONES void narrow_row(const float *x, uint16_t *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i]);
 }
 
 // A block of `x` as floats: itself, or a copy in `buffer`.

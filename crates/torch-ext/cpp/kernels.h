@@ -78,4 +78,12 @@ inline uint16_t narrow(float x) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
+D2V_CLONES static void widen_row(const uint16_t *x, float *out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
+}
+
+D2V_CLONES static void narrow_row(const float *x, uint16_t *out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i]);
+}
+
 }  // namespace d2v

@@ -13,5 +13,8 @@ pub use foreach::{FusedAdamW, ema_update, fused_adamw, scale, total_norm};
 pub use layers::{attention, dropout, gelu_linear, noise, residual_dropout, window_linear};
 pub use memory::{Memory, memory, reset_peak_memory};
 pub use precision::{autocast_bf16, is_autocast_on};
-pub use process::{keep_freed_memory, libtorch_version, load_cuda, release_freed_memory};
+pub use process::{
+    compute_on_this_thread_alone, keep_freed_memory, libtorch_version, load_cuda,
+    release_freed_memory,
+};
 pub use profile::{Op, profile, scope};

@@ -1,6 +1,6 @@
 //! Settings of the whole process.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::Path;
 
 unsafe extern "C" {
@@ -41,6 +41,25 @@ pub fn release_freed_memory() {
     }
 }
 
+/// Makes LibTorch compute on this thread alone whatever this thread asks it for, from now on.
+///
+/// For threads beside the one that trains: otherwise each gets helpers of its own, and with more threads
+/// than cores OpenMP's no longer wait in readiness but sleep, which made steps of small models three times
+/// slower. Nothing happens where LibTorch uses no OpenMP.
+pub fn compute_on_this_thread_alone() {
+    // LibTorch sets the number at a thread's first question; afterwards it stays what it is set to here.
+    let _ = tch::get_num_threads();
+    // SAFETY: the symbol, where there is one, is OpenMP's `void omp_set_num_threads(int)`, which sets the
+    // number for the calling thread.
+    unsafe {
+        let set = libc::dlsym(libc::RTLD_DEFAULT, c"omp_set_num_threads".as_ptr());
+        if !set.is_null() {
+            let set: extern "C" fn(c_int) = std::mem::transmute(set);
+            set(1);
+        }
+    }
+}
+
 /// Loads LibTorch's CUDA half from the folder `lib`, if it is there, so that a program linked against
 /// the CPU half can use GPUs. Returns whether it was there. Call it before the first tensor.
 ///
@@ -70,6 +89,17 @@ pub fn load_cuda(lib: &Path) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn one_thread_computes_alone_and_the_others_as_before() {
+        tch::set_num_threads(2);
+        let alone = std::thread::spawn(|| {
+            compute_on_this_thread_alone();
+            tch::get_num_threads()
+        });
+        assert_eq!((alone.join().expect("no panic"), tch::get_num_threads()), (1, 2));
+    }
 
     #[test]
     fn cuda_is_absent_without_its_library_and_broken_ones_are_errors() {
