@@ -215,3 +215,19 @@ fn nobody_listens() {
     assert_eq!(checkpoints(&out), [8, 12]);
     assert!(out.join("encoder/encoder.toml").exists());
 }
+
+#[test]
+fn a_plan_tells_what_fits_and_leaves_no_run() {
+    let dir = folder();
+    let (data, run) = (corpus(dir.path()), dir.path().join("run"));
+    let said = output(pretrain(&data, &run, &[]).arg("--plan"));
+    assert!(said.status.success(), "{}", stderr(&said));
+    let lines: Vec<String> = stdout(&said).lines().map(str::to_owned).collect();
+    assert!(lines[0].starts_with("the largest batch, "), "{lines:?}");
+    assert!(lines[1].contains("GiB on the CPU"), "{lines:?}");
+    for name in ["recipe.toml", "run.json", "metrics.jsonl", "encoder"] {
+        assert!(!run.join(name).exists(), "{name}");
+    }
+    // Other sizes may follow.
+    succeed(&mut pretrain(&data, &run, &["model.activation_checkpointing=true"]));
+}
