@@ -277,7 +277,7 @@ pub fn keep_factor(padding: Option<&Tensor>, kind: Kind) -> Option<Tensor> {
 
 /// A layer's result. Shapes were checked at the border: failures are as exceptional as those of tch's own
 /// methods, which panic.
-pub(crate) fn done(result: Result<Tensor, TchError>) -> Tensor {
+pub(crate) fn done<T>(result: Result<T, TchError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -278,8 +278,7 @@ impl Block {
             let Layer { ffn, out } = self.forward(x, bias, true);
             [ffn, out]
         };
-        let [ffn, out] =
-            data2vec_torch_ext::checkpoint(x, bias, body).unwrap_or_else(|error| panic!("{error}"));
+        let [ffn, out] = done(data2vec_torch_ext::checkpoint(x, bias, body));
         Layer { ffn, out }
     }
 }

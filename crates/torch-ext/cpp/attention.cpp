@@ -54,10 +54,6 @@ D2V_CLONES void multiply(float *x, int64_t n, float factor) {
   for (int64_t i = 0; i < n; ++i) x[i] *= factor;
 }
 
-D2V_CLONES void drop(const float *x, float *out, int64_t n, float factor, uint32_t start, uint32_t below) {
-  for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * factor, start, i, below);
-}
-
 D2V_CLONES float dot(const float *a, const float *b, int64_t n) {
   float sum = 0;
   for (int64_t i = 0; i < n; ++i) sum += a[i] * b[i];
@@ -167,7 +163,7 @@ at::Tensor attend(const at::Tensor &qkv, const at::Tensor &bias, const Shape &s)
       int64_t head = first + i / s.tokens, query = i % s.tokens;
       Row row(scores, i, s.tokens, buffer.data());
       softmax(row.values, biases.row(b, head, query), s.tokens, static_cast<float>(s.scale));
-      if (s.p > 0) drop(row.values, row.values, s.tokens, keep, s.start(b, head, query), below);
+      if (s.p > 0) drop_row(row.values, row.values, s.tokens, keep, s.start(b, head, query), below);
       row.store(row.values);
     }
     s.out_view(out, b, first, count).copy_(at::bmm(scores, s.view(qkv, b, first, count, 2)));
@@ -202,7 +198,7 @@ std::pair<at::Tensor, at::Tensor> attend_backward(const at::Tensor &grad, const 
       Row weight(weights, i, s.tokens, buffers.data()), grad_row(grads, i, s.tokens, buffers.data() + n);
       softmax(weight.values, biases.row(b, head, query), s.tokens, static_cast<float>(s.scale));
       auto start = s.start(b, head, query);
-      if (s.p > 0) drop(grad_row.values, grad_row.values, s.tokens, keep, start, below);
+      if (s.p > 0) drop_row(grad_row.values, grad_row.values, s.tokens, keep, start, below);
       float sum = dot(weight.values, grad_row.values, s.tokens);
       if (want_bias) {
         float *to = bias_grad.mutable_data_ptr<float>() +
@@ -214,7 +210,7 @@ std::pair<at::Tensor, at::Tensor> attend_backward(const at::Tensor &grad, const 
       grad_row.store(grad_row.values);
       if (s.p > 0) {
         float *dropped = buffers.data() + 2 * n;
-        drop(weight.values, dropped, s.tokens, keep, start, below);
+        drop_row(weight.values, dropped, s.tokens, keep, start, below);
         weight.store(dropped);
       } else {
         weight.store(weight.values);

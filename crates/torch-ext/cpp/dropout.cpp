@@ -27,13 +27,9 @@ namespace {
 // Values that share one start of the sequence.
 constexpr int64_t BLOCK = 4096;
 
-D2V_CLONES void drop_f32(const float *x, const float *add, float *out, int64_t n, uint32_t start,
-                         uint32_t below, float scale) {
-  if (add) {
-    for (int64_t i = 0; i < n; ++i) out[i] = add[i] + kept(x[i] * scale, start, i, below);
-  } else {
-    for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * scale, start, i, below);
-  }
+D2V_CLONES void add_dropped(const float *x, const float *add, float *out, int64_t n, float factor, uint32_t start,
+                            uint32_t below) {
+  for (int64_t i = 0; i < n; ++i) out[i] = add[i] + kept(x[i] * factor, start, i, below);
 }
 
 // A block of `x` as floats: itself, or a copy in `buffer`.
@@ -56,8 +52,12 @@ void drop(const at::Tensor &x, const at::Tensor *add, at::Tensor &out, double p,
       auto start = static_cast<uint32_t>(mix(key ^ mix(static_cast<uint64_t>(block))));
       bool direct = out.scalar_type() == at::kFloat;
       float *result = direct ? out.mutable_data_ptr<float>() + at : to;
-      drop_f32(load(x, at, len, from), add ? load(*add, at, len, more) : nullptr, result, len, start,
-               below, scale);
+      const float *values = load(x, at, len, from);
+      if (add) {
+        add_dropped(values, load(*add, at, len, more), result, len, scale, start, below);
+      } else {
+        drop_row(values, result, len, scale, start, below);
+      }
       if (!direct)
         narrow_row(to, reinterpret_cast<uint16_t *>(out.mutable_data_ptr<at::BFloat16>()) + at, len);
     }
@@ -71,6 +71,13 @@ bool ours(const at::Tensor &x) {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// What the forward pass dropped, of its gradient; in the kind `kind`.
+at::Tensor drop_again(AutogradContext *ctx, const at::Tensor &grad, at::ScalarType kind) {
+  auto from = grad.contiguous(), out = at::empty(from.sizes(), from.options().dtype(kind));
+  drop(from, nullptr, out, ctx->saved_data["p"].toDouble(), static_cast<uint64_t>(ctx->saved_data["key"].toInt()));
+  return out;
+}
+
 struct Dropout : torch::autograd::Function<Dropout> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, double p, int64_t key) {
     ctx->saved_data["p"] = p;
@@ -80,10 +87,7 @@ struct Dropout : torch::autograd::Function<Dropout> {
     return out;
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    auto from = grads[0].contiguous(), out = at::empty_like(from);
-    auto key = static_cast<uint64_t>(ctx->saved_data["key"].toInt());
-    drop(from, nullptr, out, ctx->saved_data["p"].toDouble(), key);
-    return {out, {}, {}};
+    return {drop_again(ctx, grads[0], grads[0].scalar_type()), {}, {}};
   }
 };
 
@@ -99,12 +103,8 @@ struct ResidualDropout : torch::autograd::Function<ResidualDropout> {
     return out;
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    auto from = grads[0].contiguous();
     auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
-    auto out = at::empty(from.sizes(), from.options().dtype(kind));
-    drop(from, nullptr, out, ctx->saved_data["p"].toDouble(),
-         static_cast<uint64_t>(ctx->saved_data["key"].toInt()));
-    return {grads[0], out, {}, {}};
+    return {grads[0], drop_again(ctx, grads[0], kind), {}, {}};
   }
 };
 

@@ -78,6 +78,12 @@ inline uint16_t narrow(float x) {
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
+// Dropout of a row whose numbers begin at `start`, the rest times `factor`.
+D2V_CLONES static void drop_row(const float *x, float *out, int64_t n, float factor, uint32_t start,
+                                uint32_t below) {
+  for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * factor, start, i, below);
+}
+
 D2V_CLONES static void widen_row(const uint16_t *x, float *out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
 }

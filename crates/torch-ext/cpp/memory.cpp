@@ -5,7 +5,7 @@
 
 namespace {
 
-c10::DeviceAllocator *allocator(c10::DeviceIndex) {
+c10::DeviceAllocator *cuda_allocator() {
   auto *allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
   TORCH_CHECK(allocator && allocator->initialized(), "CUDA is not in use");
   return allocator;
@@ -19,7 +19,7 @@ extern "C" {
 int d2v_cuda_memory(int index, uint64_t *current, uint64_t *peak, uint64_t *available, char **error) {
   return guarded(error, [&] {
     auto device = static_cast<c10::DeviceIndex>(index);
-    auto *from = allocator(device);
+    auto *from = cuda_allocator();
     auto stats = from->getDeviceStats(device);
     auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
     *current = static_cast<uint64_t>(stats.allocated_bytes[all].current);
@@ -31,8 +31,7 @@ int d2v_cuda_memory(int index, uint64_t *current, uint64_t *peak, uint64_t *avai
 
 int d2v_cuda_reset_peak(int index, char **error) {
   return guarded(error, [&] {
-    auto device = static_cast<c10::DeviceIndex>(index);
-    allocator(device)->resetPeakStats(device);
+    cuda_allocator()->resetPeakStats(static_cast<c10::DeviceIndex>(index));
   });
 }
 

@@ -5,11 +5,9 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{TchError, Tensor};
-use torch_sys::C_tensor;
 
-use crate::foreach::check;
+use crate::shim::{Raw, check, raw};
 
-type Raw = *mut C_tensor;
 type Body = Box<dyn Fn(&Tensor, Option<&Tensor>) -> [Tensor; 2] + Send>;
 type Run = unsafe extern "C" fn(*mut c_void, Raw, Raw, *mut Raw, *mut *mut c_char) -> c_int;
 type Free = unsafe extern "C" fn(*mut c_void);
@@ -41,13 +39,12 @@ pub fn checkpoint(
     let body: Body = Box::new(body);
     let state = Box::into_raw(Box::new(body)).cast();
     let out = [Tensor::new(), Tensor::new()];
-    let bias = bias.map_or(std::ptr::null_mut(), |bias| bias.as_ptr().cast_mut());
+    let bias = bias.map_or(std::ptr::null_mut(), raw);
     // SAFETY: live tensors; `state` is a `Box<Body>` as `run` and `free` expect, and is freed by the
     // shim, once, when the last graph that holds it goes. The engine may call it from a thread of its
     // own, one call at a time, which `Send` allows.
     check(|error| unsafe {
-        let [out1, out2] = [&out[0], &out[1]].map(|out| out.as_ptr().cast_mut());
-        d2v_checkpoint(x.as_ptr().cast_mut(), bias, state, run, free, out1, out2, error)
+        d2v_checkpoint(raw(x), bias, state, run, free, raw(&out[0]), raw(&out[1]), error)
     })?;
     Ok(out)
 }
@@ -74,7 +71,7 @@ unsafe extern "C" fn run(
         Ok(outputs) => {
             for (i, output) in outputs.into_iter().enumerate() {
                 // SAFETY: there is room for two; the shim takes the tensors over.
-                unsafe { *out.add(i) = ManuallyDrop::new(output).as_ptr().cast_mut() };
+                unsafe { *out.add(i) = raw(&ManuallyDrop::new(output)) };
             }
             0
         }

@@ -1,11 +1,10 @@
 //! Operations over whole lists of parameters.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{c_char, c_int};
 
 use tch::{Kind, TchError, Tensor};
-use torch_sys::C_tensor;
 
-type Raw = *mut C_tensor;
+use crate::shim::{Raw, check, raw, returned};
 
 unsafe extern "C" {
     fn d2v_ema_update(
@@ -33,27 +32,8 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// Turns a shim's return code and message into a `Result`.
-pub(crate) fn check(call: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<(), TchError> {
-    let mut error: *mut c_char = std::ptr::null_mut();
-    if call(&mut error) == 0 {
-        return Ok(());
-    }
-    // SAFETY: on failure the shim sets `error` to a NUL-terminated string from `strdup`, or to null
-    // if that ran out of memory; it is ours to free.
-    let message = unsafe {
-        if error.is_null() {
-            return Err(TchError::Torch("out of memory".into()));
-        }
-        let message = CStr::from_ptr(error).to_string_lossy().into_owned();
-        libc::free(error.cast());
-        message
-    };
-    Err(TchError::Torch(message))
-}
-
 fn pointers(tensors: &[Tensor]) -> Vec<Raw> {
-    tensors.iter().map(|t| t.as_ptr().cast_mut()).collect()
+    tensors.iter().map(raw).collect()
 }
 
 fn same_length(lists: &[&[Tensor]]) -> Result<(), TchError> {
@@ -102,12 +82,8 @@ pub fn total_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
         return Err(TchError::Shape("the norm of no tensors".into()));
     }
     let mut list = pointers(tensors);
-    let out = Tensor::new();
-    // SAFETY: as above; `out` is a live tensor that the shim assigns to.
-    check(|error| unsafe {
-        d2v_total_norm(list.as_mut_ptr(), list.len(), out.as_ptr().cast_mut(), error)
-    })?;
-    Ok(out)
+    // SAFETY: as above; `out` is a live tensor.
+    returned(|out, error| unsafe { d2v_total_norm(list.as_mut_ptr(), list.len(), out, error) })
 }
 
 /// Settings of one [`fused_adamw`] step.
@@ -142,7 +118,7 @@ pub fn fused_adamw(
     let [mut p, mut g, mut m, mut v] = [params, grads, exp_avgs, exp_avg_sqs].map(pointers);
     // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
     let step = Tensor::full([], step as f64, (Kind::Float, first.device()));
-    let mut s = vec![step.as_ptr().cast_mut(); p.len()];
+    let mut s = vec![raw(&step); p.len()];
     let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay } = settings;
     // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call.
     check(|error| unsafe {

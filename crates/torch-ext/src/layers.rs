@@ -4,11 +4,8 @@
 use std::ffi::{c_char, c_int};
 
 use tch::{Device, TchError, Tensor};
-use torch_sys::C_tensor;
 
-use crate::foreach::check;
-
-type Raw = *mut C_tensor;
+use crate::shim::{Raw, device_type, raw, returned};
 
 unsafe extern "C" {
     fn d2v_dropout(x: Raw, p: f64, out: Raw, error: *mut *mut c_char) -> c_int;
@@ -46,17 +43,6 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-fn raw(x: &Tensor) -> Raw {
-    x.as_ptr().cast_mut()
-}
-
-/// What the shim assigns to a new tensor.
-fn returned(call: impl FnOnce(Raw, *mut *mut c_char) -> c_int) -> Result<Tensor, TchError> {
-    let out = Tensor::new();
-    check(|error| call(raw(&out), error))?;
-    Ok(out)
-}
-
 fn probability(p: f64) -> Result<(), TchError> {
     match (0.0..1.0).contains(&p) {
         true => Ok(()),
@@ -92,11 +78,9 @@ pub fn residual_dropout(residual: &Tensor, x: &Tensor, p: f64) -> Result<Tensor,
 /// # Errors
 /// If the device is neither a CPU nor CUDA, or LibTorch refuses.
 pub fn noise(size: &[i64], std: f64, device: Device) -> Result<Tensor, TchError> {
-    let (kind, index) = match device {
-        Device::Cpu => (0, -1),
-        Device::Cuda(n) => (1, n as c_int),
-        other => return Err(TchError::Torch(format!("no noise on {other:?}"))),
-    };
+    let kind =
+        device_type(device).ok_or_else(|| TchError::Torch(format!("no noise on {device:?}")))?;
+    let index = if let Device::Cuda(n) = device { n as c_int } else { -1 };
     // SAFETY: `size` outlives the call; `out` is a live tensor.
     returned(|out, error| unsafe {
         d2v_noise(size.as_ptr(), size.len(), kind, index, std, out, error)

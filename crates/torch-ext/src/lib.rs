@@ -7,6 +7,7 @@ mod memory;
 mod precision;
 mod process;
 mod profile;
+mod shim;
 
 pub use checkpoint::checkpoint;
 pub use foreach::{FusedAdamW, ema_update, fused_adamw, scale, total_norm};

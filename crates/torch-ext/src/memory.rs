@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 
 use tch::{Device, TchError};
 
-use crate::foreach::check;
+use crate::shim::check;
 
 unsafe extern "C" {
     fn d2v_cuda_memory(

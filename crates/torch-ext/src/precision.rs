@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_int};
 
 use tch::{Device, TchError};
 
-use crate::foreach::check;
+use crate::shim::{check, device_type};
 
 unsafe extern "C" {
     fn d2v_autocast_enter(
@@ -36,8 +36,8 @@ pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, T
             let _ = check(|error| unsafe { d2v_autocast_leave(self.0, self.1, error) });
         }
     }
-    let device =
-        number(device).ok_or_else(|| TchError::Torch(format!("no autocast for {device:?}")))?;
+    let device = device_type(device)
+        .ok_or_else(|| TchError::Torch(format!("no autocast for {device:?}")))?;
     let mut was_on = 0;
     // SAFETY: `was_on` is written during the call alone.
     check(|error| unsafe { d2v_autocast_enter(device, BFLOAT16, &mut was_on, error) })?;
@@ -48,16 +48,7 @@ pub fn autocast_bf16<T>(device: Device, body: impl FnOnce() -> T) -> Result<T, T
 /// Whether this is called inside of [`autocast_bf16`] for `device`.
 pub fn is_autocast_on(device: Device) -> bool {
     // SAFETY: it only reads this thread's settings.
-    number(device).is_some_and(|device| unsafe { d2v_autocast_on(device) } != 0)
-}
-
-/// `c10::DeviceType` of devices that have autocast.
-fn number(device: Device) -> Option<c_int> {
-    match device {
-        Device::Cpu => Some(0),
-        Device::Cuda(_) => Some(1),
-        _ => None,
-    }
+    device_type(device).is_some_and(|device| unsafe { d2v_autocast_on(device) } != 0)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::TchError;
 
-use crate::foreach::check;
+use crate::shim::check;
 
 type Each = unsafe extern "C" fn(*mut c_void, *const c_char, u64, f64, f64);
 
