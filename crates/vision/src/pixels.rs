@@ -1,8 +1,8 @@
 //! Pixels of an image, from a file of any common format.
 
 use std::any::Any;
-use std::fs::{self, File};
-use std::io::{BufReader, ErrorKind};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -113,6 +113,23 @@ pub(crate) fn luma(rgb: &[u8]) -> u8 {
 }
 
 fn decode(path: &Path) -> Result<Pixels> {
+    let io = |e| Error::io(path, e);
+    let file = BufReader::new(File::open(path).map_err(io)?);
+    let reader = ImageReader::new(file).with_guessed_format().map_err(io)?;
+    if reader.format() != Some(ImageFormat::Jpeg) {
+        return decode_from(reader, path);
+    }
+    let mut bytes = Vec::new();
+    reader.into_inner().read_to_end(&mut bytes).map_err(io)?;
+    // The decoder would fill up with grey what is missing.
+    if !is_whole_jpeg(&bytes) {
+        return Err(Error::file(path, "broken image: a JPEG that is cut off before its end"));
+    }
+    decode_from(ImageReader::with_format(Cursor::new(bytes), ImageFormat::Jpeg), path)
+}
+
+/// What `reader` reads of the file `path`.
+fn decode_from(mut reader: ImageReader<impl BufRead + Seek>, path: &Path) -> Result<Pixels> {
     let broken = |error: ImageError| match error {
         ImageError::IoError(source) if source.kind() != ErrorKind::UnexpectedEof => {
             Error::io(path, source)
@@ -130,13 +147,6 @@ fn decode(path: &Path) -> Result<Pixels> {
         }
         error => Error::file(path, format!("broken image: {}", first_line(&error.to_string()))),
     };
-    let io = |e| Error::io(path, e);
-    let file = BufReader::new(File::open(path).map_err(io)?);
-    let mut reader = ImageReader::new(file).with_guessed_format().map_err(io)?;
-    // The decoder would fill up with grey what is missing.
-    if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&fs::read(path).map_err(io)?) {
-        return Err(Error::file(path, "broken image: a JPEG that is cut off before its end"));
-    }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_ALLOC);
     reader.limits(limits);
