@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Data2Vec, Dataset, Precision, TrainState};
+use data2vec_core::{Dataset, Precision};
 use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -162,12 +162,12 @@ impl Task for Bench<'_> {
             tch::set_num_threads(threads);
         }
         let device = device::choose(args.device.as_deref())?;
-        let masking = M::masking(&recipe.mask, &recipe.features)?;
-        let model = Data2Vec::<M::Encoder>::new(recipe.model(), masking, device, recipe.seed)?;
+        let mut state = recipe.state(device)?;
         tch::manual_seed(recipe.seed as i64);
         let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
         let precision = recipe.model.precision;
-        let parameters = if self.train { model.parameters().0 } else { model.parameters().1 };
+        let (all, encoder) = state.model.parameters();
+        let parameters = if self.train { all } else { encoder };
         out!(
             "{}",
             json!({
@@ -183,12 +183,6 @@ impl Task for Bench<'_> {
             })
         );
 
-        let mut state = TrainState::new(
-            model,
-            &recipe.optimizer,
-            recipe.schedule.clone(),
-            recipe.step_config(),
-        )?;
         let mut once = || -> Result<f64> {
             let result = if self.train {
                 state.step(std::slice::from_ref(&batch))?.loss

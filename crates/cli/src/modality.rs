@@ -1,8 +1,8 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
 //! [`Modality`], and an arm in [`with_recipe`] and in [`extractor`].
 
-use std::fmt::Debug;
-use std::path::Path;
+use std::fmt::{Debug, Display};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -178,6 +178,24 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
     })
 }
 
+/// What is trained on, and the share `held_out` of it that is not, if any.
+fn split<D>(
+    all: D,
+    held_out: f64,
+    at: impl FnOnce(D, f64) -> data2vec_core::Result<(D, D)>,
+) -> Result<(D, Option<D>)> {
+    if held_out == 0.0 {
+        return Ok((all, None));
+    }
+    let (train, held_out) = at(all, held_out)?;
+    Ok((train, Some(held_out)))
+}
+
+/// Unusable files, each with its reason, in one line each.
+fn reasons<E: Display>(skipped: &[(PathBuf, E)]) -> Vec<String> {
+    skipped.iter().map(|(path, why)| format!("{}: {why}", path.display())).collect()
+}
+
 /// Recordings, counted in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Speech;
@@ -215,16 +233,10 @@ impl Modality for Speech {
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>> {
         let all = SpeechDataset::open(path, data, Some(cache))?.normalized(features.normalize);
-        let skipped = all.skipped().iter();
-        let skipped = skipped.map(|(path, why)| format!("{}: {why}", path.display())).collect();
+        let skipped = reasons(all.skipped());
         let too_short = all.too_short();
-        let (train, held_out) = match held_out {
-            0.0 => (all, None),
-            share => {
-                let (train, held_out) = all.split(HeldOut::Share(share), seed)?;
-                (train, Some(held_out))
-            }
-        };
+        let (train, held_out) =
+            split(all, held_out, |all, share| all.split(HeldOut::Share(share), seed))?;
         let amount = |d: &SpeechDataset| format!("{}, {:.1} min", d.len(), d.seconds() / 60.0);
         let summary = format!(
             "recordings to train on: {}; held out: {}; too short: {too_short}",
@@ -270,15 +282,8 @@ impl Modality for Vision {
         _cache: &Path,
     ) -> Result<Examples<Self::Dataset>> {
         let all = VisionDataset::open(path, data, features)?;
-        let skipped = all.skipped().iter();
-        let skipped = skipped.map(|(path, why)| format!("{}: {why}", path.display())).collect();
-        let (train, held_out) = match held_out {
-            0.0 => (all, None),
-            share => {
-                let (train, held_out) = all.split(share, seed)?;
-                (train, Some(held_out))
-            }
-        };
+        let skipped = reasons(all.skipped());
+        let (train, held_out) = split(all, held_out, |all, share| all.split(share, seed))?;
         let summary = format!(
             "images to train on: {}; held out: {}",
             train.len(),
@@ -336,13 +341,7 @@ impl Modality for Nlp {
         all.tokenizer().check(features)?;
         let skipped = all.skipped();
         let (documents, replaced) = (all.documents(), all.replaced());
-        let (train, held_out) = match held_out {
-            0.0 => (all, None),
-            share => {
-                let (train, held_out) = all.split(share, seed)?;
-                (train, Some(held_out))
-            }
-        };
+        let (train, held_out) = split(all, held_out, |all, share| all.split(share, seed))?;
         let amount = |d: &TextDataset| format!("{} in {} blocks", d.tokens(), d.len());
         let summary = format!(
             "{documents} documents; tokens to train on: {}; held out: {}; not UTF-8: {replaced} places",

@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use data2vec_core::loader::{Plan, TOLERANCE};
-use data2vec_core::loss::spread;
+use data2vec_core::loss::spread_of;
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
-    Batch, Checkpoints, Data2Vec, Dataset, Explained, Loader, LoaderConfig, Position, TrainState,
+    Batch, Checkpoints, Dataset, Explained, Loader, LoaderConfig, Position, TrainState,
 };
-use tch::{Kind, Tensor};
 
 use crate::metrics::{HeldOutLine, Line, Metrics, Pending};
 use crate::modality::{Examples, Modality, Task};
@@ -50,21 +49,21 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
     if let Some(fingerprint) = M::meaning(&examples.train) {
         folder.check_tokenizer(fingerprint)?;
     }
-    let model = Data2Vec::<M::Encoder>::new(
-        recipe.model(),
-        M::masking(&recipe.mask, &recipe.features)?,
-        device,
-        recipe.seed,
-    )?;
-    let (all, encoder) = model.parameters();
+    let mut state = recipe.state(device)?;
+    let (all, encoder) = state.model.parameters();
     tell!(
         "model: {:.1} M parameters, {:.1} M of them in the encoder, on {}",
         all as f64 / 1e6,
         encoder as f64 / 1e6,
         device::name(device)
     );
-    let state =
-        TrainState::new(model, &recipe.optimizer, recipe.schedule.clone(), recipe.step_config())?;
+    if args.plan {
+        let config = loader_config(&recipe);
+        let plan = Plan::new(&examples.train, config.budget, usize::MAX, config.tolerance)?;
+        let lines = plan::tell(&recipe, &mut state, &examples.train, &plan)?;
+        lines.iter().for_each(|line| out!("{line}"));
+        return Ok(ExitCode::SUCCESS);
+    }
 
     let checkpoints = Checkpoints::new(folder.join("checkpoints"), train.keep)?;
     let mut bad = examples.skipped;
@@ -83,12 +82,6 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
         folder,
         recipe,
     };
-    if args.plan {
-        let plan = run.plan()?;
-        let lines = plan::tell(&run.recipe, &mut run.state, &run.dataset, &plan)?;
-        lines.iter().for_each(|line| out!("{line}"));
-        return Ok(ExitCode::SUCCESS);
-    }
     run.resume()?;
     run.train(&stop)
 }
@@ -210,12 +203,6 @@ struct Run<M: Modality> {
 }
 
 impl<M: Modality> Run<M> {
-    /// How the data is cut into batches.
-    fn plan(&self) -> Result<Plan> {
-        let config = loader_config(&self.recipe);
-        Ok(Plan::new(&*self.dataset, config.budget, usize::MAX, config.tolerance)?)
-    }
-
     /// Takes over the newest undamaged checkpoint, if there is any.
     fn resume(&mut self) -> Result<()> {
         let newest = self.checkpoints.newest()?;
@@ -251,8 +238,8 @@ impl<M: Modality> Run<M> {
         };
         let progress = Progress::new(self.state.step, train.steps, M::UNIT);
         if self.state.step == 0 {
-            let plan = self.plan()?;
-            let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, &plan)?;
+            let plan = loader.plan();
+            let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, plan)?;
             progress.say(&trial.describe::<M>());
             if let Some(warning) = plan::warn(&trial, self.state.model.device()) {
                 progress.say(&format!("note: {warning}"));
@@ -360,14 +347,12 @@ impl<M: Modality> Run<M> {
             targets.push(objective.target);
             predictions.push(objective.prediction);
         }
-        let spread_of =
-            |x: &[Tensor]| spread(&Tensor::cat(x, 0).to_kind(Kind::Float)).double_value(&[]);
         let line = HeldOutLine {
             step: self.state.step,
             loss: loss / count,
             explained: explained.share(),
-            target_var: spread_of(&targets),
-            pred_var: spread_of(&predictions),
+            target_var: spread_of(&targets).double_value(&[]),
+            pred_var: spread_of(&predictions).double_value(&[]),
         };
         progress.say(&format!(
             "step {}: held out: loss {:.3}, explained {}, var {:.2}/{:.2}",

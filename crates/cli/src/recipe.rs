@@ -4,10 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use data2vec_core::{
-    AdamWConfig, Data2VecConfig, DecoderConfig, EmaConfig, Error, FeatureEncoder, ModelConfig,
-    RegressionLoss, Schedule, StepConfig, TargetConfig, TransformerConfig,
+    AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, Error, FeatureEncoder,
+    ModelConfig, RegressionLoss, Schedule, StepConfig, TargetConfig, TrainState, TransformerConfig,
 };
 use serde::{Deserialize, Serialize};
+use tch::Device;
 use toml::{Table, Value};
 
 use crate::modality::Modality;
@@ -163,9 +164,13 @@ impl<M: Modality> Recipe<M> {
         }
     }
 
-    /// What core's step wants to know.
-    pub fn step_config(&self) -> StepConfig {
-        StepConfig { steps: self.train.steps, clip_norm: self.train.clip_norm, seed: self.seed }
+    /// A new model on `device`, before its first step.
+    pub fn state(&self, device: Device) -> Result<TrainState<M::Encoder>> {
+        let masking = M::masking(&self.mask, &self.features)?;
+        let model = Data2Vec::new(self.model(), masking, device, self.seed)?;
+        let TrainConfig { steps, clip_norm, .. } = self.train;
+        let step = StepConfig { steps, clip_norm, seed: self.seed };
+        Ok(TrainState::new(model, &self.optimizer, self.schedule.clone(), step)?)
     }
 }
 

@@ -94,7 +94,7 @@ pub struct Loader {
     stop: Arc<AtomicBool>,
     /// Turn of the worker that has the next batch.
     turn: usize,
-    batches_per_epoch: u64,
+    plan: Arc<Plan>,
     /// Batches in a row that had no usable example.
     barren: u64,
     max_bad: usize,
@@ -132,7 +132,7 @@ impl Loader {
             workers: Vec::new(),
             stop: Arc::clone(&stop),
             turn: 0,
-            batches_per_epoch: plan.batches(),
+            plan: Arc::clone(&plan),
             barren: 0,
             max_bad: config.max_bad,
             bad: BTreeMap::new(),
@@ -159,9 +159,14 @@ impl Loader {
         Ok(loader)
     }
 
+    /// How the data is cut into batches.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// How many batches, usable or not, one pass over the data has.
     pub fn batches_per_epoch(&self) -> u64 {
-        self.batches_per_epoch
+        self.plan.batches()
     }
 
     /// The next batch; waits for it. A batch of which no example could be loaded is passed over,
@@ -198,7 +203,7 @@ impl Loader {
                 return Ok(loaded);
             }
             self.barren += 1;
-            if self.barren >= self.batches_per_epoch {
+            if self.barren >= self.plan.batches() {
                 let last = self.bad.values().last().map_or("", |(_, reason)| reason);
                 let number = made.number;
                 let reason = format!("no usable example in a whole epoch up to batch {number}");

@@ -81,6 +81,14 @@ pub fn spread(x: &Tensor) -> Tensor {
     (var + 1e-6).sqrt().mean(Kind::Float)
 }
 
+/// [`spread`] of the rows of all `batches` together.
+pub fn spread_of(batches: &[Tensor]) -> Tensor {
+    match batches {
+        [one] => spread(one), // nothing to copy
+        all => spread(&Tensor::cat(all, 0)),
+    }
+}
+
 /// Share of the targets' variance that predictions explain, over any number of batches.
 ///
 /// 1 − Σ(prediction − target)² / Σ(target − mean target)², the mean taken for each channel over all

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::checkpoint::{assign, read_tensors, write_tensors};
-use crate::loss::spread;
+use crate::loss::spread_of;
 use crate::random::{Purpose, seed_for, stream};
 use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Result, Schedule};
 
@@ -124,8 +124,8 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(StepReport {
             step: self.step,
             loss,
-            target_var: spread_of(&targets),
-            pred_var: spread_of(&predictions),
+            target_var: spread_of(&targets).double_value(&[]),
+            pred_var: spread_of(&predictions).double_value(&[]),
             grad_norm,
             lr,
             ema_decay,
@@ -155,13 +155,5 @@ impl<F: FeatureEncoder> TrainState<F> {
         self.optimizer.load_state(&optimizer, &read_tensors(&optimizer)?)?;
         self.step = step;
         Ok(())
-    }
-}
-
-/// [`spread`] of all micro-batches' rows together.
-fn spread_of(batches: &[Tensor]) -> f64 {
-    match batches {
-        [one] => spread(one).double_value(&[]), // nothing to copy
-        all => spread(&Tensor::cat(all, 0)).double_value(&[]),
     }
 }
