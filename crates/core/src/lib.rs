@@ -21,6 +21,8 @@ pub mod optim;
 mod precision;
 pub mod random;
 pub mod schedule;
+pub mod score;
+pub mod split;
 pub mod target;
 pub mod teacher;
 pub mod train;

@@ -1,0 +1,156 @@
+//! Scores against numbers worked out by hand, and against those of scikit-learn and SciPy.
+
+use data2vec_core::score::{Confusion, Edits, edits, pearson, ranks, spearman, top_k};
+use proptest::prelude::*;
+use tch::Tensor;
+
+fn of(reference: &str, hypothesis: &str) -> [usize; 4] {
+    let chars = |text: &str| text.chars().collect::<Vec<_>>();
+    let Edits { substitutions, insertions, deletions, reference } =
+        edits(&chars(reference), &chars(hypothesis));
+    [substitutions, insertions, deletions, reference]
+}
+
+#[test]
+fn edits_by_hand() {
+    assert_eq!(of("kitten", "sitting"), [2, 1, 0, 6]);
+    assert_eq!(of("sitting", "kitten"), [2, 0, 1, 7]);
+    assert_eq!(of("abc", "abc"), [0, 0, 0, 3]);
+    assert_eq!(of("", "ab"), [0, 2, 0, 0]);
+    assert_eq!(of("ab", ""), [0, 0, 2, 2]);
+    assert_eq!(of("", ""), [0; 4]);
+    // Two errors either way: substitutions rather than an insertion and a deletion.
+    assert_eq!(of("ab", "bc"), [2, 0, 0, 2]);
+    assert_eq!(of("abcde", "bcdef"), [0, 1, 1, 5]);
+
+    let words = |text: &'static str| text.split(' ').collect::<Vec<_>>();
+    let mut sum = edits(&words("the cat sat down"), &words("a cat sat"));
+    assert_eq!((sum.errors(), sum.rate()), (2, Some(0.5)));
+    sum += edits(&words("yes"), &words("yes no no no no"));
+    assert_eq!((sum.insertions, sum.rate()), (4, Some(6.0 / 5.0)));
+    assert_eq!(Edits::default().rate(), None);
+}
+
+#[test]
+fn long_sequences_far_apart_and_near() {
+    let long: Vec<u32> = (0..50_000).collect();
+    let mut near = long.clone();
+    near[10_000] = 7;
+    near.remove(40_000);
+    near.insert(20_000, 7);
+    let e = edits(&long, &near);
+    assert_eq!([e.substitutions, e.insertions, e.deletions], [1, 1, 1]);
+    let others: Vec<u32> = (100_000..101_000).collect();
+    let e = edits(&long[..900], &others);
+    assert_eq!([e.substitutions, e.insertions, e.deletions], [900, 100, 0]);
+}
+
+/// The textbook's table of all beginnings.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut table = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            table[i][j] = match (i, j) {
+                (0, n) | (n, 0) => n,
+                _ => (table[i - 1][j] + 1)
+                    .min(table[i][j - 1] + 1)
+                    .min(table[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1])),
+            };
+        }
+    }
+    table[a.len()][b.len()]
+}
+
+proptest! {
+    #[test]
+    fn edits_are_the_fewest(
+        a in proptest::collection::vec(0_u8..4, 0..90),
+        b in proptest::collection::vec(0_u8..4, 0..90),
+    ) {
+        let e = edits(&a, &b);
+        prop_assert_eq!(e.errors(), distance(&a, &b));
+        prop_assert_eq!(a.len() + e.insertions, b.len() + e.deletions);
+        let back = edits(&b, &a);
+        prop_assert_eq!((back.insertions, back.deletions), (e.deletions, e.insertions));
+    }
+}
+
+fn confusion(classes: usize, pairs: &[(usize, usize)]) -> Confusion {
+    let mut confusion = Confusion::new(classes);
+    pairs
+        .iter()
+        .for_each(|&(target, predicted)| confusion.add(target, predicted).expect("classes"));
+    confusion
+}
+
+fn close(found: Option<f64>, wanted: f64) {
+    assert!(found.is_some_and(|found| (found - wanted).abs() < 1e-12), "{found:?}, not {wanted}");
+}
+
+#[test]
+fn confusions_by_hand() {
+    // 3 and 1 of class 0 taken for 0 and 1, 2 and 4 of class 1
+    let pairs = [(0, 0, 3), (0, 1, 1), (1, 0, 2), (1, 1, 4)];
+    let pairs: Vec<_> = pairs.iter().flat_map(|&(t, p, n)| vec![(t, p); n]).collect();
+    let c = confusion(2, &pairs);
+    assert_eq!((c.total(), c.counts()[[1, 0]]), (10, 2));
+    close(c.accuracy(), 0.7);
+    close(c.precision(1), 0.8);
+    close(c.recall(1), 4.0 / 6.0);
+    close(c.f1(1), 8.0 / 11.0);
+    close(c.f1(0), 6.0 / 9.0);
+    close(c.macro_f1(), (8.0 / 11.0 + 6.0 / 9.0) / 2.0);
+    close(c.matthews(), 10.0 / 600_f64.sqrt());
+}
+
+#[test]
+fn confusions_where_something_is_missing() {
+    let nothing = Confusion::new(2);
+    assert_eq!((nothing.accuracy(), nothing.macro_f1(), nothing.matthews()), (None, None, None));
+    let c = confusion(3, &[(0, 0), (1, 0)]);
+    assert_eq!((c.precision(1), c.recall(2), c.f1(2)), (None, None, None));
+    assert_eq!((c.f1(1), c.matthews()), (Some(0.0), Some(0.0)));
+    close(c.macro_f1(), (2.0 / 3.0) / 2.0);
+    let error = Confusion::new(2).add(0, 2).expect_err("a third class").to_string();
+    assert_eq!(error, "bad input: class 2 of 2");
+}
+
+#[test]
+fn ranks_and_top_k() {
+    let logits = Tensor::from_slice2(&[
+        [0.1_f32, 0.9, 0.0],
+        [0.5, 0.5, 0.5],
+        [3.0, 2.0, 1.0],
+        [f32::NAN, 0.0, 1.0],
+        [f32::NAN, 0.0, 1.0],
+    ]);
+    let ranks = ranks(&logits, &Tensor::from_slice(&[1_i64, 1, 2, 0, 2])).expect("ranks");
+    assert_eq!(ranks, [0, 1, 2, 2, 0]);
+    assert_eq!([1, 2, 3].map(|k| top_k(&ranks, k)), [Some(0.4), Some(0.6), Some(1.0)]);
+    assert_eq!(top_k(&[], 1), None);
+    let wrong = |targets: &[i64]| {
+        data2vec_core::score::ranks(&logits, &Tensor::from_slice(targets))
+            .expect_err("wrong")
+            .to_string()
+    };
+    assert_eq!(wrong(&[0, 0, 0, 0, 3]), "bad input: class 3 of 3");
+    assert!(wrong(&[0]).contains("targets [1] for logits [5, 3]"));
+}
+
+#[test]
+fn correlations_by_hand() {
+    close(pearson(&[(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)]), 1.0);
+    close(pearson(&[(1.0, 1.0), (2.0, 3.0), (3.0, 2.0)]), 0.5);
+    // Places 0, 1.5, 1.5, 3 and 0, 1, 2, 3
+    close(
+        spearman(&[(1.0, 10.0), (2.0, 20.0), (2.0, 30.0), (9.0, 31.0)]),
+        4.5 / (4.5 * 5.0_f64).sqrt(),
+    );
+    close(spearman(&[(f64::INFINITY, 1.0), (0.0, 0.0)]), 1.0);
+    let undefined: [&[(f64, f64)]; 4] =
+        [&[], &[(1.0, 1.0)], &[(0.1, 1.0), (0.1, 2.0), (0.1, 4.0)], &[(1.0, f64::NAN), (2.0, 1.0)]];
+    for pairs in undefined {
+        assert_eq!((pearson(pairs), spearman(pairs)), (None, None), "{pairs:?}");
+    }
+    assert_eq!(pearson(&[(f64::INFINITY, 1.0), (0.0, 0.0)]), None);
+}
