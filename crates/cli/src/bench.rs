@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use data2vec_core::{Dataset, Precision};
 use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
+use toml::Table;
 
 use crate::device;
 use crate::modality::{Modality, Task, with_recipe};
@@ -89,7 +90,8 @@ pub fn run(command: &Command) -> Result<ExitCode> {
 }
 
 impl Task for &DataArgs {
-    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode> {
+    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode> {
+        let recipe = Recipe::<M>::from_table(path, table)?;
         ensure!(self.workers >= 1, "--workers: 0 threads load nothing");
         let cache = std::env::temp_dir().join(format!("data2vec-bench-{}", std::process::id()));
         std::fs::create_dir_all(&cache)?;
@@ -102,8 +104,8 @@ impl Task for &DataArgs {
             "{}",
             json!({
                 "examples": examples,
-                "units": size as f64 / M::SIZE_OF_UNIT,
-                "unit": M::UNIT,
+                "units": size as f64 / M::UNITS.size,
+                "unit": M::UNITS.name,
                 "seconds": seconds,
                 "workers": self.workers,
             })
@@ -153,7 +155,8 @@ struct Bench<'a> {
 }
 
 impl Task for Bench<'_> {
-    fn run<M: Modality>(self, recipe: Recipe<M>) -> Result<ExitCode> {
+    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode> {
+        let recipe = Recipe::<M>::from_table(path, table)?;
         let args = self.args;
         ensure!(args.batch >= 1, "--batch: {} is below 1", args.batch);
         ensure!(args.size > 0.0, "--size: {} is not above 0", args.size);

@@ -1,52 +1,91 @@
 //! `curve.svg`: how the run went, at a glance.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-use crate::metrics::{Line, read};
+use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine, ValidationLine, read};
 
 type Points = Vec<(f64, f64)>;
+
+/// A panel: its title, and named series.
+type Panel = (String, Vec<(&'static str, Points)>);
 
 /// Draws the lines of `metrics` to the file `out`.
 pub fn draw(metrics: &Path, out: &Path) -> Result<()> {
     let lines = read(metrics)?;
-    let train = |value: fn(&crate::metrics::TrainLine) -> f64| -> Points {
-        let pick = |line: &Line| match line {
-            Line::Train(line) => Some((line.step as f64, value(line))),
-            Line::HeldOut(_) => None,
-        };
-        lines.iter().filter_map(pick).collect()
-    };
-    let held_out = |value: fn(&crate::metrics::HeldOutLine) -> Option<f64>| -> Points {
-        let pick = |line: &Line| match line {
-            Line::HeldOut(line) => Some((line.step as f64, value(line)?)),
-            Line::Train(_) => None,
-        };
-        lines.iter().filter_map(pick).collect()
-    };
-    let panels = [
-        (
-            "loss (the targets move: falling alone proves nothing)",
-            vec![("training", train(|l| l.loss)), ("held out", held_out(|l| Some(l.loss)))],
-        ),
-        (
-            "explained variance of the targets, held out (0: no better than a constant)",
-            vec![("explained", held_out(|l| l.explained))],
-        ),
-        (
-            "spread of targets and predictions (near 0: collapse)",
-            vec![("targets", train(|l| l.target_var)), ("predictions", train(|l| l.pred_var))],
-        ),
-    ];
+    let is_tuning = lines.iter().any(|line| matches!(line, Line::Validation(_)));
+    let panels = if is_tuning { tuning(&lines) } else { pretraining(&lines) };
     panels_to(out, &panels).map_err(|e| anyhow!("{}: {e}", out.display()))
 }
 
-fn panels_to(
-    out: &Path,
-    panels: &[(&str, Vec<(&str, Points)>)],
-) -> Result<(), Box<dyn std::error::Error>> {
+/// Of the lines that have it, `value` by step.
+fn points(lines: &[Line], value: impl Fn(&Line) -> Option<(u64, f64)>) -> Points {
+    lines.iter().filter_map(value).map(|(step, value)| (step as f64, value)).collect()
+}
+
+fn train(lines: &[Line], value: impl Fn(&TrainLine) -> Option<f64>) -> Points {
+    points(lines, |line| match line {
+        Line::Train(line) => Some((line.step, value(line)?)),
+        _ => None,
+    })
+}
+
+fn pretraining(lines: &[Line]) -> Vec<Panel> {
+    let spread =
+        |value: fn(&Pretraining) -> f64| train(lines, |l| l.pretraining.as_ref().map(value));
+    let held_out = |value: fn(&HeldOutLine) -> Option<f64>| {
+        points(lines, |line| match line {
+            Line::HeldOut(line) => Some((line.step, value(line)?)),
+            _ => None,
+        })
+    };
+    vec![
+        (
+            "loss (the targets move: falling alone proves nothing)".into(),
+            vec![
+                ("training", train(lines, |l| Some(l.loss))),
+                ("held out", held_out(|l| Some(l.loss))),
+            ],
+        ),
+        (
+            "explained variance of the targets, held out (0: no better than a constant)".into(),
+            vec![("explained", held_out(|l| l.explained))],
+        ),
+        (
+            "spread of targets and predictions (near 0: collapse)".into(),
+            vec![("targets", spread(|l| l.target_var)), ("predictions", spread(|l| l.pred_var))],
+        ),
+    ]
+}
+
+/// The loss, and a panel for each figure of the evaluations.
+fn tuning(lines: &[Line]) -> Vec<Panel> {
+    let validation = |value: &dyn Fn(&ValidationLine) -> Option<f64>| {
+        points(lines, |line| match line {
+            Line::Validation(line) => Some((line.step, value(line)?)),
+            _ => None,
+        })
+    };
+    let losses = vec![
+        ("training", train(lines, |l| Some(l.loss))),
+        ("held out", validation(&|l| Some(l.loss))),
+    ];
+    let mut panels = vec![("loss".to_owned(), losses)];
+    let names = lines.iter().filter_map(|line| match line {
+        Line::Validation(line) => Some(line.figures.keys()),
+        _ => None,
+    });
+    for name in names.flatten().collect::<BTreeSet<_>>() {
+        let figure = validation(&|l| l.figures.get(name).copied());
+        panels.push((format!("{name}, held out"), vec![("held out", figure)]));
+    }
+    panels
+}
+
+fn panels_to(out: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
     let colors = [RGBColor(31, 119, 180), RGBColor(214, 100, 20)];
     let root = SVGBackend::new(out, (760, 900)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -60,7 +99,7 @@ fn panels_to(
             high = low + 1.0; // nothing to show yet
         }
         let mut chart = ChartBuilder::on(area)
-            .caption(*title, ("sans-serif", 15))
+            .caption(title, ("sans-serif", 15))
             .margin(12)
             .x_label_area_size(28)
             .y_label_area_size(52)

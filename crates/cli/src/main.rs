@@ -16,6 +16,7 @@ mod report;
 mod run;
 mod signals;
 mod tokenizer;
+mod training;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,12 +1,13 @@
 //! `metrics.jsonl`: one object a line, in order of steps, whatever happened to the run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display, Formatter};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use data2vec_core::{Error, StepReport};
+use data2vec_core::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// A line of `metrics.jsonl`.
@@ -17,6 +18,8 @@ pub enum Line {
     Train(TrainLine),
     /// Held-out examples, without dropout.
     HeldOut(HeldOutLine),
+    /// Held-out labelled examples, in fine-tuning.
+    Validation(ValidationLine),
 }
 
 /// See [`Line::Train`].
@@ -26,30 +29,38 @@ pub struct TrainLine {
     pub step: u64,
     /// Passes over the data.
     pub epoch: f64,
-    /// Mean over hidden tokens.
+    /// Mean over hidden tokens, or over labelled examples.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// Spread of the targets over hidden tokens.
-    #[serde(deserialize_with = "number")]
-    pub target_var: f64,
-    /// Spread of the predictions.
-    #[serde(deserialize_with = "number")]
-    pub pred_var: f64,
     /// Norm of the gradient before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// Share of hidden tokens.
-    pub masked_share: f64,
     /// Of the last step.
     pub lr: f64,
-    /// Of the last step.
-    pub ema_decay: f64,
+    /// What pretraining tells besides.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub pretraining: Option<Pretraining>,
     /// Units of data (seconds of audio, …) a second.
     pub units_per_second: f64,
     /// Share of the time that the model waited for data.
     pub waiting: f64,
     /// Unusable examples met so far.
     pub bad_examples: usize,
+}
+
+/// What a line tells of pretraining.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Pretraining {
+    /// Spread of the targets over hidden tokens.
+    #[serde(deserialize_with = "number")]
+    pub target_var: f64,
+    /// Spread of the predictions.
+    #[serde(deserialize_with = "number")]
+    pub pred_var: f64,
+    /// Share of hidden tokens.
+    pub masked_share: f64,
+    /// Of the last step.
+    pub ema_decay: f64,
 }
 
 /// See [`Line::HeldOut`].
@@ -70,6 +81,18 @@ pub struct HeldOutLine {
     pub pred_var: f64,
 }
 
+/// See [`Line::Validation`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ValidationLine {
+    /// Completed steps.
+    pub step: u64,
+    /// Mean over examples.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// By name: `wer`, `accuracy`, …; undefined ones are missing.
+    pub figures: BTreeMap<String, f64>,
+}
+
 /// JSON has no NaN: it is written as `null`.
 fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
@@ -80,6 +103,30 @@ impl Line {
         match self {
             Self::Train(line) => line.step,
             Self::HeldOut(line) => line.step,
+            Self::Validation(line) => line.step,
+        }
+    }
+}
+
+/// An evaluation as the user sees it; of training, `Progress` shows more.
+impl Display for Line {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Train(line) => write!(f, "step {}: loss {:.3}", line.step, line.loss),
+            Self::HeldOut(line) => {
+                let explained = line.explained.map_or("–".into(), |e| format!("{e:.3}"));
+                let (target, pred) = (line.target_var, line.pred_var);
+                write!(
+                    f,
+                    "step {}: held out: loss {:.3}, explained {explained}, var {target:.2}/{pred:.2}",
+                    line.step, line.loss
+                )
+            }
+            Self::Validation(line) => {
+                write!(f, "step {}: held out: loss {:.3}", line.step, line.loss)?;
+                let figures = line.figures.iter();
+                figures.map(|(name, value)| write!(f, ", {name} {value:.4}")).collect()
+            }
         }
     }
 }
@@ -128,29 +175,30 @@ pub struct Mean {
 
 impl Mean {
     /// Adds a step.
-    pub fn add(&mut self, report: &StepReport) {
+    pub fn add(&mut self, line: &TrainLine) {
         let sum = &mut self.sum;
         self.count += 1.0;
-        sum.step = report.step;
-        sum.loss += report.loss;
-        sum.target_var += report.target_var;
-        sum.pred_var += report.pred_var;
-        sum.grad_norm += report.grad_norm;
-        sum.masked_share += report.masked_share;
-        (sum.lr, sum.ema_decay) = (report.lr, report.ema_decay);
+        (sum.step, sum.lr) = (line.step, line.lr);
+        sum.loss += line.loss;
+        sum.grad_norm += line.grad_norm;
+        if let Some(line) = &line.pretraining {
+            let sum = sum.pretraining.get_or_insert_default();
+            sum.target_var += line.target_var;
+            sum.pred_var += line.pred_var;
+            sum.masked_share += line.masked_share;
+            sum.ema_decay = line.ema_decay;
+        }
     }
 
     /// The means; starts anew.
     pub fn take(&mut self) -> TrainLine {
         let (mut line, n) = (std::mem::take(&mut self.sum), self.count);
-        for value in [
-            &mut line.loss,
-            &mut line.target_var,
-            &mut line.pred_var,
-            &mut line.grad_norm,
-            &mut line.masked_share,
-        ] {
-            *value /= n;
+        line.loss /= n;
+        line.grad_norm /= n;
+        if let Some(line) = &mut line.pretraining {
+            line.target_var /= n;
+            line.pred_var /= n;
+            line.masked_share /= n;
         }
         self.count = 0.0;
         line

@@ -33,7 +33,7 @@ pub fn heaviest<M: Modality>(
     plan: &Plan,
 ) -> Result<Trial> {
     let (rows, size) = plan.heaviest(dataset);
-    trial(recipe, state, rows as i64, size as f64 / M::SIZE_OF_UNIT)
+    trial(recipe, state, rows as i64, size as f64 / M::UNITS.size)
 }
 
 fn trial<M: Modality>(
@@ -70,7 +70,7 @@ impl Trial {
             "the largest batch, {} × {:.1} {}, takes {:.1} s and at most {peak} of memory",
             self.rows,
             self.size,
-            M::UNIT,
+            M::UNITS.name,
             self.took.as_secs_f64()
         )
     }
@@ -115,7 +115,7 @@ pub fn tell<M: Modality>(
 }
 
 fn unit<M: Modality>() -> &'static str {
-    M::UNIT.strip_suffix('s').filter(|unit| !unit.is_empty()).unwrap_or(M::UNIT)
+    M::UNITS.name.strip_suffix('s').filter(|unit| !unit.is_empty()).unwrap_or(M::UNITS.name)
 }
 
 fn gib(bytes: u64) -> String {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::metrics::{HeldOutLine, TrainLine};
+use crate::metrics::{Line, Pretraining, TrainLine};
 use crate::report::tell;
 
 /// The run's progress.
@@ -36,13 +36,21 @@ impl Progress {
     }
 
     /// Means of the last steps, and the last evaluation.
-    pub fn line(&self, line: &TrainLine, held_out: Option<&HeldOutLine>, left: Duration) {
-        let explained =
-            held_out.and_then(|h| h.explained).map_or("–".into(), |e| format!("{e:.3}"));
-        let text = format!(
-            "loss {:.3} explained {explained} var {:.2}/{:.2} lr {:.1e} {:.0} {}/s",
-            line.loss, line.target_var, line.pred_var, line.lr, line.units_per_second, self.unit
-        );
+    pub fn line(&self, line: &TrainLine, evaluation: Option<&Line>, left: Duration) {
+        let mut text = format!("loss {:.3}", line.loss);
+        let known = match evaluation {
+            Some(Line::HeldOut(line)) => line.explained.map(|e| format!(" explained {e:.3}")),
+            Some(Line::Validation(line)) => {
+                let figures = line.figures.iter();
+                Some(figures.map(|(name, value)| format!(" {name} {value:.3}")).collect())
+            }
+            _ => None,
+        };
+        text += &known.unwrap_or_default();
+        if let Some(Pretraining { target_var, pred_var, .. }) = line.pretraining {
+            text += &format!(" var {target_var:.2}/{pred_var:.2}");
+        }
+        text += &format!(" lr {:.1e} {:.0} {}/s", line.lr, line.units_per_second, self.unit);
         if self.terminal {
             self.bar.set_message(text);
         } else {

@@ -55,6 +55,9 @@ pub struct TrainConfig {
     pub steps: u64,
     /// Most that a batch holds, in the modality's unit, before copies.
     pub batch: f64,
+    /// Most examples in a batch, however small they are; absent: any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_examples: Option<usize>,
     /// Batches whose gradients add up to one step.
     pub accumulate: usize,
     /// Largest norm of the gradient; absent: no clipping.
@@ -76,6 +79,39 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Unusable examples that are skipped before the run gives up.
     pub max_bad_examples: usize,
+}
+
+impl TrainConfig {
+    /// Checks the settings.
+    pub fn validate(&self) -> Result<()> {
+        let at_least_one = [
+            ("steps", self.steps),
+            ("max_examples", self.max_examples.unwrap_or(1) as u64),
+            ("accumulate", self.accumulate as u64),
+            ("eval_batches", self.eval_batches as u64),
+            ("eval_every", self.eval_every),
+            ("log_every", self.log_every),
+            ("save_every", self.save_every),
+            ("keep", self.keep as u64),
+            ("workers", self.workers as u64),
+        ];
+        if let Some((key, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
+            return Err(Error::config(format!("train.{key}"), "must be at least 1").into());
+        }
+        if !(self.batch > 0.0 && self.batch.is_finite()) {
+            return Err(
+                Error::config("train.batch", format!("{} is not above 0", self.batch)).into()
+            );
+        }
+        if !(0.0..1.0).contains(&self.held_out) {
+            let reason = format!("{} is not a share below 1", self.held_out);
+            return Err(Error::config("train.held_out", reason).into());
+        }
+        if let Some(clip) = self.clip_norm.filter(|clip| !(*clip > 0.0)) {
+            return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")).into());
+        }
+        Ok(())
+    }
 }
 
 /// Keys that may change between stopping and going on: they do not touch what is learned.
@@ -102,31 +138,7 @@ impl<M: Modality> Recipe<M> {
 
     fn validate(&self) -> Result<()> {
         let train = &self.train;
-        let at_least_one = [
-            ("steps", train.steps),
-            ("accumulate", train.accumulate as u64),
-            ("eval_batches", train.eval_batches as u64),
-            ("eval_every", train.eval_every),
-            ("log_every", train.log_every),
-            ("save_every", train.save_every),
-            ("keep", train.keep as u64),
-            ("workers", train.workers as u64),
-        ];
-        if let Some((key, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
-            return Err(Error::config(format!("train.{key}"), "must be at least 1").into());
-        }
-        if !(train.batch > 0.0 && train.batch.is_finite()) {
-            return Err(
-                Error::config("train.batch", format!("{} is not above 0", train.batch)).into()
-            );
-        }
-        if !(0.0..1.0).contains(&train.held_out) {
-            let reason = format!("{} is not a share below 1", train.held_out);
-            return Err(Error::config("train.held_out", reason).into());
-        }
-        if let Some(clip) = train.clip_norm.filter(|clip| !(*clip > 0.0)) {
-            return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")).into());
-        }
+        train.validate()?;
         let model = &self.model;
         if model.copies < 1 {
             return Err(
@@ -189,7 +201,8 @@ pub fn read(path: &Path, steps: Option<u64>, overrides: &[String]) -> Result<Tab
     Ok(table)
 }
 
-fn set(table: &mut Table, text: &str) -> Result<()> {
+/// Puts `KEY=VALUE` into a recipe.
+pub fn set(table: &mut Table, text: &str) -> Result<()> {
     let Some((key, value)) = text.split_once('=') else {
         bail!("is not KEY=VALUE");
     };
@@ -224,7 +237,7 @@ pub fn toml_error(text: &str, error: &toml::de::Error) -> String {
 }
 
 /// The parser's words, with the key first and the nearest known one for a mistyped one.
-fn explain(message: &str) -> String {
+pub fn explain(message: &str) -> String {
     let (what, place) = match message.trim().split_once("\nin ") {
         Some((what, place)) => (what, format!(" in {}", place.trim().replace('`', ""))),
         None => (message.trim(), String::new()),

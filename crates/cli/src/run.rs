@@ -83,20 +83,21 @@ impl RunFolder {
         write(&path, &toml::to_string(recipe)?)
     }
 
-    /// Compares the tokenizer with the one this run was started with, or keeps its fingerprint for next
-    /// time: with another one of the same size, all that was learned would be about other tokens.
-    pub fn check_tokenizer(&self, fingerprint: &str) -> Result<()> {
-        let path = self.join("tokenizer.sha256");
+    /// Compares `text`, which tells what inputs or outputs mean, with that of the start of this run, or
+    /// keeps it in the file `name` for next time: with another one of the same size, all that was
+    /// learned would be about something else.
+    pub fn check_meaning(&self, name: &str, what: &str, text: &str) -> Result<()> {
+        let path = self.join(name);
         match fs::read_to_string(&path) {
-            Ok(old) if old.trim() == fingerprint => Ok(()),
+            Ok(old) if old.trim() == text.trim() => Ok(()),
             Ok(_) if self.has_results() => bail!(
-                "{} was started with another tokenizer; restore it (one that is trained on the data needs the same data), or give this run its own --out",
+                "{} was started with {what}; restore them (what is made from the data needs the same data), or give this run its own --out",
                 self.path.display()
             ),
             Err(e) if e.kind() != ErrorKind::NotFound => {
                 Err(e).with_context(|| path.display().to_string())
             }
-            _ => write(&path, fingerprint),
+            _ => write(&path, text),
         }
     }
 
@@ -104,7 +105,8 @@ impl RunFolder {
     fn has_results(&self) -> bool {
         let entries = fs::read_dir(self.join("checkpoints")).into_iter().flatten().flatten();
         let is_one = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
-        self.join("encoder").exists() || entries.into_iter().any(is_one)
+        ["encoder", "model"].iter().any(|name| self.join(name).exists())
+            || entries.into_iter().any(is_one)
     }
 
     /// Writes down how this process was started, and says so if its data are not the last one's.

@@ -65,6 +65,48 @@ impl Batch {
     }
 }
 
+/// A batch, and what a head should say of its rows.
+#[derive(Debug)]
+pub struct LabelledBatch {
+    /// What the encoder sees.
+    pub batch: Batch,
+    /// What is right.
+    pub targets: Targets,
+}
+
+/// What is right for the rows of a batch.
+#[derive(Debug)]
+pub enum Targets {
+    /// `(B)` i64: each row's class.
+    Classes(Tensor),
+    /// `(B, C)` f32: the share of each class in each row, for mixed images and smoothed labels.
+    Shares(Tensor),
+    /// `(B)` f32: each row's number.
+    Values(Tensor),
+    /// Each row's sequence of labels.
+    Sequences {
+        /// i64, all rows' labels, one row after the other.
+        ids: Tensor,
+        /// How many labels each row has.
+        lengths: Vec<i64>,
+    },
+}
+
+impl LabelledBatch {
+    /// The same on `device`.
+    pub fn to_device(&self, device: Device) -> Self {
+        let targets = match &self.targets {
+            Targets::Classes(x) => Targets::Classes(x.to_device(device)),
+            Targets::Shares(x) => Targets::Shares(x.to_device(device)),
+            Targets::Values(x) => Targets::Values(x.to_device(device)),
+            Targets::Sequences { ids, lengths } => {
+                Targets::Sequences { ids: ids.to_device(device), lengths: lengths.clone() }
+            }
+        };
+        Self { batch: self.batch.to_device(device), targets }
+    }
+}
+
 /// One vector for each token, with the true length of each row.
 #[derive(Debug)]
 pub struct Tokens {

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Version of the checkpoint layout; raised when old ones can no longer be read.
 const FORMAT: u32 = 1;
 const MANIFEST: &str = "checkpoint.json";
-/// Prefix of folders that are being written or removed; never read.
+/// Prefix of files and folders that are being written or removed; never read.
 const UNFINISHED: &str = ".unfinished-";
 
 /// Writes named tensors to a safetensors file and flushes it to the disk.
@@ -114,6 +114,14 @@ pub fn assign(
         }
     });
     Ok(())
+}
+
+/// Has `write` fill a file beside `dir / name` and puts it in its place: it is whole or not there, and
+/// whoever reads an earlier one is not disturbed.
+pub(crate) fn replace(dir: &Path, name: &str, write: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
+    let (unfinished, path) = (dir.join(format!("{UNFINISHED}{name}")), dir.join(name));
+    write(&unfinished)?;
+    fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, e))
 }
 
 /// Where a run stands: all that a checkpoint needs besides tensors.

@@ -2,7 +2,7 @@
 
 use rand::rngs::StdRng;
 
-use crate::{Batch, Result};
+use crate::Result;
 
 /// Examples of one kind that can be put into batches.
 ///
@@ -12,6 +12,10 @@ use crate::{Batch, Result};
 pub trait Dataset: Send + Sync + 'static {
     /// One loaded example, before collation.
     type Example: Send;
+
+    /// What collated examples are: [`Batch`](crate::Batch) for pretraining,
+    /// [`LabelledBatch`](crate::LabelledBatch) for fine-tuning.
+    type Batch: Send + 'static;
 
     /// How many examples there are.
     fn len(&self) -> usize;
@@ -39,5 +43,5 @@ pub trait Dataset: Send + Sync + 'static {
     ///
     /// # Errors
     /// If the examples do not go together.
-    fn collate(&self, examples: Vec<Self::Example>, rng: &mut StdRng) -> Result<Batch>;
+    fn collate(&self, examples: Vec<Self::Example>, rng: &mut StdRng) -> Result<Self::Batch>;
 }

@@ -13,9 +13,11 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::encoder::{self, Encoder, EncoderConfig};
-use crate::nn::{Init, cut_normal, done, keep_factor};
+use crate::encoder::{Encoder, EncoderConfig};
+use crate::head::mean_over_tokens;
+use crate::nn::{Init, cut_normal, done};
 use crate::random::{Purpose, seed_for};
+use crate::tuned::write_model;
 use crate::{
     Batch, Decoder, DecoderConfig, EmaConfig, EmaScope, EmaTeacher, Error, FeatureEncoder, Mask,
     MaskStrategy, Precision, RegressionLoss, Result, Substitute, TargetConfig, Tokens,
@@ -265,7 +267,9 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             // Each row counts as often as it has hidden tokens: divided by N, a mean over rows.
             let counts = Tensor::from_slice(&mask.counts()).to_device(device); // (B·M)
             let cls = prefix.select(1, -1); // (B·M, D)
-            let mean = mean_over_tokens(target, tokens.padding.as_ref(), copies); // (B·M, D)
+            let padding = tokens.padding.as_ref().map(|p| p.slice(0, 0, None, copies)); // (B, T)
+            let mean = mean_over_tokens(target, padding.as_ref()); // (B, D)
+            let mean = mean.repeat_interleave_self_int(copies, 0, None); // (B·M, D)
             (self.config.loss.rows(&cls, &mean) * counts).sum(Kind::Float) * weight
         });
         let target = mask.gather(target, copies); // (N, D)
@@ -287,7 +291,8 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         self.teacher.update(&self.vars, step)
     }
 
-    /// Writes the student's encoder, which is what one keeps, to the folder `dir`.
+    /// Writes the student's encoder, which is what one keeps, to the folder `dir`, with 1.0's mask token,
+    /// which fine-tuning may want again, in a file of its own.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written.
@@ -297,7 +302,8 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             features: self.config.features.clone(),
             transformer: self.config.transformer.clone(),
         };
-        encoder::export::<F>(dir, &self.vars, &config)
+        let mask_token = self.mask_token();
+        write_model(dir, &self.vars.variables(), &config, None, mask_token.as_ref())
     }
 
     /// The student: the part that is kept.
@@ -341,17 +347,4 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     pub fn device(&self) -> Device {
         self.vars.device()
     }
-}
-
-/// Each row's mean over its real tokens, `(B, T, D)` to `(B·M, D)`; `padding` is `(B·M, T)`.
-fn mean_over_tokens(x: &Tensor, padding: Option<&Tensor>, copies: i64) -> Tensor {
-    let padding = padding.map(|p| p.slice(0, 0, None, copies)); // (B, T)
-    let mean = match keep_factor(padding.as_ref(), x.kind()) {
-        None => x.mean_dim(&[1_i64][..], false, x.kind()),
-        Some(keep) => {
-            let sum = (x * &keep).sum_dim_intlist(&[1_i64][..], false, x.kind());
-            sum / keep.sum_dim_intlist(&[1_i64][..], false, x.kind())
-        }
-    };
-    mean.repeat_interleave_self_int(copies, 0, None)
 }

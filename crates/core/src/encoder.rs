@@ -1,13 +1,15 @@
 //! The part that is kept: a feature encoder and the transformer on top of it.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::checkpoint::{assign, read_tensors, write_tensors};
+use crate::checkpoint::{assign, read_tensors, replace, write_tensors};
 use crate::transformer::Layer;
+use crate::tuned::share;
 use crate::{
     Batch, Error, FeatureEncoder, Result, Tokens, Transformer, TransformerConfig, Visible,
 };
@@ -140,7 +142,7 @@ impl<F: FeatureEncoder> Encoder<F> {
     /// If a file is missing or broken, belongs to another feature encoder, or lacks a tensor.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<(Self, EncoderConfig<F::Config>)> {
         let dir = dir.as_ref();
-        let config = read_config::<F>(&dir.join(ENCODER_CONFIG))?;
+        let config = read_config::<F>(dir)?;
         let vars = nn::VarStore::new(device);
         let encoder = Self::new(&(vars.root() / "encoder"), &config.features, &config.transformer)?;
         let path = dir.join(ENCODER_WEIGHTS);
@@ -153,45 +155,52 @@ impl<F: FeatureEncoder> Encoder<F> {
 }
 
 /// Writes the encoder's share of `vars` (names that start with `encoder.`) and its settings.
-pub(crate) fn export<F: FeatureEncoder>(
+pub(crate) fn export<C: Serialize>(
     dir: &Path,
-    vars: &nn::VarStore,
-    config: &EncoderConfig<F::Config>,
+    vars: &HashMap<String, Tensor>,
+    config: &EncoderConfig<C>,
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-    let tensors = vars.variables().into_iter().filter(|(name, _)| name.starts_with("encoder."));
-    // Each file is whole or not there: somebody may be reading an earlier export.
-    let replace = |name: &str, write: &dyn Fn(&Path) -> Result<()>| {
-        let (unfinished, path) = (dir.join(format!(".unfinished-{name}")), dir.join(name));
-        write(&unfinished)?;
-        std::fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, e))
-    };
-    let tensors = tensors.collect();
-    replace(ENCODER_WEIGHTS, &|path| write_tensors(path, &tensors))?;
-    replace(ENCODER_CONFIG, &|path| {
-        let text = toml::to_string(config).map_err(|e| Error::file(path, e.to_string()))?;
+    let tensors = share(vars, "encoder.");
+    replace(dir, ENCODER_WEIGHTS, &|path| write_tensors(path, &tensors))?;
+    write_toml(dir, ENCODER_CONFIG, config)
+}
+
+/// Writes `value` to the file `name` of the folder `dir`.
+pub(crate) fn write_toml(dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    replace(dir, name, &|path| {
+        let text = toml::to_string(value).map_err(|e| Error::file(path, e.to_string()))?;
         std::fs::write(path, text).map_err(|e| Error::io(path, e))
     })
 }
 
-fn read_config<F: FeatureEncoder>(path: &Path) -> Result<EncoderConfig<F::Config>> {
+/// The settings of the encoder in the folder `dir`.
+///
+/// # Errors
+/// If the file is missing or broken, or tells of another kind of encoder.
+pub fn read_config<F: FeatureEncoder>(dir: &Path) -> Result<EncoderConfig<F::Config>> {
     /// Only the kind: so that another kind's file is told apart from a broken one.
     #[derive(Deserialize)]
     struct Kind {
         encoder: String,
     }
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let broken = |e: toml::de::Error| {
-        let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        let line = before.matches('\n').count() + 1;
-        Error::file(path, format!("line {line}: {}", e.message()))
-    };
-    let kind: Kind = toml::from_str(&text).map_err(broken)?;
+    let path = dir.join(ENCODER_CONFIG);
+    let kind: Kind = read_toml(&path)?;
     if kind.encoder != F::NAME {
         let reason = format!("holds a `{}` encoder, not a `{}` one", kind.encoder, F::NAME);
         return Err(Error::file(path, reason));
     }
-    toml::from_str(&text).map_err(broken)
+    read_toml(&path)
+}
+
+/// Reads a TOML file; what is wrong with it is told with the line.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    toml::from_str(&text).map_err(|e| {
+        let before = e.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        Error::file(path, format!("line {line}: {}", e.message()))
+    })
 }
 
 /// One additive mask for all blocks: the features' bias, −∞ at padded keys.

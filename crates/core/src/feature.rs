@@ -23,6 +23,10 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     /// How a decoder's linear maps start.
     const DECODER_INIT: Init = Init::Torch;
 
+    /// Prefixes of the variables, below the feature encoder's own path, that look at the raw signal
+    /// first: fine-tuning may leave them as pretraining made them.
+    const LOCAL: &'static [&'static str] = &["embed."];
+
     /// What a recipe says of it.
     type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned;
 

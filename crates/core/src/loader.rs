@@ -15,7 +15,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
-    Batch, Dataset, Error, Result,
+    Dataset, Error, Result,
     random::{Purpose, stream},
 };
 
@@ -71,13 +71,13 @@ impl LoaderConfig {
 
 /// One batch of the stream.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct Loaded<B> {
     /// Its place in the stream; the next one to ask for after it is `number + 1`.
     pub number: u64,
     /// Which pass over the data it belongs to, from 0.
     pub epoch: u64,
     /// What the model gets.
-    pub batch: Batch,
+    pub batch: B,
     /// How many examples it was made of.
     pub examples: usize,
     /// Sum of their sizes, in units of [`Dataset::size`].
@@ -89,8 +89,8 @@ pub struct Loaded {
 /// Batch `n` is a function of the data set, the configuration and `n` alone: however many workers
 /// there are, wherever the stream starts, and whichever examples failed before.
 #[derive(Debug)]
-pub struct Loader {
-    workers: Vec<Worker>,
+pub struct Loader<B> {
+    workers: Vec<Worker<B>>,
     stop: Arc<AtomicBool>,
     /// Turn of the worker that has the next batch.
     turn: usize,
@@ -103,26 +103,30 @@ pub struct Loader {
 }
 
 #[derive(Debug)]
-struct Worker {
+struct Worker<B> {
     /// `None` once the loader is being dropped.
-    made: Option<Receiver<Made>>,
+    made: Option<Receiver<Made<B>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// What a worker sends: a batch unless none of its examples could be loaded, and the failures.
-struct Made {
+struct Made<B> {
     number: u64,
-    batch: Result<Option<Loaded>>,
+    batch: Result<Option<Loaded<B>>>,
     bad: Vec<(usize, String, String)>,
 }
 
-impl Loader {
+impl<B: Send + 'static> Loader<B> {
     /// Starts the workers at batch number `start`.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is impossible, the data set is empty or one of its
     /// examples is larger than the budget; [`Error::Io`] if a thread cannot be started.
-    pub fn new<D: Dataset>(dataset: Arc<D>, config: LoaderConfig, start: u64) -> Result<Self> {
+    pub fn new<D: Dataset<Batch = B>>(
+        dataset: Arc<D>,
+        config: LoaderConfig,
+        start: u64,
+    ) -> Result<Self> {
         config.validate()?;
         let max_examples = config.max_examples.unwrap_or(usize::MAX);
         let plan = Plan::new(dataset.as_ref(), config.budget, max_examples, config.tolerance)?;
@@ -176,14 +180,14 @@ impl Loader {
     /// [`Error::TooManyBad`] beyond the configured limit of failing examples, [`Error::Loader`] if
     /// a worker died or a whole epoch has nothing to offer, and what [`Dataset::collate`] returns.
     #[expect(clippy::should_implement_trait, reason = "it never ends: no Option")]
-    pub fn next(&mut self) -> Result<Loaded> {
+    pub fn next(&mut self) -> Result<Loaded<B>> {
         let asked = Instant::now();
         let loaded = self.wait();
         self.waited += asked.elapsed();
         loaded
     }
 
-    fn wait(&mut self) -> Result<Loaded> {
+    fn wait(&mut self) -> Result<Loaded<B>> {
         loop {
             let turn = self.turn;
             let made = self.workers[turn].made.as_ref().map(Receiver::recv);
@@ -224,7 +228,7 @@ impl Loader {
     }
 }
 
-impl Drop for Loader {
+impl<B> Drop for Loader<B> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for worker in &mut self.workers {
@@ -248,7 +252,7 @@ struct Maker<D> {
 }
 
 impl<D: Dataset> Maker<D> {
-    fn run(&self, from: u64, step: usize, send: &Sender<Made>) {
+    fn run(&self, from: u64, step: usize, send: &Sender<Made<D::Batch>>) {
         let mut planned: Option<(u64, Epoch)> = None;
         for number in (from..).step_by(step) {
             let (epoch, place) = (number / self.plan.batches(), number % self.plan.batches());
@@ -275,7 +279,7 @@ impl<D: Dataset> Maker<D> {
         epoch: u64,
         indices: &[u32],
         bad: &mut Vec<(usize, String, String)>,
-    ) -> Result<Option<Loaded>> {
+    ) -> Result<Option<Loaded<D::Batch>>> {
         let (mut examples, mut size) = (Vec::with_capacity(indices.len()), 0);
         for index in indices.iter().map(|&index| index as usize) {
             if self.stopped() {

@@ -84,6 +84,12 @@ impl Linear {
         self
     }
 
+    /// The same with biases that start at 0.
+    pub(crate) fn without_bias(self) -> Self {
+        let _ = tch::no_grad(|| self.bias.shallow_clone().zero_());
+        self
+    }
+
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))

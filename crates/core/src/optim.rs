@@ -61,39 +61,90 @@ impl AdamWConfig {
     }
 }
 
-/// Parameters that share their weight decay, with their moments.
-#[derive(Debug, Default)]
+/// How a parameter learns, against the others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// Times the learning rate.
+    pub scale: f64,
+    /// Steps that it is left alone for; its own are counted from there.
+    pub start: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { scale: 1.0, start: 0 }
+    }
+}
+
+/// Parameters that share their weight decay and their pace, with their moments.
+#[derive(Debug)]
 struct Group {
+    pace: Pace,
+    weight_decay: f64,
     names: Vec<String>,
     params: Vec<Tensor>,
     exp_avgs: Vec<Tensor>,
     exp_avg_sqs: Vec<Tensor>,
 }
 
+impl Group {
+    fn new(pace: Pace, weight_decay: f64) -> Self {
+        let (names, params) = (Vec::new(), Vec::new());
+        let (exp_avgs, exp_avg_sqs) = (Vec::new(), Vec::new());
+        Self { pace, weight_decay, names, params, exp_avgs, exp_avg_sqs }
+    }
+
+    fn add(&mut self, name: &str, param: &Tensor) {
+        let zeros = || tch::no_grad(|| param.zeros_like());
+        self.names.push(name.to_owned());
+        self.params.push(param.shallow_clone());
+        self.exp_avgs.push(zeros());
+        self.exp_avg_sqs.push(zeros());
+    }
+}
+
 /// AdamW (Loshchilov and Hutter 2019) over named parameters.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
-    /// With weight decay, and without.
-    groups: [Group; 2],
+    groups: Vec<Group>,
 }
 
 impl AdamW {
     /// Moments of zero for every trainable variable.
     pub fn new(variables: HashMap<String, Tensor>, config: &AdamWConfig) -> Self {
-        let mut groups = [Group::default(), Group::default()];
+        Self::paced(variables, config, |_| Pace::default())
+    }
+
+    /// The same, where each variable learns at the pace that belongs to its name.
+    pub fn paced(
+        variables: HashMap<String, Tensor>,
+        config: &AdamWConfig,
+        pace: impl Fn(&str) -> Pace,
+    ) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
         // Sorted: sums over parameters do not depend on a hash map's order.
-        for (name, param) in BTreeMap::from_iter(variables) {
-            if !param.requires_grad() {
-                continue;
+        let variables = BTreeMap::from_iter(variables);
+        let is_decayed =
+            |param: &Tensor| param.dim() > 1 || config.has(OptimizerCompat::DecayEverything);
+        for decayed in [true, false] {
+            let weight_decay = if decayed { config.weight_decay } else { 0.0 };
+            for (name, param) in &variables {
+                if !param.requires_grad() || is_decayed(param) != decayed {
+                    continue;
+                }
+                let pace = pace(name);
+                let same = |g: &&mut Group| g.pace == pace && g.weight_decay == weight_decay;
+                let group = match groups.iter_mut().find(same) {
+                    Some(group) => group,
+                    None => {
+                        groups.push(Group::new(pace, weight_decay));
+                        let last = groups.len() - 1;
+                        &mut groups[last]
+                    }
+                };
+                group.add(name, param);
             }
-            let decayed = param.dim() > 1 || config.has(OptimizerCompat::DecayEverything);
-            let group = &mut groups[usize::from(!decayed)];
-            let zeros = || tch::no_grad(|| param.zeros_like());
-            group.exp_avgs.push(zeros());
-            group.exp_avg_sqs.push(zeros());
-            group.names.push(name);
-            group.params.push(param);
         }
         Self { config: config.clone(), groups }
     }
@@ -106,12 +157,12 @@ impl AdamW {
     }
 
     /// Gradients, group by group; zeros where none has arrived (dropped layers).
-    fn grads(&self) -> [Vec<Tensor>; 2] {
+    fn grads(&self) -> Vec<Vec<Tensor>> {
         let grad = |param: &Tensor| match param.grad() {
             grad if grad.defined() => grad,
             _ => param.zeros_like(),
         };
-        [0, 1].map(|i| self.groups[i].params.iter().map(grad).collect())
+        self.groups.iter().map(|group| group.params.iter().map(grad).collect()).collect()
     }
 
     /// Divides the summed gradients by `count`, clips them to the norm `clip`, and takes step number
@@ -129,8 +180,9 @@ impl AdamW {
         }
         let clipped = clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         scale(&all, clipped / count)?;
-        for (i, (group, grads)) in self.groups.iter().zip(&grads).enumerate() {
-            let weight_decay = if i == 0 { self.config.weight_decay } else { 0.0 };
+        for (group, grads) in self.groups.iter().zip(&grads).filter(|(g, _)| step > g.pace.start) {
+            let (lr, weight_decay) = (lr * group.pace.scale, group.weight_decay);
+            let step = step - group.pace.start;
             if self.config.has(OptimizerCompat::FairseqEpsilon) {
                 fairseq_step(&self.config, group, grads, step, lr, weight_decay);
             } else {

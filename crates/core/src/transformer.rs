@@ -159,9 +159,12 @@ impl Attention {
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Tensor {
         let dropout = if train { self.dropout } else { 0.0 };
         let qkv = self.qkv.forward(x); // (B, T, 3·D)
-        // LibTorch's fused kernel has no dropout on CPUs, and transposes.
+        // On CPUs, LibTorch's fused kernel is the faster one where nothing is kept for gradients; it has no
+        // dropout there.
         let y = match x.device() {
-            Device::Cpu => done(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout)),
+            Device::Cpu if qkv.requires_grad() || dropout > 0.0 => {
+                done(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout))
+            }
             _ => self.fused(&qkv, bias, dropout),
         };
         self.proj.forward(&y)

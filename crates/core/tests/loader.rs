@@ -38,6 +38,7 @@ impl Toy {
 impl Dataset for Toy {
     /// Which it is, and what its random stream says.
     type Example = (usize, i64);
+    type Batch = Batch;
 
     fn len(&self) -> usize {
         self.sizes.len()

@@ -302,6 +302,7 @@ fn fingerprint(listing: &Listing, reading: &Reading) -> String {
 
 impl Dataset for TextDataset {
     type Example = Vec<i64>;
+    type Batch = Batch;
 
     fn len(&self) -> usize {
         match &*self.blocks {

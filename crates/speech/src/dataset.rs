@@ -282,6 +282,7 @@ impl SpeechDataset {
 
 impl Dataset for SpeechDataset {
     type Example = Vec<f32>;
+    type Batch = Batch;
 
     fn len(&self) -> usize {
         self.chosen.len()

@@ -144,6 +144,7 @@ pub struct WaveEncoder {
 
 impl FeatureEncoder for WaveEncoder {
     const NAME: &'static str = "wave";
+    const LOCAL: &'static [&'static str] = &["embed.conv_layers."];
     type Config = WaveEncoderConfig;
 
     fn validate(config: &Self::Config, transformer: &TransformerConfig) -> Result<()> {

@@ -171,6 +171,7 @@ impl Source {
 
 impl Dataset for VisionDataset {
     type Example = Vec<f32>;
+    type Batch = Batch;
 
     fn len(&self) -> usize {
         self.chosen.len()

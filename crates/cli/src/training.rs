@@ -1,0 +1,378 @@
+//! The loop that pretraining and fine-tuning share: data in, steps, evaluations, checkpoints; and a clean
+//! end whenever it comes.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use data2vec_core::loader::{Plan, TOLERANCE};
+use data2vec_core::random::{Purpose, stream};
+use data2vec_core::{Checkpoints, Dataset, Loader, LoaderConfig, Position};
+
+use crate::curve;
+use crate::metrics::{Line, Metrics, Pending, TrainLine};
+use crate::progress::{Progress, clock};
+use crate::recipe::TrainConfig;
+use crate::report::{note, out, tell};
+use crate::run::RunFolder;
+use crate::signals::Stop;
+
+/// Steps in a row whose loss or gradient is not finite before the run gives up.
+const MAX_SKIPPED: u32 = 10;
+
+/// How often memory that lies fallow is given back.
+const RELEASE_EVERY: Duration = Duration::from_secs(30);
+
+/// What the loop trains.
+pub trait Trainee {
+    /// The batches it learns from.
+    type Batch: Send + 'static;
+
+    /// Completed optimizer steps.
+    fn step(&self) -> u64;
+
+    /// Takes the next one. `None`: loss or gradient was not finite, and nothing has changed.
+    fn take_step(&mut self, batches: &[Self::Batch]) -> Result<Option<TrainLine>>;
+
+    /// Before the first step: whether what is planned is possible.
+    fn rehearse(&mut self, plan: &Plan, progress: &Progress) -> Result<()>;
+
+    /// What it makes of examples that it never trains on; `None` if there are none.
+    fn evaluate(&mut self) -> Result<Option<Line>>;
+
+    /// Takes note of an evaluation, made now or, before the run was stopped, by an earlier process.
+    fn heed(&mut self, line: &Line, now: bool) -> Result<()>;
+
+    /// Writes all that is needed to go on to the folder `dir`.
+    fn save(&self, dir: &Path) -> data2vec_core::Result<()>;
+
+    /// Takes over what [`save`](Self::save) wrote after `step` steps.
+    fn load(&mut self, dir: &Path, step: u64) -> Result<()>;
+
+    /// Leaves in the run's folder what users want of it. Returns what it is called, where it is, and
+    /// what can be done with it.
+    fn export(&mut self, folder: &RunFolder) -> Result<Results>;
+}
+
+/// What a finished run leaves.
+pub struct Results {
+    /// Name and place.
+    pub what: [String; 2],
+    /// Commands to go on with.
+    pub next: Vec<String>,
+}
+
+/// In what examples are counted.
+#[derive(Clone, Copy)]
+pub struct Units {
+    /// As people call it.
+    pub name: &'static str,
+    /// [`Dataset::size`] of one.
+    pub size: f64,
+}
+
+/// How the data of a run become batches.
+pub fn loader_config(train: &TrainConfig, seed: u64, units: Units) -> LoaderConfig {
+    LoaderConfig {
+        budget: (train.batch * units.size).round() as u64,
+        max_examples: train.max_examples,
+        workers: train.workers,
+        queue: 4,
+        seed,
+        max_bad: train.max_bad_examples,
+        tolerance: TOLERANCE,
+    }
+}
+
+/// How the examples of `dataset` are put together.
+pub fn plan(dataset: &impl Dataset, config: &LoaderConfig) -> data2vec_core::Result<Plan> {
+    let max_examples = config.max_examples.unwrap_or(usize::MAX);
+    Plan::new(dataset, config.budget, max_examples, config.tolerance)
+}
+
+/// Whether so many unusable examples are allowed.
+pub fn check_bad(train: &TrainConfig, count: usize, last: &str) -> Result<()> {
+    let limit = train.max_bad_examples;
+    if count > limit {
+        bail!(
+            "{count} unusable examples, train.max_bad_examples = {limit} are allowed; the last one: {last}"
+        );
+    }
+    Ok(())
+}
+
+/// Says which examples could not be used, and whether so many are allowed.
+pub fn tell_skipped(train: &TrainConfig, skipped: &[String]) -> Result<()> {
+    for reason in skipped.iter().take(10) {
+        note(format!("skipped {reason}"));
+    }
+    if skipped.len() > 10 {
+        note(format!("and {} more", skipped.len() - 10));
+    }
+    skipped.last().map_or(Ok(()), |last| check_bad(train, skipped.len(), last))
+}
+
+/// Whether each example fits a batch.
+pub fn check_sizes(train: &TrainConfig, dataset: &impl Dataset, units: Units) -> Result<()> {
+    let largest = (0..dataset.len()).max_by_key(|&index| dataset.size(index));
+    let Some(index) = largest else { return Ok(()) };
+    if dataset.size(index) > loader_config(train, 0, units).budget {
+        let size = dataset.size(index) as f64 / units.size;
+        let (batch, unit, name) = (train.batch, units.name, dataset.name(index));
+        bail!(
+            "train.batch = {batch} is too small for one example: {name} is {size:.2} {unit}; raise it, or allow only smaller ones in [data]"
+        );
+    }
+    Ok(())
+}
+
+/// The batches of all evaluations: the same examples, cut the same way. Unusable ones go to `bad`.
+pub fn held_out_batches<D: Dataset>(
+    held_out: Option<&D>,
+    (train, seed, units): (&TrainConfig, u64, Units),
+    bad: &mut Vec<String>,
+) -> Result<Vec<D::Batch>> {
+    let Some(held_out) = held_out else { return Ok(Vec::new()) };
+    let config = loader_config(train, seed, units);
+    let plan = plan(held_out, &config)?;
+    let epoch = plan.epoch(seed, 0);
+    let mut batches = Vec::new();
+    for place in 0..plan.batches().min(train.eval_batches as u64) {
+        let mut rng = stream(seed, Purpose::HeldOut, &[place]);
+        let mut examples = Vec::new();
+        for &index in epoch.batch(place) {
+            match held_out.load(index as usize, &mut rng) {
+                Ok(example) => examples.push(example),
+                Err(error) => {
+                    note(format!("skipped {error}"));
+                    bad.push(error.to_string());
+                    check_bad(train, bad.len(), &error.to_string())?;
+                }
+            }
+        }
+        if !examples.is_empty() {
+            batches.push(held_out.collate(examples, &mut rng)?);
+        }
+    }
+    Ok(batches)
+}
+
+/// A run: who trains, on what, and what has come of it.
+pub struct Run<T: Trainee, D> {
+    trainee: T,
+    train: TrainConfig,
+    seed: u64,
+    units: Units,
+    folder: RunFolder,
+    dataset: Arc<D>,
+    /// Number of the next batch of data.
+    next_batch: u64,
+    /// Step of the newest checkpoint.
+    saved: Option<u64>,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    /// The last evaluation.
+    last: Option<Line>,
+    /// Unusable examples that were met before training.
+    bad_before: usize,
+    pending: Pending,
+}
+
+impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
+    /// Takes over the newest undamaged checkpoint in `folder`, if there is any. `bad_before` examples are
+    /// known to be unusable.
+    pub fn resume(
+        mut trainee: T,
+        dataset: Arc<D>,
+        folder: RunFolder,
+        (train, seed, units): (&TrainConfig, u64, Units),
+        bad_before: usize,
+    ) -> Result<Self> {
+        let checkpoints = Checkpoints::new(folder.join("checkpoints"), train.keep)?;
+        let newest = checkpoints.newest()?;
+        for (path, reason) in &newest.damaged {
+            note(format!("{} is damaged ({reason}); trying the one before it", path.display()));
+        }
+        let (mut next_batch, mut saved, mut pending) = (0, None, Pending::default());
+        match newest.good {
+            Some((position, path)) => {
+                trainee.load(&path, position.step)?;
+                next_batch = position.next_batch;
+                pending = Pending::load(&path)?;
+                saved = Some(position.step);
+                tell!("going on from step {} ({})", position.step, path.display());
+            }
+            None if newest.damaged.is_empty() => {}
+            None => note("no checkpoint is whole: starting from step 0"),
+        }
+        let path = folder.join("metrics.jsonl");
+        let metrics = Metrics::open(&path, trainee.step())?;
+        let mut last = None;
+        for line in crate::metrics::read(&path)? {
+            if !matches!(line, Line::Train(_)) {
+                trainee.heed(&line, false)?;
+                last = Some(line);
+            }
+        }
+        let train = train.clone();
+        Ok(Self {
+            trainee,
+            train,
+            seed,
+            units,
+            folder,
+            dataset,
+            next_batch,
+            saved,
+            checkpoints,
+            metrics,
+            last,
+            bad_before,
+            pending,
+        })
+    }
+
+    /// Trains to the end, or until somebody stops it.
+    pub fn train(&mut self, stop: &Stop) -> Result<ExitCode> {
+        let train = self.train.clone();
+        if self.trainee.step() >= train.steps {
+            tell!("this run is finished: {} steps", self.trainee.step());
+            return self.finish(Duration::ZERO);
+        }
+        let mut config = loader_config(&train, self.seed, self.units);
+        config.max_bad -= self.bad_before.min(config.max_bad);
+        let mut loader = Loader::new(self.dataset.clone(), config, self.next_batch)?;
+        let progress = Progress::new(self.trainee.step(), train.steps, self.units.name);
+        if self.trainee.step() == 0 {
+            self.trainee.rehearse(loader.plan(), &progress)?;
+            self.evaluate(&progress)?;
+        }
+        let (started, first) = (Instant::now(), self.trainee.step());
+        let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
+        let (mut skipped, mut released) = (0, Instant::now());
+        while self.trainee.step() < train.steps && stop.exit_code().is_none() {
+            let mut batches = Vec::with_capacity(train.accumulate);
+            let mut epoch = 0.0;
+            while batches.len() < train.accumulate {
+                let loaded = loader.next();
+                self.meet_bad(&loader, &progress)?;
+                let loaded = loaded?;
+                self.next_batch = loaded.number + 1;
+                units += loaded.size as f64 / self.units.size;
+                epoch = self.next_batch as f64 / loader.batches_per_epoch() as f64;
+                batches.push(loaded.batch);
+            }
+            let line = self.trainee.take_step(&batches)?;
+            let step = self.trainee.step();
+            match &line {
+                Some(line) => {
+                    skipped = 0;
+                    self.pending.mean.add(line);
+                }
+                None => {
+                    skipped += 1;
+                    progress.say(&format!("note: step {step} is not finite, nothing was changed"));
+                    if skipped >= MAX_SKIPPED {
+                        bail!(
+                            "{MAX_SKIPPED} steps in a row were not finite; try a lower schedule.lr"
+                        );
+                    }
+                }
+            }
+            progress.step(step);
+            if released.elapsed() > RELEASE_EVERY {
+                data2vec_torch_ext::release_freed_memory();
+                released = Instant::now();
+            }
+            let last_step = step == train.steps;
+            if (step.is_multiple_of(train.log_every) || last_step) && line.is_some() {
+                let took = since.elapsed();
+                let mut line = self.pending.mean.take();
+                line.epoch = epoch;
+                line.units_per_second = units / took.as_secs_f64();
+                line.waiting = (loader.waited() - waited).as_secs_f64() / took.as_secs_f64();
+                line.bad_examples = self.bad_before + self.pending.bad.len();
+                (since, units, waited) = (Instant::now(), 0.0, loader.waited());
+                let per_step = started.elapsed().div_f64((step - first) as f64);
+                let left = per_step.mul_f64((train.steps - step) as f64);
+                progress.line(&line, self.last.as_ref(), left);
+                self.metrics.write(&Line::Train(line))?;
+            }
+            if step.is_multiple_of(train.eval_every) || last_step {
+                let before = Instant::now();
+                self.evaluate(&progress)?;
+                since += before.elapsed(); // an evaluation is no training time
+            }
+            if step.is_multiple_of(train.save_every) || last_step {
+                self.save()?;
+            }
+        }
+        progress.finish();
+        if let Some(code) = stop.exit_code() {
+            self.save()?;
+            curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
+            tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
+            return Ok(ExitCode::from(code));
+        }
+        let waiting = loader.waited().as_secs_f64() / started.elapsed().as_secs_f64();
+        tell!("waited for data {:.1} % of the time", 100.0 * waiting);
+        self.finish(started.elapsed())
+    }
+
+    /// Tells of unusable examples that are new, and ends the run if they are too many.
+    fn meet_bad(&mut self, loader: &Loader<T::Batch>, progress: &Progress) -> Result<()> {
+        for (name, reason) in loader.bad() {
+            if self.pending.bad.insert(name) {
+                progress.say(&format!("note: skipped {reason}"));
+                check_bad(&self.train, self.bad_before + self.pending.bad.len(), &reason)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+        let Some(line) = self.trainee.evaluate()? else { return Ok(()) };
+        progress.say(&line.to_string());
+        self.metrics.write(&line)?;
+        self.trainee.heed(&line, true)?;
+        self.last = Some(line);
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<()> {
+        let step = self.trainee.step();
+        if self.saved == Some(step) {
+            return Ok(());
+        }
+        let position = Position { step, next_batch: self.next_batch };
+        let write = |dir: &Path| {
+            self.trainee.save(dir)?;
+            self.pending.save(dir)
+        };
+        self.checkpoints.save(position, write).with_context(|| {
+            format!("the checkpoint of step {step} could not be written; older ones are whole")
+        })?;
+        self.saved = Some(step);
+        Ok(())
+    }
+
+    /// Curve, what was learned, and where everything is.
+    fn finish(&mut self, took: Duration) -> Result<ExitCode> {
+        let curve = self.folder.join("curve.svg");
+        curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
+        let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
+        out!();
+        if !took.is_zero() {
+            out!("Trained in {}.", clock(took));
+        }
+        out!("  run      {}", self.folder.path().display());
+        out!("  curve    {}", curve.display());
+        out!("  {name:<8} {place}");
+        out!();
+        out!("Next:");
+        next.iter().for_each(|command| out!("  {command}"));
+        Ok(ExitCode::SUCCESS)
+    }
+}
