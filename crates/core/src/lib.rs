@@ -19,6 +19,7 @@ pub mod loss;
 mod mask;
 pub mod nn;
 pub mod optim;
+pub mod pickle;
 mod precision;
 pub mod random;
 pub mod schedule;
