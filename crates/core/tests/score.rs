@@ -154,3 +154,67 @@ fn correlations_by_hand() {
     }
     assert_eq!(pearson(&[(f64::INFINITY, 1.0), (0.0, 0.0)]), None);
 }
+
+/// Made with scikit-learn 1.7.2 and SciPy 1.16.3.
+#[test]
+fn confusions_and_correlations_are_theirs() {
+    let targets = [0, 2, 1, 1, 0, 2, 2, 0, 1, 0, 2, 1, 0, 0, 2, 1, 1, 2, 0, 1];
+    let predicted = [0, 2, 1, 0, 0, 1, 2, 0, 1, 2, 2, 1, 1, 0, 0, 1, 2, 2, 0, 0];
+    let pairs: Vec<_> = targets.into_iter().zip(predicted).collect();
+    let c = confusion(3, &pairs);
+    assert_eq!(c.counts().row(1).to_vec(), [2, 4, 1]);
+    close(c.accuracy(), 0.65);
+    for (class, precision, recall, f1) in [
+        (0, 0.625, 0.7142857142857143, 0.6666666666666666),
+        (1, 0.6666666666666666, 0.5714285714285714, 0.6153846153846154),
+        (2, 0.6666666666666666, 0.6666666666666666, 0.6666666666666666),
+    ] {
+        close(c.precision(class), precision);
+        close(c.recall(class), recall);
+        close(c.f1(class), f1);
+    }
+    close(c.macro_f1(), 0.6495726495726495);
+    close(c.matthews(), 0.4754750834943125);
+
+    let x = [3.2, 1.0, 4.75, 2.0, 2.0, 5.0, 0.0, 3.2, 3.2, 1.4];
+    let y = [2.9, 1.5, 4.5, 2.0, 1.1, 4.5, 0.25, 2.9, 3.6, 1.75];
+    let pairs: Vec<_> = x.into_iter().zip(y).collect();
+    close(pearson(&pairs), 0.9613253883649234);
+    close(spearman(&pairs), 0.9350248512166071);
+
+    let logits = Tensor::from_slice2(&[
+        [1.76_f32, 0.4, 0.98, 2.24, 1.87],
+        [-0.98, 0.95, -0.15, -0.1, 0.41],
+        [0.14, 1.45, 0.76, 0.12, 0.44],
+        [0.33, 1.49, -0.21, 0.31, -0.85],
+        [-2.55, 0.65, 0.86, -0.74, 2.27],
+        [-1.45, 0.05, -0.19, 1.53, 1.47],
+        [0.15, 0.38, -0.89, -1.98, -0.35],
+        [0.16, 1.23, 1.2, -0.39, -0.3],
+    ]);
+    let ranks = ranks(&logits, &Tensor::from_slice(&[4_i64, 0, 1, 3, 2, 2, 0, 1])).expect("ranks");
+    assert_eq!([1, 2, 3].map(|k| top_k(&ranks, k)), [Some(0.25), Some(0.625), Some(0.75)]);
+}
+
+/// Made with jiwer 4.0.0, `process_words` and `process_characters`.
+#[test]
+fn error_rates_are_theirs() {
+    let pairs = [
+        (
+            "the quick brown fox jumps over the lazy dog",
+            "the quick brown box jumped over lazy dogs now",
+        ),
+        ("speech is silver", "speeches silver"),
+        ("one two three four five six", "one two three four five six seven"),
+    ];
+    let (mut words, mut letters) = (Edits::default(), Edits::default());
+    for (reference, hypothesis) in pairs {
+        let split = |text: &'static str| text.split(' ').collect::<Vec<_>>();
+        let spell = |text: &str| text.chars().collect::<Vec<_>>();
+        words += edits(&split(reference), &split(hypothesis));
+        letters += edits(&spell(reference), &spell(hypothesis));
+    }
+    assert_eq!((words.errors(), letters.errors()), (8, 20));
+    close(words.rate(), 0.4444444444444444);
+    close(letters.rate(), 0.23255813953488372);
+}

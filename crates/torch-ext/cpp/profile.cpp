@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include <ATen/record_function.h>
 
@@ -19,7 +20,8 @@ struct Stats {
 };
 
 std::mutex mutex;
-std::map<std::string, Stats> stats;
+// By name, parts of the work apart from operators: LibTorch has both with and without `::` in their names.
+std::map<std::pair<bool, std::string>, Stats> stats;
 at::CallbackHandle handle = 0;
 bool recording = false;
 
@@ -110,7 +112,7 @@ void on_end(const at::RecordFunction &fn, at::ObserverContext *base) {
   }
   if (!inner.empty()) inner.back() += took;
   std::lock_guard<std::mutex> lock(mutex);
-  auto &s = stats[fn.name()];
+  auto &s = stats[{scope, fn.name()}];
   s.calls += 1;
   s.seconds += scope ? took : own;
   s.flop += context->flop;
@@ -144,12 +146,12 @@ int d2v_scope_begin(const char *name, void **scope, char **error) {
 void d2v_scope_end(void *scope) { delete static_cast<at::RecordFunction *>(scope); }
 
 // Calls `each` once an operator, and forgets all.
-int d2v_profile_stop(void (*each)(void *, const char *, uint64_t, double, double), void *to, char **error) {
+int d2v_profile_stop(void (*each)(void *, const char *, int, uint64_t, double, double), void *to, char **error) {
   return guarded(error, [&] {
     at::removeCallback(handle);
     std::lock_guard<std::mutex> lock(mutex);
     recording = false;
-    for (const auto &[name, s] : stats) each(to, name.c_str(), s.calls, s.seconds, s.flop);
+    for (const auto &[key, s] : stats) each(to, key.second.c_str(), key.first, s.calls, s.seconds, s.flop);
     stats.clear();
   });
 }

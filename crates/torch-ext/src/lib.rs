@@ -16,6 +16,6 @@ pub use memory::{Memory, memory, reset_peak_memory};
 pub use precision::{autocast_bf16, is_autocast_on};
 pub use process::{
     compute_on_this_thread_alone, keep_freed_memory, libtorch_version, load_cuda,
-    release_freed_memory,
+    release_freed_memory, set_deterministic,
 };
 pub use profile::{Op, profile, scope};

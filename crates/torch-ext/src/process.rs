@@ -3,14 +3,30 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::Path;
 
+use tch::TchError;
+
+use crate::shim::check;
+
 unsafe extern "C" {
     fn d2v_libtorch_version() -> *const c_char;
+    fn d2v_set_deterministic(on: c_int, error: *mut *mut c_char) -> c_int;
 }
 
 /// The version of the LibTorch that this was compiled against, as `2.11.0`.
 pub fn libtorch_version() -> String {
     // SAFETY: the shim returns a string literal.
     unsafe { CStr::from_ptr(d2v_libtorch_version()) }.to_string_lossy().into_owned()
+}
+
+/// Makes LibTorch compute the same from the same, bit by bit, every time on this machine: on a GPU it does not
+/// by itself. Slower there. Operators that have no such way fail and say so. Call it before the first
+/// tensor: cuBLAS looks once.
+///
+/// # Errors
+/// If LibTorch refuses.
+pub fn set_deterministic(on: bool) -> Result<(), TchError> {
+    // SAFETY: no pointers but the one for the message.
+    check(|error| unsafe { d2v_set_deterministic(on.into(), error) })
 }
 
 /// Keeps freed memory for the next step instead of giving it back to the system.
@@ -89,6 +105,26 @@ pub fn load_cuda(lib: &Path) -> Result<bool, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_repeated_fails_and_says_so() {
+        use tch::{Device, Kind, Tensor};
+        // Which of two values for one place stays is left open.
+        let put = || {
+            let index = Tensor::from_slice(&[1_i64, 1]);
+            Tensor::zeros([3], (Kind::Float, Device::Cpu)).f_put_(
+                &index,
+                &Tensor::from_slice(&[1_f32, 2.0]),
+                false,
+            )
+        };
+        assert!(put().is_ok());
+        set_deterministic(true).expect("a setting");
+        let refused = put().expect_err("an operator without order").to_string();
+        assert!(refused.contains("put_") && refused.contains("deterministic"), "{refused}");
+        set_deterministic(false).expect("a setting");
+        assert!(put().is_ok());
+    }
 
     #[test]
     #[cfg(target_os = "linux")]

@@ -6,7 +6,7 @@ use tch::TchError;
 
 use crate::shim::check;
 
-type Each = unsafe extern "C" fn(*mut c_void, *const c_char, u64, f64, f64);
+type Each = unsafe extern "C" fn(*mut c_void, *const c_char, c_int, u64, f64, f64);
 
 unsafe extern "C" {
     fn d2v_profile_start(error: *mut *mut c_char) -> c_int;
@@ -22,8 +22,10 @@ unsafe extern "C" {
 /// What one operator did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Op {
-    /// As LibTorch calls it, `aten::mm`; or the name of a [`scope`].
+    /// As LibTorch calls it: `aten::mm`, or `detach` without a prefix.
     pub name: String,
+    /// Whether it is a [`scope`], a part of the work, and no operator.
+    pub is_scope: bool,
     /// How often it ran.
     pub calls: u64,
     /// Time on the CPU in seconds: of an operator without those that it called, of a scope with them. On
@@ -70,13 +72,15 @@ pub fn scope<T>(name: &CStr, body: impl FnOnce() -> T) -> T {
 unsafe extern "C" fn add(
     to: *mut c_void,
     name: *const c_char,
+    is_scope: c_int,
     calls: u64,
     seconds: f64,
     flop: f64,
 ) {
     // SAFETY: as promised by the caller.
     let (ops, name) = unsafe { (&mut *to.cast::<Vec<Op>>(), CStr::from_ptr(name)) };
-    ops.push(Op { name: name.to_string_lossy().into_owned(), calls, seconds, flop });
+    let name = name.to_string_lossy().into_owned();
+    ops.push(Op { name, is_scope: is_scope != 0, calls, seconds, flop });
 }
 
 #[cfg(test)]
@@ -115,10 +119,15 @@ mod tests {
         assert_eq!(flop, 2.0 * 2.0 * (6 * 9 * 2 * 3) as f64, "{ops:?}");
         assert!(ops.iter().all(|op| op.calls > 0 && op.seconds >= 0.0));
 
-        let (_, ops) = profile(|| scope(c"part", || ones(&[100, 100]).softmax(-1, None::<Kind>)))
-            .expect("a profile");
-        let part = ops.iter().find(|op| op.name == "part").expect("the scope");
-        let others: f64 = ops.iter().filter(|op| op.name != "part").map(|op| op.seconds).sum();
+        let (_, ops) = profile(|| {
+            // LibTorch calls the last one an operator by a name without `::`, as parts may have.
+            scope(c"part", || ones(&[100, 100]).softmax(-1, None::<Kind>).detach())
+        })
+        .expect("a profile");
+        assert!(ops.iter().any(|op| !op.is_scope && !op.name.contains("::")), "{ops:?}");
+        let part = ops.iter().find(|op| op.is_scope).expect("the scope");
+        let others: f64 = ops.iter().filter(|op| !op.is_scope).map(|op| op.seconds).sum();
+        assert_eq!(part.name, "part");
         assert!(part.calls == 1 && part.seconds >= others && others > 0.0, "{ops:?}");
     }
 }
