@@ -278,7 +278,7 @@ pub(crate) fn read(
 
 /// Whether a text begins as one of 16 or 32 bits a character: with their mark, or with letters that
 /// have a zero beside them.
-fn is_utf16(bytes: &[u8]) -> bool {
+pub(crate) fn is_utf16(bytes: &[u8]) -> bool {
     match *bytes {
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 0, 0xfe, 0xff, ..] => true,
         [a, 0, b, 0, ..] | [0, a, 0, b, ..] => a != 0 && b != 0,

@@ -8,6 +8,27 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer, tokenizer::FINGERPRINT_FILE};
 
+impl Tokenizer {
+    /// Reads the one in the folder of an exported encoder.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or [`Error::File`] if it is not the one that was exported with it.
+    pub fn of_encoder(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let tokenizer = Self::load(dir)?;
+        // Encoders from elsewhere come without one.
+        let fingerprint = std::fs::read_to_string(dir.join(FINGERPRINT_FILE));
+        if fingerprint.is_ok_and(|trained_with| trained_with.trim() != tokenizer.fingerprint()) {
+            let reason = format!(
+                "its tokenizer is another one than it was trained with; restore that, or remove \
+                 {FINGERPRINT_FILE} to use this one all the same"
+            );
+            return Err(Error::file(dir, reason));
+        }
+        Ok(tokenizer)
+    }
+}
+
 /// An exported text encoder with its tokenizer, ready for inference.
 #[derive(Debug)]
 pub struct TextEncoder {
@@ -25,17 +46,7 @@ impl TextEncoder {
     /// tokenizer is not the one that was exported with it.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
-        let tokenizer = Tokenizer::load(dir)?;
-        // Encoders from elsewhere come without one.
-        let fingerprint = std::fs::read_to_string(dir.join(FINGERPRINT_FILE));
-        if fingerprint.is_ok_and(|trained_with| trained_with.trim() != tokenizer.fingerprint()) {
-            let reason = format!(
-                "its tokenizer is another one than it was trained with; restore that, or remove \
-                 {FINGERPRINT_FILE} to use this one all the same"
-            );
-            return Err(Error::file(dir, reason));
-        }
-        Self::with_tokenizer(dir, tokenizer, device)
+        Self::with_tokenizer(dir, Tokenizer::of_encoder(dir)?, device)
     }
 
     /// The same with a tokenizer from elsewhere.

@@ -1,0 +1,103 @@
+//! A fine-tuned encoder, from text to labels.
+
+use std::path::Path;
+
+use data2vec_core::{Batch, Error, HeadTask, Result, Tuned};
+use tch::{Device, Kind, Tensor};
+
+use crate::{TokenEncoder, Tokenizer, sequence::sequence};
+
+/// A fine-tuned model of texts with its tokenizer, ready for inference.
+#[derive(Debug)]
+pub struct TextClassifier {
+    tuned: Tuned<TokenEncoder>,
+    tokenizer: Tokenizer,
+    device: Device,
+}
+
+impl TextClassifier {
+    /// Reads the folder that fine-tuning exported.
+    ///
+    /// # Errors
+    /// If a file is missing or broken, holds another kind of encoder or no head, they do not fit, or the
+    /// tokenizer is not the one that was exported with it.
+    pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
+        let dir = dir.as_ref();
+        let tokenizer = Tokenizer::of_encoder(dir)?;
+        let tuned = Tuned::load(dir, device)?;
+        tokenizer.check(&tuned.config().features)?;
+        Ok(Self { tuned, tokenizer, device })
+    }
+
+    /// The classes' names, or the number's.
+    pub fn labels(&self) -> &[String] {
+        self.tuned.labels()
+    }
+
+    /// Text to ids and back.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The classes of a text, each with its probability, likeliest first. Of a text with more tokens than the
+    /// encoder takes at once the end is left out.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no text or the model tells numbers.
+    pub fn classify(&self, text: &str) -> Result<Vec<(String, f64)>> {
+        self.classes(&[text])
+    }
+
+    /// The same of a pair of texts, the order of which matters. Of too long a pair the end of the longer text is
+    /// left out.
+    ///
+    /// # Errors
+    /// As [`classify`](Self::classify).
+    pub fn classify_pair(&self, a: &str, b: &str) -> Result<Vec<(String, f64)>> {
+        self.classes(&[a, b])
+    }
+
+    /// The number that belongs to a text.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if there is no text or the model tells classes.
+    pub fn score(&self, text: &str) -> Result<f64> {
+        self.number(&[text])
+    }
+
+    /// The same of a pair of texts.
+    ///
+    /// # Errors
+    /// As [`score`](Self::score).
+    pub fn score_pair(&self, a: &str, b: &str) -> Result<f64> {
+        self.number(&[a, b])
+    }
+
+    fn classes(&self, texts: &[&str]) -> Result<Vec<(String, f64)>> {
+        let logits = self.logits(texts, HeadTask::Classification)?;
+        let shares = Vec::<f64>::try_from(logits.softmax(-1, Kind::Double).squeeze_dim(0))?;
+        let mut classes: Vec<_> = self.labels().iter().cloned().zip(shares).collect();
+        classes.sort_by(|a, b| b.1.total_cmp(&a.1));
+        Ok(classes)
+    }
+
+    fn number(&self, texts: &[&str]) -> Result<f64> {
+        Ok(self.logits(texts, HeadTask::Regression)?.f_double_value(&[0, 0])?)
+    }
+
+    /// `(1, C)`.
+    fn logits(&self, texts: &[&str], task: HeadTask) -> Result<Tensor> {
+        let trained = self.tuned.head_config().task;
+        if trained != task {
+            let reason = format!("the model was trained for {trained:?}, not {task:?}");
+            return Err(Error::Input(reason.to_lowercase()));
+        }
+        if texts.iter().all(|text| text.trim().is_empty()) {
+            return Err(Error::Input("no text".into()));
+        }
+        let most = self.tuned.config().features.max_tokens as usize;
+        let (ids, _) = sequence(&self.tokenizer, texts, most)?;
+        let inputs = Tensor::from_slice(&ids).unsqueeze(0).to_device(self.device); // (1, T)
+        Ok(self.tuned.forward(&Batch::new(inputs)?)?.0)
+    }
+}
