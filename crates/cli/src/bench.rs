@@ -213,9 +213,9 @@ impl Task for Bench<'_> {
     }
 }
 
-/// What one more step consists of. Names without `::` are parts of a step, the others operators.
+/// What one more step consists of.
 fn summary(peak: Option<u64>, result: f64, ops: &[Op]) -> Value {
-    let (ops, phases): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| op.name.contains("::"));
+    let (phases, ops): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| op.is_scope);
     let phases: BTreeMap<&str, f64> =
         phases.iter().map(|op| (op.name.as_str(), op.seconds)).collect();
     let flop: f64 = ops.iter().map(|op| op.flop).sum();
@@ -257,4 +257,27 @@ fn limit(precision: Precision, device: Device) -> f64 {
         .collect();
     times.sort_by(f64::total_cmp);
     2.0 * (n * n * n) as f64 / times[1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_parts_of_a_step_and_no_operators() {
+        let op = |name: &str, is_scope, flop| Op {
+            name: name.into(),
+            is_scope,
+            calls: 1,
+            seconds: 0.5,
+            flop,
+        };
+        let ops = [op("backward", true, 0.0), op("aten::mm", false, 8.0), op("detach", false, 0.0)];
+        let summary = summary(None, 1.0, &ops);
+        assert_eq!(summary["phases"], json!({ "backward": 0.5 }));
+        let names: Vec<_> =
+            summary["ops"].as_array().expect("a list").iter().map(|op| &op["name"]).collect();
+        assert_eq!(names, ["aten::mm", "detach"]);
+        assert_eq!(summary["flop"], 8.0);
+    }
 }

@@ -69,6 +69,9 @@ pub struct PretrainArgs {
     /// Only go on with a run that is already in --out
     #[arg(long)]
     resume: bool,
+    /// The same numbers from the same command on the same GPU, every time; slower. On a CPU they are so anyway
+    #[arg(long)]
+    deterministic: bool,
     /// Another value for a key of the recipe, as in --set transformer.depth=6
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -79,6 +82,9 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     report::guarded(|| match command {
         Command::Pretrain(args) => {
+            if args.deterministic {
+                data2vec_torch_ext::set_deterministic(true)?;
+            }
             modality::with_recipe(&args.recipe, args.steps, &args.set, &args)
         }
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),

@@ -57,15 +57,15 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             let what = describe(&error);
-            let hint = if is_out_of_memory(&what) { MEMORY_HINT } else { "" };
+            let hint = hint(&what).map_or("", |(_, hint)| hint);
             tell!("error: {what}{hint}");
             ExitCode::FAILURE
         }
         Err(panic) => {
             let what = message(panic.as_ref());
             // tch has no other way to say so.
-            if is_out_of_memory(&what) {
-                tell!("error: not enough memory: {what}{MEMORY_HINT}");
+            if let Some((kind, hint)) = hint(&what) {
+                tell!("error: {kind}: {what}{hint}");
                 return ExitCode::FAILURE;
             }
             let place = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,9 +80,13 @@ const MEMORY_HINT: &str = "; a smaller train.batch needs less (with a larger tra
                            is the same), and so do --set model.activation_checkpointing=true and \
                            --set model.precision=bf16; --plan tells what fits";
 
-/// Whether LibTorch says so.
-fn is_out_of_memory(what: &str) -> bool {
-    ["out of memory", "can't allocate memory"].iter().any(|words| what.contains(words))
+/// What LibTorch means, and what helps, where that is known.
+fn hint(what: &str) -> Option<(&'static str, &'static str)> {
+    if ["out of memory", "can't allocate memory"].iter().any(|words| what.contains(words)) {
+        return Some(("not enough memory", MEMORY_HINT));
+    }
+    let unordered = what.contains("does not have a deterministic implementation");
+    unordered.then_some(("no deterministic form", "; it runs without --deterministic"))
 }
 
 /// What a panic says, in one line: LibTorch's messages carry a C++ stack.
@@ -140,5 +144,8 @@ mod tests {
         assert_eq!(code(|| anyhow::bail!("no")), same(1));
         assert_eq!(code(|| panic!("no")), same(PANIC));
         assert_eq!(code(|| panic!("CUDA out of memory")), same(1));
+        let unordered = "put_ does not have a deterministic implementation, but you set it";
+        assert_eq!(hint(unordered).map(|(kind, _)| kind), Some("no deterministic form"));
+        assert_eq!(hint("another"), None);
     }
 }
