@@ -98,6 +98,12 @@ pub enum Light {
     Saturation,
 }
 
+/// From `base` (factor 0) through `value` (1) and on.
+pub(crate) fn blend(base: f32, value: u8, factor: f32) -> u8 {
+    // Cut off, not rounded; a cast to u8 also clamps.
+    (base + factor * (f32::from(value) - base)) as u8
+}
+
 impl Pixels {
     /// Turns `light` up or down by `factor`, in place, as PIL's enhancers do.
     pub fn enhance(&mut self, light: Light, factor: f64) {
@@ -115,8 +121,7 @@ impl Pixels {
         for pixel in self.values.chunks_exact_mut(self.channels) {
             let from = f32::from(base.unwrap_or_else(|| grey(pixel)));
             for value in pixel {
-                // Cut off, not rounded; a cast to u8 also clamps.
-                *value = (from + factor * (f32::from(*value) - from)) as u8;
+                *value = blend(from, *value, factor);
             }
         }
     }

@@ -1,6 +1,5 @@
 //! Images as examples for pretraining.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,9 +10,8 @@ use tch::Tensor;
 
 use crate::augment::{VisionDataConfig, central};
 use crate::feature::PatchEncoderConfig;
-use crate::folder::Folder;
-use crate::idx::{self, Idx};
 use crate::pixels::Pixels;
+use crate::source::{self, Source};
 
 /// Images on disk: `load` gives one as `(C, H, W)` values, a batch is `(B, C, H, W)` f32.
 ///
@@ -28,12 +26,6 @@ pub struct VisionDataset {
     augment: bool,
 }
 
-#[derive(Debug)]
-enum Source {
-    Folder(Folder),
-    Idx(Idx),
-}
-
 impl VisionDataset {
     /// Lists the images at `path`: a folder with images anywhere below it, one image file, an IDX
     /// file (gzipped or not), or a folder with one (`train-images-idx3-ubyte` is chosen).
@@ -46,27 +38,12 @@ impl VisionDataset {
         config: &VisionDataConfig,
         features: &PatchEncoderConfig,
     ) -> Result<Self> {
-        let path = path.as_ref();
         config.validate()?;
-        features.validate()?;
-        if ![1, 3].contains(&features.channels) {
-            let reason = format!("images on disk have 1 or 3, not {}", features.channels);
-            return Err(Error::config("features.channels", reason));
-        }
-        let is_dir = fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir();
-        let idx = match is_dir {
-            true => idx::find(path)?,
-            false => idx::is_idx(path).then(|| path.to_owned()),
-        };
-        let source = match idx {
-            Some(idx) => Source::Idx(Idx::read(&idx)?),
-            None => Source::Folder(Folder::list(path)?),
-        };
-        let count = u32::try_from(source.len())
-            .map_err(|_| Error::file(path, "has more than 2^32 images: split it"))?;
+        source::check(features)?;
+        let source = Source::open(path.as_ref())?;
         Ok(Self {
+            chosen: (0..source.count()?).collect(),
             source: Arc::new(source),
-            chosen: (0..count).collect(),
             config: config.clone(),
             features: features.clone(),
             augment: true,
@@ -110,62 +87,23 @@ impl VisionDataset {
     /// # Errors
     /// As [`Pixels::read`].
     pub fn read(&self, index: usize) -> Result<Pixels> {
-        let at = self.chosen[index] as usize;
-        let pixels = match &*self.source {
-            Source::Folder(folder) => Pixels::read(folder.root.join(&folder.files[at]))?,
-            Source::Idx(idx) => idx.image(at)?,
-        };
-        pixels.with_channels(self.features.channels as usize)
+        self.source.read(self.chosen[index], self.features.channels)
     }
 
     /// The image's class: the folder right below the root that holds it, or its label in an IDX
     /// file. `None` where there is none.
     pub fn label(&self, index: usize) -> Option<usize> {
-        let at = self.chosen[index] as usize;
-        match &*self.source {
-            Source::Folder(folder) => folder.label(at),
-            Source::Idx(idx) => idx.label(at),
-        }
+        self.source.label(self.chosen[index])
     }
 
     /// Names of the classes; in IDX files, their numbers.
     pub fn classes(&self) -> Vec<String> {
-        match &*self.source {
-            Source::Folder(folder) => folder.classes.clone(),
-            Source::Idx(idx) => (0..idx.classes()).map(|class| class.to_string()).collect(),
-        }
+        self.source.classes()
     }
 
     /// What could not be looked into, and why.
     pub fn skipped(&self) -> &[(PathBuf, String)] {
-        match &*self.source {
-            Source::Folder(folder) => &folder.skipped,
-            Source::Idx(_) => &[],
-        }
-    }
-}
-
-impl Source {
-    fn len(&self) -> usize {
-        match self {
-            Self::Folder(folder) => folder.files.len(),
-            Self::Idx(idx) => idx.len(),
-        }
-    }
-
-    /// A number that stays the image's when others come and go.
-    fn identity(&self, at: u32) -> u64 {
-        match self {
-            Self::Folder(folder) => {
-                // The same folder splits the same on every system.
-                let path = folder.files[at as usize].to_string_lossy().replace('\\', "/");
-                // FNV-1a: the same on every machine and in every version.
-                path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-                    (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-                })
-            }
-            Self::Idx(_) => u64::from(at),
-        }
+        self.source.skipped()
     }
 }
 
@@ -182,11 +120,7 @@ impl Dataset for VisionDataset {
     }
 
     fn name(&self, index: usize) -> String {
-        let at = self.chosen[index] as usize;
-        match &*self.source {
-            Source::Folder(folder) => folder.root.join(&folder.files[at]).display().to_string(),
-            Source::Idx(idx) => format!("{}, image {at}", idx.path.display()),
-        }
+        self.source.name(self.chosen[index])
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {
@@ -206,17 +140,23 @@ impl Dataset for VisionDataset {
     }
 
     fn collate(&self, examples: Vec<Vec<f32>>, _rng: &mut StdRng) -> Result<Batch> {
-        let [height, width] = self.features.image_size;
-        let size = [examples.len() as i64, self.features.channels, height, width];
-        let values = examples.concat();
-        if values.len() as i64 != size.iter().product::<i64>() {
-            return Err(Error::Input(format!("{} values for images {size:?}", values.len())));
-        }
-        Batch::new(Tensor::from_slice(&values).reshape(size)) // (B, C, H, W)
+        self.features.batch(&examples.concat())
     }
 }
 
 impl PatchEncoderConfig {
+    /// A batch `(B, C, H, W)` of images, one after the other in `values`.
+    pub(crate) fn batch(&self, values: &[f32]) -> Result<Batch> {
+        let [height, width] = self.image_size;
+        let size = self.channels * height * width;
+        if values.len() as i64 % size != 0 {
+            let reason = format!("{} values are no images of {size}", values.len());
+            return Err(Error::Input(reason));
+        }
+        let count = values.len() as i64 / size;
+        Batch::new(Tensor::from_slice(values).reshape([count, self.channels, height, width]))
+    }
+
     /// `(C, H, W)` values of an image as the encoder wants it: the largest part in the middle that
     /// has its shape, resized to its size, normalised. The image has its number of channels.
     pub(crate) fn prepare(&self, pixels: &Pixels) -> Vec<f32> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data2vec_core::{Batch, Encoder, EncoderConfig, Error, Hidden, Result};
+use data2vec_core::{Encoder, EncoderConfig, Error, Hidden, Result};
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
@@ -71,15 +71,12 @@ impl VisionEncoder {
             let image = image.clone().with_channels(features.channels as usize)?;
             values.extend(features.prepare(&image));
         }
-        let [height, width] = features.image_size;
-        let size = [images.len() as i64, features.channels, height, width];
-        let inputs = Tensor::from_slice(&values).reshape(size).to_device(self.device);
-        self.encoder.forward(&Batch::new(inputs)?)
+        self.encoder.forward(&features.batch(&values)?.to_device(self.device))
     }
 }
 
 /// A tensor `(rows, columns)` as an array.
-fn to_array(x: &Tensor) -> Result<Array2<f32>> {
+pub(crate) fn to_array(x: &Tensor) -> Result<Array2<f32>> {
     let (rows, columns) = x.size2()?;
     let values = Vec::<f32>::try_from(x.to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, 1))?;
     Array2::from_shape_vec((rows as usize, columns as usize), values)

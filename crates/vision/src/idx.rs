@@ -26,12 +26,7 @@ pub(crate) struct Idx {
 
 /// Images of an IDX data set in the folder `path`: those for training, or the only ones.
 pub(crate) fn find(folder: &Path) -> Result<Option<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let mut found: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| is_idx(path) && name(path).contains("images"))
-        .collect();
-    found.sort();
+    let mut found = images(folder)?;
     let train = found.iter().position(|path| name(path).starts_with("train"));
     match (train, found.len()) {
         (Some(at), _) => Ok(Some(found.swap_remove(at))),
@@ -39,6 +34,25 @@ pub(crate) fn find(folder: &Path) -> Result<Option<PathBuf>> {
         (None, 1) => Ok(found.pop()),
         (None, n) => Err(Error::file(folder, format!("holds {n} IDX files of images; name one"))),
     }
+}
+
+/// The other images in the folder of those to train on, if there is one file of them and it has labels.
+pub(crate) fn beside(train: &Path) -> Result<Option<PathBuf>> {
+    let Some(folder) = train.parent() else { return Ok(None) };
+    let others: Vec<PathBuf> = images(folder)?.into_iter().filter(|path| path != train).collect();
+    let [other] = others.as_slice() else { return Ok(None) };
+    Ok(labels_beside(other).is_some().then(|| other.clone()))
+}
+
+/// Files of images in a folder, sorted.
+fn images(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| is_idx(path) && name(path).contains("images"))
+        .collect();
+    found.sort();
+    Ok(found)
 }
 
 /// Whether the file's name is that of an IDX file.

@@ -1,21 +1,34 @@
 #![doc = include_str!("../README.md")]
 
 mod augment;
+mod classifier;
 mod dataset;
 mod encoder;
+mod erase;
 mod feature;
 mod folder;
 mod idx;
+mod labelled;
 mod mask;
+mod mixup;
+mod noise;
+mod noise;
 mod pixels;
 mod positions;
+mod rand_augment;
 mod resample;
+mod source;
 
 pub use augment::{Light, VisionDataConfig};
+pub use classifier::ImageClassifier;
 pub use dataset::VisionDataset;
 pub use encoder::VisionEncoder;
+pub use erase::erased_part;
 pub use feature::{PatchEncoder, PatchEncoderConfig};
+pub use labelled::{AugmentConfig, LabelledImage, LabelledImages};
 pub use mask::{BlockMask, InverseBlockMask, PatchMask, VisionMaskConfig};
+pub use mixup::Mix;
 pub use pixels::{EXTENSIONS, MAX_PIXELS, Pixels};
 pub use positions::Positions;
+pub use rand_augment::{Between, ImageOp, Interpolation, RandAugment};
 pub use resample::Crop;

@@ -1,5 +1,7 @@
 //! Images of another size: bicubic interpolation that averages where it shrinks, as PIL does it.
 
+use std::ops::Range;
+
 use crate::pixels::Pixels;
 
 /// Bits after the point of a weight: 8 of a value and two of sign and overshoot make 32.
@@ -32,13 +34,17 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// For each value of the new size: the first old one it is made of, and the weights from there on.
-fn weights(from: usize, to: usize) -> Vec<(usize, Vec<i32>)> {
+/// For each of the values `places` of the new size `to`: the first old one it is made of, and the weights
+/// from there on.
+fn weights(from: usize, to: usize, places: Range<usize>) -> Vec<(usize, Vec<i32>)> {
+    if from == to {
+        return places.map(|at| (at, vec![1 << PRECISION])).collect();
+    }
     let scale = from as f64 / to as f64;
     let shrink = scale.max(1.0);
     let reach = REACH * shrink;
     let fixed = |w: f64| (w * f64::from(1_u32 << PRECISION) + 0.5_f64.copysign(w)) as i32;
-    (0..to)
+    places
         .map(|at| {
             let centre = (at as f64 + 0.5) * scale;
             let first = (centre - reach + 0.5).max(0.0) as usize;
@@ -72,31 +78,34 @@ impl Pixels {
     pub fn resized(&self, crop: Crop, height: usize, width: usize) -> Self {
         assert!(crop.height > 0 && crop.width > 0 && height > 0 && width > 0, "an empty image");
         assert!(crop.top + crop.height <= self.height && crop.left + crop.width <= self.width);
-        let across = match self.channels {
-            1 => self.along_rows::<1>(crop, width),
-            _ => self.along_rows::<3>(crop, width),
-        };
-        let values = if crop.height == height {
-            across
-        } else {
-            along_columns(&across, width * self.channels, crop.height, height)
-        };
-        Self { width, height, channels: self.channels, values }
+        self.window(crop, [height, width], Crop { top: 0, left: 0, height, width })
     }
 
-    /// The crop's rows, each with `width` pixels.
-    fn along_rows<const C: usize>(&self, crop: Crop, width: usize) -> Vec<u8> {
+    /// `part` of what `crop` would be at the size `full`, height and width; no more of it is computed.
+    pub(crate) fn window(&self, crop: Crop, full: [usize; 2], part: Crop) -> Self {
+        let rows = weights(crop.height, full[0], part.top..part.top + part.height);
+        // Only these rows of the image matter.
+        let first = rows.iter().map(|(first, _)| *first).min().unwrap_or(0);
+        let end = rows.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+        let band = Crop { top: crop.top + first, height: end - first, ..crop };
+        let columns = weights(crop.width, full[1], part.left..part.left + part.width);
+        let across = match self.channels {
+            1 => self.along_rows::<1>(band, &columns),
+            _ => self.along_rows::<3>(band, &columns),
+        };
+        let values = along_columns(&across, columns.len() * self.channels, first, &rows);
+        Self { width: part.width, height: part.height, channels: self.channels, values }
+    }
+
+    /// The crop's rows, each with a pixel for each of `columns`.
+    fn along_rows<const C: usize>(&self, crop: Crop, columns: &[(usize, Vec<i32>)]) -> Vec<u8> {
         let rows = (crop.top..crop.top + crop.height).map(|row| {
             let start = (row * self.width + crop.left) * C;
             &self.values[start..start + crop.width * C]
         });
-        if crop.width == width {
-            return rows.flatten().copied().collect();
-        }
-        let weights = weights(crop.width, width);
-        let mut values = Vec::with_capacity(crop.height * width * C);
+        let mut values = Vec::with_capacity(crop.height * columns.len() * C);
         for row in rows {
-            for (first, weights) in &weights {
+            for (first, weights) in columns {
                 let mut sums = [HALF; C];
                 for (pixel, &weight) in row[first * C..].chunks_exact(C).zip(weights) {
                     for (sum, &value) in sums.iter_mut().zip(pixel) {
@@ -110,15 +119,20 @@ impl Pixels {
     }
 }
 
-/// Rows of `stride` values, `from` of them, to `to` rows.
-fn along_columns(rows: &[u8], stride: usize, from: usize, to: usize) -> Vec<u8> {
-    let mut values = Vec::with_capacity(to * stride);
+/// A row of `stride` values for each of `places`, from `rows` of which the first has the number `top`.
+fn along_columns(
+    rows: &[u8],
+    stride: usize,
+    top: usize,
+    places: &[(usize, Vec<i32>)],
+) -> Vec<u8> {
+    let mut values = Vec::with_capacity(places.len() * stride);
     let mut sums = vec![HALF; stride];
-    for (first, weights) in weights(from, to) {
+    for (first, weights) in places {
         sums.fill(HALF);
-        for (row, weight) in rows[first * stride..].chunks_exact(stride).zip(weights) {
+        for (row, weight) in rows[(first - top) * stride..].chunks_exact(stride).zip(weights) {
             for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum = add(*sum, value, weight);
+                *sum = add(*sum, value, *weight);
             }
         }
         values.extend(sums.iter().map(|&sum| to_u8(sum)));

@@ -1,0 +1,142 @@
+//! Which images have which classes: what is found at a path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use data2vec_core::{Error, Result};
+
+use crate::folder::Folder;
+use crate::idx;
+use crate::source::Source;
+
+/// A list of labels in a folder of images.
+const TABLE: &str = "labels.tsv";
+/// What images for validation are called where a folder has them beside those to train on.
+const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
+/// What labelled images look like.
+const EXPECTED: &str = "expected is a folder of images for each class, a labels.tsv with \
+                        `path<TAB>label` a line, or IDX files of images and labels";
+
+/// Images, and the class of each.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    pub(crate) source: Source,
+    /// Numbers of `classes`.
+    pub(crate) labels: Vec<u32>,
+    pub(crate) classes: Vec<String>,
+}
+
+/// Paths of the images to train on at `path`, and of those for validation if it has such of its own.
+pub(crate) fn sides(path: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
+    let alone = (path.to_owned(), None);
+    if !path.is_dir() || path.join(TABLE).exists() {
+        return Ok(alone);
+    }
+    let mut folders = BTreeSet::new();
+    for entry in fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let entry = entry.map_err(|e| Error::io(path, e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.path().is_dir() && !name.starts_with('.') {
+            folders.insert(name);
+        }
+    }
+    // With others beside them, `train` and `test` may be classes.
+    let validation = VALIDATION.iter().find(|name| folders.contains(**name));
+    let known = |name: &String| name == "train" || VALIDATION.contains(&name.as_str());
+    if let Some(validation) = validation
+        && folders.contains("train")
+        && folders.iter().all(known)
+    {
+        return Ok((path.join("train"), Some(path.join(validation))));
+    }
+    Ok(match idx::find(path)? {
+        Some(train) => {
+            let validation = idx::beside(&train)?;
+            (train, validation)
+        }
+        None => alone,
+    })
+}
+
+impl Listing {
+    /// Lists the images at `path`, all with their classes.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+        let table = path.join(TABLE);
+        if meta.is_dir() && table.exists() {
+            return Self::from_table(&table);
+        }
+        if meta.is_file() && path.extension().is_some_and(|extension| extension == "tsv") {
+            return Self::from_table(path);
+        }
+        let source = Source::open(path)?;
+        let classes = source.classes();
+        let mut labels = Vec::with_capacity(source.count()? as usize);
+        for at in 0..source.count()? {
+            match source.label(at) {
+                Some(label) => labels.push(label as u32),
+                None => {
+                    let reason = format!("{} has no label; {EXPECTED}", source.name(at));
+                    return Err(Error::file(path, reason));
+                }
+            }
+        }
+        Self { source, labels, classes }.check()
+    }
+
+    /// Lists the images that a table names, relative to its own folder.
+    fn from_table(path: &Path) -> Result<Self> {
+        let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+        let text = String::from_utf8(text).map_err(|_| Error::file(path, "is not UTF-8"))?;
+        let mut labels = BTreeMap::new();
+        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+            let bad = |reason: &str| Err(Error::file(path, format!("line {}: {reason}", at + 1)));
+            let mut parts = line.split('\t');
+            let (Some(file), Some(label), None) = (parts.next(), parts.next(), parts.next()) else {
+                return bad("is not `path<TAB>label`");
+            };
+            let label = label.trim();
+            if file.is_empty() || label.is_empty() {
+                return bad("lacks a path or a label");
+            }
+            if labels.insert(PathBuf::from(file), label).is_some_and(|old| old != label) {
+                return bad(&format!("{file} had another label before"));
+            }
+        }
+        if labels.is_empty() {
+            return Err(Error::file(path, "names no image"));
+        }
+        let classes = sorted(labels.values().copied().collect());
+        let number: BTreeMap<_, _> = classes.iter().map(String::as_str).zip(0..).collect();
+        let numbers = labels.values().map(|label| number[label]).collect();
+        let folder = Folder {
+            root: path.parent().map(Path::to_owned).unwrap_or_default(),
+            files: labels.into_keys().collect(),
+            skipped: Vec::new(),
+            classes: Vec::new(),
+        };
+        Self { source: Source::Folder(folder), labels: numbers, classes }.check()
+    }
+
+    fn check(self) -> Result<Self> {
+        if self.classes.len() < 2 {
+            let only = self.classes.first().map_or("none", String::as_str);
+            let reason = format!("all images are of one class, {only}; {EXPECTED}");
+            return Err(Error::file(self.source.path(), reason));
+        }
+        Ok(self)
+    }
+}
+
+/// By value where all are numbers, else as text.
+fn sorted(names: BTreeSet<&str>) -> Vec<String> {
+    let numbers: Option<Vec<i64>> = names.iter().map(|name| name.parse().ok()).collect();
+    let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    if let Some(numbers) = numbers {
+        let mut with: Vec<_> = numbers.into_iter().zip(names).collect();
+        with.sort();
+        names = with.into_iter().map(|(_, name)| name).collect();
+    }
+    names
+}
