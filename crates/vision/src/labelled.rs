@@ -65,8 +65,7 @@ impl LabelledImages {
         config.validate()?;
         source::check(features)?;
         let (train, validation) = layout::sides(path.as_ref())?;
-        let open = |path: &Path| -> Result<Self> {
-            let listing = Listing::read(path)?;
+        let of = |listing: Listing| -> Result<Self> {
             Ok(Self {
                 chosen: (0..listing.source.count()?).collect(),
                 source: Arc::new(listing.source),
@@ -77,10 +76,11 @@ impl LabelledImages {
                 augment: true,
             })
         };
-        let train = open(&train)?;
+        let train = of(Listing::read(&train)?.check()?)?;
         let validation = match validation {
             Some(path) => {
-                Some(open(&path)?.with_classes(&train.classes)?.without_augmentation())
+                let listing = Listing::read(&path)?;
+                Some(of(listing)?.with_classes(&train.classes)?.without_augmentation())
             }
             None => None,
         };
@@ -229,7 +229,8 @@ impl Dataset for LabelledImages {
 
     fn collate(&self, examples: Vec<LabelledImage>, rng: &mut StdRng) -> Result<LabelledBatch> {
         let classes: Vec<usize> = examples.iter().map(|example| example.class).collect();
-        let mut values = examples.into_iter().flat_map(|example| example.values).collect::<Vec<_>>();
+        let mut values =
+            examples.into_iter().flat_map(|example| example.values).collect::<Vec<_>>();
         let targets = if self.augment && self.config.softens() {
             let [height, width] = self.features.image_size.map(|side| side as usize);
             let mix = self.config.draw_mix(height, width, rng);

@@ -12,7 +12,6 @@ mod labelled;
 mod mask;
 mod mixup;
 mod noise;
-mod noise;
 mod pixels;
 mod positions;
 mod rand_augment;

@@ -58,19 +58,12 @@ impl Mix {
         match self {
             Self::Nothing => 1.0,
             Self::Mixup(own) => *own,
-            Self::Cutmix(part) => {
-                1.0 - (part.height * part.width) as f64 / (height * width) as f64
-            }
+            Self::Cutmix(part) => 1.0 - (part.height * part.width) as f64 / (height * width) as f64,
         }
     }
 
     /// Mixes images of `(C, H, W)` values each, one after the other in `values`.
-    pub(crate) fn apply(
-        &self,
-        values: &mut [f32],
-        channels: usize,
-        [height, width]: [usize; 2],
-    ) {
+    pub(crate) fn apply(&self, values: &mut [f32], channels: usize, [height, width]: [usize; 2]) {
         let (plane, size) = (height * width, channels * height * width);
         let (count, mut rest) = (values.len() / size, values);
         // The first with the last, then what is between them; one in the middle stays alone.
@@ -101,12 +94,7 @@ impl Mix {
 
 /// `(B, classes)`: what a mixed batch is, a row that adds up to 1 for each image. `own` of it is the
 /// image's class, the rest its partner's, and of both `smoothing` goes to all classes alike.
-pub(crate) fn soft_classes(
-    batch: &[usize],
-    classes: usize,
-    own: f64,
-    smoothing: f64,
-) -> Vec<f32> {
+pub(crate) fn soft_classes(batch: &[usize], classes: usize, own: f64, smoothing: f64) -> Vec<f32> {
     let everywhere = (smoothing / classes as f64) as f32;
     let mut shares = vec![everywhere; batch.len() * classes];
     let partners = batch.iter().rev();

@@ -62,9 +62,7 @@ impl RandAugment {
     /// [`Error::Config`] that names one.
     pub fn validate(&self, key: &str) -> data2vec_core::Result<()> {
         let bad = |name: &str, reason: String| Err(Error::config(format!("{key}.{name}"), reason));
-        for (name, value) in
-            [("magnitude", self.magnitude), ("std", self.std), ("max", self.max)]
-        {
+        for (name, value) in [("magnitude", self.magnitude), ("std", self.std), ("max", self.max)] {
             if !(0.0..=100.0).contains(&value) {
                 return bad(name, format!("{value} is outside 0 to 100 ({FULL} is full strength)"));
             }
@@ -177,8 +175,10 @@ impl FromStr for RandAugment {
             }
         }
         if !increasing {
-            return Err(format!("`{name}` lacks `inc1`: there is only the set of changes that \
-                                grow with the magnitude"));
+            return Err(format!(
+                "`{name}` lacks `inc1`: there is only the set of changes that \
+                                grow with the magnitude"
+            ));
         }
         Ok(read)
     }

@@ -120,12 +120,7 @@ impl Pixels {
 }
 
 /// A row of `stride` values for each of `places`, from `rows` of which the first has the number `top`.
-fn along_columns(
-    rows: &[u8],
-    stride: usize,
-    top: usize,
-    places: &[(usize, Vec<i32>)],
-) -> Vec<u8> {
+fn along_columns(rows: &[u8], stride: usize, top: usize, places: &[(usize, Vec<i32>)]) -> Vec<u8> {
     let mut values = Vec::with_capacity(places.len() * stride);
     let mut sums = vec![HALF; stride];
     for (first, weights) in places {

@@ -266,8 +266,7 @@ fn without_anything_soft_there_are_classes() {
 fn labels_are_mixed_as_images_are() {
     let dir = tempfile::tempdir().unwrap();
     plain(dir.path(), 7, "train"); // the one in the middle has no partner
-    let values: Vec<f32> =
-        (0..4).map(|class| (60.0 * class as f32 / 255.0 - 0.5) / 0.25).collect();
+    let values: Vec<f32> = (0..4).map(|class| (60.0 * class as f32 / 255.0 - 0.5) / 0.25).collect();
     let values = Tensor::from_slice(&values).reshape([4, 1]);
     for (mixup, cutmix) in [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)] {
         let mix = AugmentConfig {
@@ -322,7 +321,8 @@ fn mixtures_are_as_frequent_and_as_large_as_asked_for() {
     assert!((share("nothing") - 0.1).abs() < 0.0075, "{counts:?}");
     assert!((share("cutmix") - 0.27).abs() < 0.0112, "{counts:?}");
     let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-    let spread = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 - mean(x).powi(2);
+    let spread =
+        |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 - mean(x).powi(2);
     // Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)).
     let within = 5.0 * 0.31 / (mixup.len() as f64).sqrt();
     assert!((mean(&mixup) - 0.5).abs() < within, "{}", mean(&mixup));

@@ -95,7 +95,8 @@ fn images_without_augmentation_are_torchvision_s() {
 #[test]
 fn no_bits_are_black_and_eight_are_all() {
     let image = Pixels::read(fixture("small.png")).unwrap();
-    let posterized = |bits| image.clone().changed(ImageOp::Posterize(bits), Between::Bilinear, &[0; 3]);
+    let posterized =
+        |bits| image.clone().changed(ImageOp::Posterize(bits), Between::Bilinear, &[0; 3]);
     assert!(posterized(0).values().iter().all(|&v| v == 0));
     assert_eq!(posterized(8), image);
 }

@@ -82,7 +82,7 @@ impl Listing {
                 }
             }
         }
-        Self { source, labels, classes }.check()
+        Ok(Self { source, labels, classes })
     }
 
     /// Lists the images that a table names, relative to its own folder.
@@ -116,10 +116,11 @@ impl Listing {
             skipped: Vec::new(),
             classes: Vec::new(),
         };
-        Self { source: Source::Folder(folder), labels: numbers, classes }.check()
+        Ok(Self { source: Source::Folder(folder), labels: numbers, classes })
     }
 
-    fn check(self) -> Result<Self> {
+    /// Checks that there is something to learn: validation images may all be of one class.
+    pub(crate) fn check(self) -> Result<Self> {
         if self.classes.len() < 2 {
             let only = self.classes.first().map_or("none", String::as_str);
             let reason = format!("all images are of one class, {only}; {EXPECTED}");

@@ -108,9 +108,9 @@ impl Pixels {
         let (stride, from) = (self.width * self.channels, self.values.clone());
         for row in 1..self.height.saturating_sub(1) {
             for at in row * stride + self.channels..(row + 1) * stride - self.channels {
-                let around = [at - stride, at, at + stride].into_iter().flat_map(|middle| {
-                    [middle - self.channels, middle, middle + self.channels]
-                });
+                let around = [at - stride, at, at + stride]
+                    .into_iter()
+                    .flat_map(|middle| [middle - self.channels, middle, middle + self.channels]);
                 let sum: u32 = around.map(|i| u32::from(from[i])).sum();
                 // A sum in thirteenths is never half-way.
                 let smooth = (2 * (sum + 4 * u32::from(from[at])) + 13) / 26;
