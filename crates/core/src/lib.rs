@@ -21,6 +21,7 @@ pub mod nn;
 pub mod optim;
 pub mod pickle;
 mod precision;
+pub mod probe;
 pub mod random;
 pub mod schedule;
 pub mod score;
