@@ -3,7 +3,10 @@
 mod bench;
 mod curve;
 mod device;
+mod export;
 mod extract;
+mod hub;
+mod import;
 mod metrics;
 mod modality;
 mod plan;
@@ -37,6 +40,10 @@ enum Command {
     Pretrain(PretrainArgs),
     /// Write an exported encoder's features of files
     Extract(extract::Args),
+    /// Read a checkpoint of Hugging Face, fairseq or BEiT's fork, or fetch one from the hub
+    Import(import::Args),
+    /// Write a model for transformers or fairseq
+    Export(export::Args),
     /// Measure steps and forward passes of a recipe on random inputs, one for each line of standard
     /// input; `cargo xtask bench` is the way to use it
     #[command(subcommand)]
@@ -88,6 +95,8 @@ fn main() -> ExitCode {
             modality::with_recipe(&args.recipe, args.steps, &args.set, &args)
         }
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Import(args) => import::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
     })

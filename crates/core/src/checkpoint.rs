@@ -23,6 +23,15 @@ const UNFINISHED: &str = ".unfinished-";
 /// # Errors
 /// [`Error::Io`] if the file cannot be written, [`Error::File`] for tensors of an exotic type.
 pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    write_tensors_with(path, tensors, &HashMap::new())
+}
+
+/// The same with `facts` in the file's head.
+pub(crate) fn write_tensors_with(
+    path: &Path,
+    tensors: &HashMap<String, Tensor>,
+    facts: &HashMap<String, String>,
+) -> Result<()> {
     let mut data = BTreeMap::new();
     for (name, tensor) in tensors {
         let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
@@ -39,7 +48,8 @@ pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<(
             .map_err(|e| Error::file(path, e.to_string()))?;
         views.insert(name.clone(), view);
     }
-    safetensors::serialize_to_file(views, None, path).map_err(|e| match e {
+    let facts = (!facts.is_empty()).then(|| facts.clone());
+    safetensors::serialize_to_file(views, facts, path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
         e => Error::file(path, e.to_string()),
     })?;

@@ -115,15 +115,15 @@ impl<F: FeatureEncoder> Encoder<F> {
             padding = visible.padding.as_ref().map(Tensor::shallow_clone);
         }
         let ids_keep = visible.map(|v| &v.ids_keep);
-        let bias = self.features.attention_bias(tokens, ids_keep);
+        let biases = self.features.attention_bias(tokens, ids_keep);
         let prefix = self.features.prefix();
         let prefix_len = prefix.as_ref().map_or(0, |p| p.size()[0]);
         if let Some(prefix) = prefix {
             let rows = x.size()[0];
             x = Tensor::cat(&[prefix.unsqueeze(0).expand([rows, -1, -1], false), x], 1); // (B, P+T, D)
         }
-        let bias = score_bias(bias, padding.as_ref(), prefix_len, x.kind());
-        let mut layers = self.transformer.forward(&x, bias.as_ref(), rng);
+        let biases = score_biases(biases, padding.as_ref(), prefix_len, x.kind());
+        let mut layers = self.transformer.forward(&x, &biases, rng);
 
         let out = layers.last().map_or(x, |layer| layer.out.shallow_clone());
         let prefix = (prefix_len > 0).then(|| out.narrow(1, 0, prefix_len)); // (B, P, D)
@@ -203,15 +203,16 @@ pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     })
 }
 
-/// One additive mask for all blocks: the features' bias, −∞ at padded keys.
-fn score_bias(
-    bias: Option<Tensor>,
+/// Additive masks, one for all blocks or one for each: the features' bias, −∞ at padded keys.
+fn score_biases(
+    biases: Vec<Tensor>,
     padding: Option<&Tensor>,
     prefix_len: i64,
     kind: Kind,
-) -> Option<Tensor> {
+) -> Vec<Tensor> {
     // (1 or B, 1 or H, P+T, P+T)
-    let bias = bias.map(|bias| if bias.dim() == 3 { bias.unsqueeze(0) } else { bias });
+    let biases = biases.into_iter();
+    let biases = biases.map(|bias| if bias.dim() == 3 { bias.unsqueeze(0) } else { bias });
     let padding = padding.map(|padding| {
         let padding = match prefix_len {
             0 => padding.shallow_clone(),
@@ -222,13 +223,12 @@ fn score_bias(
             .unsqueeze(1)
             .unsqueeze(1) // (B, 1, 1, P+T)
     });
-    match (bias, padding) {
-        (Some(bias), Some(padding)) => Some(bias + padding),
-        (Some(bias), None) => Some(bias),
-        (None, Some(padding)) => {
+    match padding {
+        None => biases.collect(),
+        Some(padding) if biases.len() == 0 => {
             let size = padding.size();
-            Some(padding.expand([size[0], 1, size[3], size[3]], false)) // fused kernels want all four
+            vec![padding.expand([size[0], 1, size[3], size[3]], false)] // fused kernels want all four
         }
-        (None, None) => None,
+        Some(padding) => biases.map(|bias| bias + &padding).collect(),
     }
 }

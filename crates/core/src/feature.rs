@@ -1,5 +1,6 @@
 //! The part of the network that a modality brings.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,11 +52,20 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     /// What is added to the attention scores (ALiBi, relative positions) among prefix and `tokens`.
     ///
     /// `ids_keep` `(B, K)` i64 names the tokens that are present, when some were dropped; the prefix
-    /// always is, and comes first. Returns `(1 or H, P+T, P+T)`, or `(B, 1 or H, P+K, P+K)` for kept
-    /// tokens.
-    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Option<Tensor> {
+    /// always is, and comes first. Returns nothing, one for all blocks, or one for each: `(1 or H, P+T, P+T)`,
+    /// or `(B, 1 or H, P+K, P+K)` for kept tokens.
+    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
         let _ = (tokens, ids_keep);
-        None
+        Vec::new()
+    }
+
+    /// Where fine-tuning starts from something else than pretraining left behind: changes the settings, and
+    /// the encoder's `tensors` by name, before a model of `depth` blocks is made of them.
+    fn before_tuning(
+        _config: &mut Self::Config,
+        _depth: usize,
+        _tensors: &mut BTreeMap<String, Tensor>,
+    ) {
     }
 
     /// Learned tokens set before the sequence, `(P, D)`.

@@ -7,6 +7,7 @@
 
 mod batch;
 pub mod checkpoint;
+pub mod convert;
 pub mod data;
 pub mod data2vec;
 pub mod decoder;

@@ -322,15 +322,11 @@ impl Transformer {
 
     /// `x` `(B, T, D)` through all blocks; the last block's output is the last layer's `out`.
     ///
-    /// `bias` is added to attention scores, `(1 or B, 1 or H, 1 or T, T)`; padded keys hold −∞ in it.
+    /// `biases` are added to attention scores, `(1 or B, 1 or H, 1 or T, T)` each; padded keys hold −∞ in
+    /// them. There are none, one for all blocks, or one for each.
     /// With `rng` the pass is a training pass: dropout, and blocks dropped by draws from `rng`, which
     /// are then missing from the result. At least one layer is returned.
-    pub fn forward(
-        &self,
-        x: &Tensor,
-        bias: Option<&Tensor>,
-        rng: Option<&mut StdRng>,
-    ) -> Vec<Layer> {
+    pub fn forward(&self, x: &Tensor, biases: &[Tensor], rng: Option<&mut StdRng>) -> Vec<Layer> {
         let train = rng.is_some();
         let mut keep = vec![true; self.blocks.len()];
         if let Some(rng) = rng.filter(|_| self.layer_drop > 0.0) {
@@ -348,7 +344,9 @@ impl Transformer {
             x = x.to_kind(Kind::BFloat16);
         }
         let mut layers = Vec::with_capacity(self.blocks.len());
-        for (block, _) in self.blocks.iter().zip(keep).filter(|(_, keep)| *keep) {
+        let blocks = self.blocks.iter().enumerate().zip(keep);
+        for ((i, block), _) in blocks.filter(|(_, keep)| *keep) {
+            let bias = biases.get(if biases.len() == 1 { 0 } else { i });
             let layer = match train && self.checkpointing {
                 false => block.forward(&x, bias, train),
                 true => block.clone().forward_twice(&x, bias),

@@ -1,5 +1,6 @@
 //! Fine-tuning: an encoder learns, with a head, what labelled examples ask of it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use data2vec_torch_ext::scope;
@@ -156,13 +157,16 @@ impl<F: FeatureEncoder> TuneState<F> {
         let mut encoder: EncoderConfig<F::Config> = crate::encoder::read_config::<F>(dir)?;
         encoder.transformer = config.regularize(&encoder.transformer);
         let depth = encoder.transformer.depth;
+        let path = dir.join(ENCODER_WEIGHTS);
+        let mut learned = if from_scratch { BTreeMap::new() } else { read_tensors(&path)? };
+        F::before_tuning(&mut encoder.features, depth, &mut learned);
 
         tch::manual_seed(seed_for(steps.seed, Purpose::Weights, &[]) as i64);
         let vars = nn::VarStore::new(device);
         let mut model = Tuned::<F>::new(&vars.root(), encoder, head)?;
         model.encoder_mut().checkpoint_activations(config.activation_checkpointing);
-        let learned = read_mask_token(dir)?;
-        let mask_token = match &learned {
+        let learned_token = read_mask_token(dir)?;
+        let mask_token = match &learned_token {
             Some(token) if model.encoder().features().mask_token().is_none() => {
                 let init = nn::Init::Uniform { lo: 0.0, up: 1.0 };
                 Some(vars.root().var("mask_token", &token.size(), init))
@@ -170,10 +174,9 @@ impl<F: FeatureEncoder> TuneState<F> {
             _ => model.encoder().features().mask_token(),
         };
         if !from_scratch {
-            let path = dir.join(ENCODER_WEIGHTS);
             let encoder = crate::tuned::share(&vars.variables(), "encoder.");
-            assign(&path, &encoder, &read_tensors(&path)?)?;
-            if let (Some(token), Some(learned)) = (&mask_token, &learned) {
+            assign(&path, &encoder, &learned)?;
+            if let (Some(token), Some(learned)) = (&mask_token, &learned_token) {
                 let vars = [("mask_token".to_owned(), token.shallow_clone())].into();
                 let tensors = [("mask_token".to_owned(), learned.shallow_clone())].into();
                 assign(&dir.join(MASK_TOKEN), &vars, &tensors)?;

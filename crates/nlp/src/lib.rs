@@ -3,6 +3,7 @@
 mod blocks;
 mod cache;
 mod classifier;
+pub mod convert;
 mod corpus;
 mod dataset;
 mod dictionary;

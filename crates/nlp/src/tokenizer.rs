@@ -303,6 +303,11 @@ impl Tokenizer {
         self.inner.decode(&ids, true).map_err(|e| Error::Input(format!("tokenizer: {e}")))
     }
 
+    /// What encodes, if its ids are ours.
+    pub(crate) fn inner(&self) -> Option<&tokenizers::Tokenizer> {
+        self.to_ours.is_none().then_some(&self.inner)
+    }
+
     /// Ids of the special tokens.
     pub fn special(&self) -> SpecialIds {
         self.special

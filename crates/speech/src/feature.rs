@@ -237,14 +237,14 @@ impl FeatureEncoder for WaveEncoder {
         if self.positions.is_empty() { x } else { x + position }
     }
 
-    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Option<Tensor> {
-        let (slopes, scale) = self.alibi.as_ref()?;
+    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
+        let Some((slopes, scale)) = &self.alibi else { return Vec::new() };
         let every = Tensor::arange(tokens.num_tokens(), (Kind::Int64, scale.device())).unsqueeze(0);
         let at = ids_keep.unwrap_or(&every); // (1 or B, K)
         let distance = (at.unsqueeze(-1) - at.unsqueeze(-2)).abs().unsqueeze(1); // (1 or B, 1, K, K)
         let slope = (slopes * scale.clamp_min(0.0)).reshape([1, -1, 1, 1]); // (1, H, 1, 1)
         let bias = distance.to_kind(Kind::Float) * -slope; // (1 or B, H, K, K)
-        Some(if ids_keep.is_some() { bias } else { bias.squeeze_dim(0) })
+        vec![if ids_keep.is_some() { bias } else { bias.squeeze_dim(0) }]
     }
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audio;
+pub mod convert;
 mod corpus;
 mod dataset;
 mod encoder;

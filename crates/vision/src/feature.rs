@@ -1,5 +1,7 @@
 //! Images to one vector a patch, and the positions of these vectors.
 
+use std::collections::BTreeMap;
+
 use data2vec_core::nn::{Init, Linear, cut_normal};
 use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, WeightInit};
 use serde::{Deserialize, Serialize};
@@ -85,11 +87,9 @@ pub struct PatchEncoder {
 #[derive(Debug)]
 enum Position {
     /// `(T, D)` for the configured grid.
-    SinCos {
-        grid: [i64; 2],
-        table: Tensor,
-    },
-    Relative(RelativeBias),
+    SinCos { grid: [i64; 2], table: Tensor },
+    /// One for all blocks, or one for each.
+    Relative(Vec<RelativeBias>),
 }
 
 impl FeatureEncoder for PatchEncoder {
@@ -125,7 +125,12 @@ impl FeatureEncoder for PatchEncoder {
                     Position::SinCos { grid, table: sin_cos(grid, dim).to_device(device) }
                 }
                 Positions::Relative => {
-                    Position::Relative(RelativeBias::new(&positions, grid, transformer.heads))
+                    Position::Relative(vec![RelativeBias::new(&positions, grid, transformer.heads)])
+                }
+                Positions::RelativeBlocks => {
+                    let blocks = &positions / "blocks";
+                    let own = |i| RelativeBias::new(&(&blocks / i), grid, transformer.heads);
+                    Position::Relative((0..transformer.depth).map(own).collect())
                 }
             },
             channels: config.channels,
@@ -172,10 +177,29 @@ impl FeatureEncoder for PatchEncoder {
         }
     }
 
-    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Option<Tensor> {
+    fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
         match &self.position {
-            Position::SinCos { .. } => None,
-            Position::Relative(relative) => Some(relative.forward(tokens.grid(), ids_keep)),
+            Position::SinCos { .. } => Vec::new(),
+            Position::Relative(biases) => {
+                biases.iter().map(|bias| bias.forward(tokens.grid(), ids_keep)).collect()
+            }
+        }
+    }
+
+    /// Each block gets a bias of relative positions of its own, which starts as the shared one.
+    fn before_tuning(
+        config: &mut Self::Config,
+        depth: usize,
+        tensors: &mut BTreeMap<String, Tensor>,
+    ) {
+        const POSITIONS: &str = "encoder.features.positions";
+        if config.positions != Positions::Relative {
+            return;
+        }
+        config.positions = Positions::RelativeBlocks;
+        if let Some(table) = tensors.remove(&format!("{POSITIONS}.relative_bias")) {
+            let own = |i| (format!("{POSITIONS}.blocks.{i}.relative_bias"), table.copy());
+            tensors.extend((0..depth).map(own));
         }
     }
 

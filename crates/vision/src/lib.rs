@@ -2,6 +2,7 @@
 
 mod augment;
 mod classifier;
+pub mod convert;
 mod dataset;
 mod encoder;
 mod erase;

@@ -12,6 +12,8 @@ pub enum Positions {
     /// Attention scores get a learned bias for each offset in rows and columns, the same in all
     /// blocks (1.0, after BEiT).
     Relative,
+    /// The same with a bias of each block's own: fine-tuned models of 1.0.
+    RelativeBlocks,
 }
 
 /// `(T, D)` f32 for a grid of rows × columns. The first half of the channels tells the column, the

@@ -2,6 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use data2vec_core::checkpoint::assign;
 use data2vec_core::{
     Batch, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Encoder, Error,
     FeatureEncoder, Mask, MaskedInput, ModelConfig, NormPlacement, Precision, RegressionLoss,
@@ -109,7 +113,7 @@ fn far(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn hidden_pixels_do_not_reach_the_student() {
-    for positions in [Positions::SinCos, Positions::Relative] {
+    for positions in [Positions::SinCos, Positions::Relative, Positions::RelativeBlocks] {
         for masked_input in [MaskedInput::Replace, MaskedInput::Drop] {
             let model = model(positions, masked_input);
             let (mask, clean) = (mask(2), images(2));
@@ -133,12 +137,12 @@ fn relative_positions_of_kept_patches_are_those_of_all() {
     let batch = Batch::new(images(1)).unwrap();
     let tokens = model.student().embed(&batch, false).unwrap();
     let encoder = model.student().features();
-    let all = encoder.attention_bias(&tokens, None).unwrap(); // (H, 13, 13)
+    let all = encoder.attention_bias(&tokens, None).remove(0); // (H, 13, 13)
     let kept =
         encoder.attention_bias(&tokens, Some(&Tensor::from_slice(&[2_i64, 7, 8]).unsqueeze(0)));
     let at = Tensor::from_slice(&[0_i64, 3, 8, 9]); // CLS first
     let expected = all.index_select(1, &at).index_select(2, &at);
-    assert_eq!(far(&kept.unwrap().squeeze_dim(0), &expected), 0.0);
+    assert_eq!(far(&kept[0].squeeze_dim(0), &expected), 0.0);
     // One number for each offset, whatever the place: from (0, 0) to (1, 2) as from (1, 1) to (2, 3).
     let bias = |from: i64, to: i64| all.double_value(&[1, from + 1, to + 1]);
     assert_eq!(bias(0, 6), bias(5, 11));
@@ -146,8 +150,42 @@ fn relative_positions_of_kept_patches_are_those_of_all() {
 }
 
 #[test]
+fn a_shared_bias_becomes_one_of_each_block() {
+    let encoder = |config: &PatchEncoderConfig| {
+        let vars = nn::VarStore::new(Device::Cpu);
+        let path = vars.root() / "encoder";
+        let encoder = Encoder::<PatchEncoder>::new(&path, config, &transformer()).unwrap();
+        (vars, encoder)
+    };
+    let mut config = features(Positions::Relative);
+    let (vars, shared) = encoder(&config);
+    let tensors = vars.variables().into_iter();
+    let tensors =
+        tensors.map(|(name, var)| (name, tch::no_grad(|| var.shallow_clone().normal_(0.0, 0.3))));
+    let mut tensors: BTreeMap<String, Tensor> = tensors.collect();
+    PatchEncoder::before_tuning(&mut config, 2, &mut tensors);
+    assert_eq!(config.positions, Positions::RelativeBlocks);
+
+    let (vars, own) = encoder(&config);
+    assign(Path::new("here"), &vars.variables(), &tensors).unwrap();
+    let batch = Batch::new(images(1)).unwrap();
+    let outputs = |encoder: &Encoder<PatchEncoder>| {
+        let hidden = encoder.forward(&batch).unwrap();
+        hidden.layers.into_iter().map(|layer| layer.out).collect::<Vec<_>>()
+    };
+    let expected = outputs(&shared);
+    assert!(outputs(&own).iter().zip(&expected).all(|(a, b)| far(a, b) == 0.0));
+    // The second block's is its own.
+    let name = "encoder.features.positions.blocks.1.relative_bias";
+    let _ = tch::no_grad(|| vars.variables()[name].shallow_clone().normal_(0.0, 1.0));
+    let changed = outputs(&own);
+    assert_eq!(far(&changed[0], &expected[0]), 0.0);
+    assert!(far(&changed[1], &expected[1]) > 1e-3);
+}
+
+#[test]
 fn images_of_another_size_work() {
-    for positions in [Positions::SinCos, Positions::Relative] {
+    for positions in [Positions::SinCos, Positions::Relative, Positions::RelativeBlocks] {
         let model = model(positions, MaskedInput::Drop);
         let inputs = Tensor::randn([1, 2, 20, 8], (Kind::Float, Device::Cpu));
         let hidden = model.student().forward(&Batch::new(inputs).unwrap()).unwrap();
@@ -160,7 +198,7 @@ fn images_of_another_size_work() {
 #[test]
 fn a_step_of_both_versions_gives_every_variable_a_gradient() {
     use rand::{SeedableRng, rngs::StdRng};
-    for positions in [Positions::SinCos, Positions::Relative] {
+    for positions in [Positions::SinCos, Positions::Relative, Positions::RelativeBlocks] {
         for masked_input in [MaskedInput::Replace, MaskedInput::Drop] {
             let model = model(positions, masked_input);
             let batch = Batch::new(images(2)).unwrap();

@@ -129,7 +129,7 @@ pub fn with_recipe(
 }
 
 /// Which feature encoder the folder `dir` holds.
-fn kind(dir: &Path) -> Result<String> {
+pub fn encoder_kind(dir: &Path) -> Result<String> {
     #[derive(Deserialize)]
     struct Kind {
         encoder: String,
@@ -141,7 +141,8 @@ fn kind(dir: &Path) -> Result<String> {
     Ok(kind.encoder)
 }
 
-fn unknown<T>(dir: &Path, kind: &str) -> Result<T> {
+/// An error that tells which encoders there are.
+pub fn unknown<T>(dir: &Path, kind: &str) -> Result<T> {
     let known = [WaveEncoder::NAME, PatchEncoder::NAME, TokenEncoder::NAME].join(", ");
     let path = dir.join(ENCODER_CONFIG);
     bail!("{}: an encoder of unknown kind `{kind}`; there are {known}", path.display())
@@ -160,7 +161,7 @@ pub struct Extractor {
 
 /// Reads the folder of an exported encoder of any kind.
 pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
-    Ok(match kind(dir)?.as_str() {
+    Ok(match encoder_kind(dir)?.as_str() {
         WaveEncoder::NAME => {
             let encoder = SpeechEncoder::load(dir, device)?;
             let depth = encoder.depth();

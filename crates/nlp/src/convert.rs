@@ -1,0 +1,345 @@
+//! Checkpoints of other programs: Hugging Face's Data2VecText, fairseq's data2vec 1.0 and 2.0 for text.
+
+mod export;
+mod tables;
+mod tokenizer;
+
+use data2vec_core::convert::{
+    self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
+};
+use data2vec_core::head::{Activation, DenseConfig, HeadConfig, HeadInit, Pool};
+use data2vec_core::{Error, NormPlacement, Result, TransformerConfig, WeightInit};
+
+use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer};
+
+pub use export::{to_fairseq, to_hugging_face};
+pub use tokenizer::save_tokenizer;
+
+/// Whose names they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    HuggingFace,
+    Fairseq1,
+    Fairseq2,
+}
+
+const MARKERS: [Marker<Layout>; 3] = [
+    Marker {
+        layout: Layout::HuggingFace,
+        name: "embeddings.word_embeddings.weight",
+        prefixes: &["", "data2vec_text."],
+    },
+    Marker {
+        layout: Layout::Fairseq1,
+        name: "sentence_encoder.embed_tokens.weight",
+        prefixes: &["encoder."],
+    },
+    Marker {
+        layout: Layout::Fairseq2,
+        name: "modality_encoders.TEXT.local_encoder.embed_tokens.weight",
+        prefixes: &["", "model."],
+    },
+];
+
+/// Rows of the table of positions that no token has.
+const UNUSED_POSITIONS: i64 = 2;
+
+/// Keys of Hugging Face's configuration without influence on what the model computes, or that are told by
+/// its tensors.
+const IDLE: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path vocab_size \
+    hidden_size num_hidden_layers intermediate_size max_position_embeddings type_vocab_size \
+    initializer_range bos_token_id eos_token_id use_cache gradient_checkpointing label2id return_dict \
+    tie_word_embeddings classifier_dropout";
+
+/// Reads a checkpoint of text; `None` if it is none. `tokenizer` is the one that goes with it, where there is
+/// one.
+///
+/// # Errors
+/// If it lacks a tensor, has one of another shape, or is of a kind that cannot be had here; or the tokenizer
+/// does not go with it.
+pub fn import(
+    source: &mut Source,
+    options: &ImportOptions,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<Option<Imported<TokenEncoderConfig>>> {
+    without_old_names(source);
+    let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
+    if options.teacher {
+        match layout {
+            Layout::Fairseq1 => {
+                source.use_teacher(prefix, |name| format!("{prefix}sentence_encoder.{name}"))?
+            }
+            Layout::Fairseq2 => source.use_teacher(prefix, convert::teachers_place(prefix))?,
+            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?, // has none
+        }
+    }
+    let mut imported = match layout {
+        Layout::HuggingFace => hugging_face(source, prefix, options),
+        Layout::Fairseq1 => fairseq1(source, prefix, options),
+        Layout::Fairseq2 => fairseq2(source, prefix, options),
+    }?;
+    if let Some(tokenizer) = tokenizer {
+        let features = &mut imported.model.config.features;
+        let special = tokenizer.special();
+        (features.pad, features.mask) = (special.pad, special.mask);
+        tokenizer.check(features)?;
+    }
+    Ok(Some(imported))
+}
+
+/// fairseq's older checkpoints have other names for the same.
+fn without_old_names(source: &mut Source) {
+    let old = |name: &String| name.starts_with("decoder.sentence_encoder.");
+    let is_old = source.tensors.keys().any(old);
+    let is_fairseq = is_old || source.tensors.keys().any(|name| name.contains("sentence_encoder."));
+    if is_fairseq {
+        let tensors = std::mem::take(&mut source.tensors).into_iter();
+        source.tensors = tensors
+            .map(|(name, tensor)| {
+                let name = match name.strip_prefix("decoder.").filter(|_| is_old) {
+                    Some(rest) => format!("encoder.{rest}"),
+                    None => name,
+                };
+                (name.replace(".emb_layer_norm.", ".layernorm_embedding."), tensor)
+            })
+            .collect();
+    }
+}
+
+/// A post-norm transformer without dropout.
+fn transformer(
+    dim: i64,
+    depth: usize,
+    heads: i64,
+    hidden: i64,
+    norm_eps: f64,
+) -> TransformerConfig {
+    TransformerConfig {
+        dim,
+        depth,
+        heads,
+        mlp_ratio: hidden as f64 / dim as f64,
+        norm: NormPlacement::Post,
+        norm_eps,
+        input_norm: false,
+        init: WeightInit::Bert,
+        layer_scale: None,
+        input_dropout: 0.0,
+        dropout: 0.0,
+        attention_dropout: 0.0,
+        activation_dropout: 0.0,
+        layer_drop: 0.0,
+        drop_path: 0.0,
+    }
+}
+
+/// What two tables tell; `<mask>` is the last word, as in all of fairseq's and RoBERTa's vocabularies.
+fn features(
+    source: &Source,
+    [words, positions]: [&str; 2],
+    norm_eps: f64,
+    dropout: f64,
+) -> Result<TokenEncoderConfig> {
+    let [vocabulary, _] = source.size::<2>(words)?;
+    let [rows, _] = source.size::<2>(positions)?;
+    Ok(TokenEncoderConfig {
+        vocabulary,
+        max_tokens: rows - UNUSED_POSITIONS,
+        pad: 1,
+        mask: vocabulary - 1,
+        dropout,
+        norm_eps,
+        early_positions: false,
+    })
+}
+
+fn hugging_face(
+    source: &mut Source,
+    prefix: &str,
+    options: &ImportOptions,
+) -> Result<Imported<TokenEncoderConfig>> {
+    let named = |rest: &str| format!("{prefix}{rest}");
+    let words = named("embeddings.word_embeddings.weight");
+    let positions = named("embeddings.position_embeddings.weight");
+    let note =
+        with_token_type(source, &named("embeddings.token_type_embeddings.weight"), &positions)?;
+    let source = &*source;
+    let settings = Settings::new(Some(&source.config));
+    for (key, wanted) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
+        if let Some(other) = settings.text(key).filter(|value| *value != wanted) {
+            return Err(cannot(source, key, other));
+        }
+    }
+    for key in ["is_decoder", "add_cross_attention"] {
+        if settings.flag(key) == Some(true) {
+            return Err(cannot(source, key, "true"));
+        }
+    }
+    if let Some(pad) = settings.integer("pad_token_id").filter(|&pad| pad != 1) {
+        return Err(cannot(source, "pad_token_id", &pad.to_string()));
+    }
+    let block = |i: usize| named(&format!("encoder.layer.{i}.intermediate.dense.weight"));
+    let [_, dim] = source.size::<2>(&words)?;
+    let [hidden, _] = source.size::<2>(&block(0))?;
+    // Without a configuration: that of the published models.
+    let default = if settings.is_empty() { 1e-5 } else { 1e-12 };
+    let eps = settings.number("layer_norm_eps").unwrap_or(default);
+    let dropout = settings.probability("hidden_dropout_prob");
+    let features = features(source, [&words, &positions], eps, dropout)?;
+    let heads = source.heads(options.heads.or(settings.integer("num_attention_heads")), dim)?;
+    let transformer = TransformerConfig {
+        dropout,
+        attention_dropout: settings.probability("attention_probs_dropout_prob"),
+        ..transformer(dim, source.count(block), heads, hidden, eps)
+    };
+    let head = head(source, &settings, options, "classifier.")?;
+    let what = if head.is_some() { "ForSequenceClassification" } else { "Model" };
+    let table = tables::hugging_face(prefix);
+    let mut imported =
+        convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
+    imported.what = format!("Hugging Face's Data2VecText{what}");
+    imported.report.notes.extend(note);
+    imported.report.notes.extend(settings.unused(IDLE));
+    Ok(imported)
+}
+
+/// Every token is of the first type here: what that adds is put into the positions.
+fn with_token_type(source: &mut Source, types: &str, positions: &str) -> Result<Option<String>> {
+    let Some(table) = source.tensors.remove(types) else { return Ok(None) };
+    let [_, dim] = source.size::<2>(positions)?;
+    if table.dim() != 2 || table.size()[1] != dim || table.size()[0] < 1 {
+        let reason = format!("tensor `{types}` has shape {:?}, not [types, {dim}]", table.size());
+        return Err(Error::file(&source.path, reason));
+    }
+    if table.count_nonzero(None::<i64>).int64_value(&[]) > 0
+        && let Some(tensor) = source.tensors.get_mut(positions)
+    {
+        *tensor = &*tensor + table.get(0);
+    }
+    Ok((table.size()[0] > 1).then(|| {
+        format!("of {} types of tokens the first is kept: all tokens are of that", table.size()[0])
+    }))
+}
+
+/// The head whose two maps' names begin with `prefix`, if there is one.
+fn head(
+    source: &Source,
+    settings: &Settings<'_>,
+    options: &ImportOptions,
+    prefix: &str,
+) -> Result<Option<HeadConfig>> {
+    let weight = format!("{prefix}dense.weight");
+    if !source.tensors.contains_key(&weight) {
+        return Ok(None);
+    }
+    let [dim, _] = source.size::<2>(&weight)?;
+    let [outputs, _] = source.size::<2>(&format!("{prefix}out_proj.weight"))?;
+    let (task, labels) = convert::classes(source, settings, options, outputs)?;
+    let dropout =
+        ["classifier_dropout", "hidden_dropout_prob"].iter().find_map(|key| settings.number(key));
+    Ok(Some(HeadConfig {
+        task,
+        pool: Pool::First,
+        norm_eps: None,
+        dropout: dropout.filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0),
+        init: HeadInit::Torch,
+        labels,
+        dense: Some(DenseConfig { dim, activation: Activation::Tanh }),
+    }))
+}
+
+/// The prefix of fairseq's head on the first token, which may have any name.
+fn fairseq_head(source: &Source, prefix: &str) -> String {
+    let start = format!("{prefix}classification_heads.");
+    let name = source.tensors.keys().find_map(|name| {
+        name.strip_prefix(&start)?
+            .strip_suffix(".dense.weight")
+            .map(|name| format!("{start}{name}."))
+    });
+    name.unwrap_or(start)
+}
+
+fn fairseq1(
+    source: &Source,
+    prefix: &str,
+    options: &ImportOptions,
+) -> Result<Imported<TokenEncoderConfig>> {
+    let model = pretraining(&source.config);
+    // RoBERTa's arguments are flat, data2vec's model has the transformer's in a part of its own.
+    let settings = Settings::new(Some(model));
+    let inner = Settings::new(model.get("transformer").and_then(|t| t.get("encoder")));
+    let named = |rest: &str| format!("{prefix}sentence_encoder.{rest}");
+    let (words, positions) = (named("embed_tokens.weight"), named("embed_positions.weight"));
+    let block = |i: usize| named(&format!("layers.{i}.fc1.weight"));
+    let [_, dim] = source.size::<2>(&words)?;
+    let [hidden, _] = source.size::<2>(&block(0))?;
+    let transformer_settings = Settings::new(model.get("transformer"));
+    let dropout = transformer_settings.number("dropout").or(settings.number("dropout"));
+    let dropout = dropout.filter(|p| (0.0..1.0).contains(p)).unwrap_or(0.0);
+    let features = features(source, [&words, &positions], 1e-5, dropout)?;
+    let heads = inner.integer("attention_heads").or(settings.integer("encoder_attention_heads"));
+    let transformer = TransformerConfig {
+        dropout,
+        attention_dropout: settings
+            .probability("attention_dropout")
+            .max(transformer_settings.probability("attention_dropout")),
+        ..transformer(
+            dim,
+            source.count(block),
+            source.heads(options.heads.or(heads), dim)?,
+            hidden,
+            1e-5,
+        )
+    };
+    let head_prefix = fairseq_head(source, "");
+    let head = head(source, &settings, options, &head_prefix)?;
+    let what = if head.is_some() { ", fine-tuned" } else { "" };
+    let table = tables::fairseq1(prefix, &head_prefix);
+    let mut imported =
+        convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
+    imported.what = format!("fairseq's data2vec 1.0 for text{what}");
+    Ok(imported)
+}
+
+fn fairseq2(
+    source: &Source,
+    prefix: &str,
+    options: &ImportOptions,
+) -> Result<Imported<TokenEncoderConfig>> {
+    let settings = Settings::new(Some(pretraining(&source.config)));
+    let modalities = Settings::new(settings.get("modalities"));
+    let own = Settings::new(modalities.get("text"));
+    let within = |rest: &str| format!("{prefix}modality_encoders.TEXT.{rest}");
+    let words = within("local_encoder.embed_tokens.weight");
+    let positions = within("local_encoder.embed_positions.weight");
+    let block = |i: usize| format!("{prefix}blocks.{i}.mlp.fc1.weight");
+    let prenet = source.count(|i| within(&format!("context_encoder.blocks.{i}.mlp.fc1.weight")));
+    let [_, dim] = source.size::<2>(&words)?;
+    let [hidden, _] = source.size::<2>(&block(0))?;
+    let mut features = features(source, [&words, &positions], 1e-5, own.probability("dropout"))?;
+    features.early_positions = true;
+    let heads = source.heads(options.heads.or(settings.integer("num_heads")), dim)?;
+    let depth = prenet + source.count(block);
+    let eps = settings.number("norm_eps").unwrap_or(1e-5);
+    let transformer = TransformerConfig {
+        input_norm: source.tensors.contains_key(&within("context_encoder.norm.weight")),
+        dropout: settings.probability("encoder_dropout"),
+        attention_dropout: settings.probability("attention_dropout"),
+        activation_dropout: settings.probability("activation_dropout"),
+        layer_drop: settings.probability("layerdrop"),
+        ..transformer(dim, depth, heads, hidden, eps)
+    };
+    let head_prefix = fairseq_head(source, prefix);
+    let head = head(source, &settings, options, &head_prefix)?;
+    let what = if head.is_some() { ", fine-tuned" } else { "" };
+    let table = tables::fairseq2(prefix, &head_prefix, prenet, depth);
+    let mut imported =
+        convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
+    imported.what = format!("fairseq's data2vec 2.0 for text{what}");
+    Ok(imported)
+}
+
+fn cannot(source: &Source, key: &str, value: &str) -> Error {
+    let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
+    Error::file(&source.path, reason)
+}
