@@ -292,9 +292,7 @@ fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Command> {
         None => {
             let cuda = bench.device.starts_with("cuda");
             let libtorch = libtorch::ensure(root, cuda, None)?;
-            let mut build = repo::cargo(root);
-            build.args(["build", "--release", "--package", "data2vec"]);
-            repo::run(repo::with_libtorch(&mut build, &libtorch))?;
+            train::build(root, &libtorch)?;
             (train::program(root), Some(libtorch))
         }
     };

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::data::{self, catalog::Catalog};
-use crate::{libtorch, python, repo};
+use crate::{libtorch, python, repo, train};
 
 /// What the tests read. They look in `data/sets`.
 const TEST_DATA: [&str; 2] = ["asterisk-core-sounds-en", "pocketsphinx-testdata"];
@@ -26,9 +26,7 @@ pub fn test(root: &Path, args: &[OsString]) -> Result<()> {
         data::ensure(root, &catalog, name)?;
     }
     // Tests run the program, which is no part of their own package.
-    let mut build = repo::cargo(root);
-    build.args(["build", "--release", "--package", "data2vec"]);
-    repo::run(repo::with_libtorch(&mut build, &libtorch))?;
+    train::build(root, &libtorch)?;
     let mut tests = repo::cargo(root);
     tests.args(["test", "--release"]);
     if !names_packages(args) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::read::MultiGzDecoder;
 
-use self::catalog::{Archive, Catalog, DataSet, Source};
+use self::catalog::{Archive, Catalog, DataSet, Source, Take};
 use crate::archive::{self, Limits};
 use crate::http::Client;
 use crate::progress::human;
@@ -154,17 +154,30 @@ fn write_marker(dir: &Path, found: &hash::TreeDigest, source: &str) -> Result<()
 
 /// Writes what is to be taken from an archive below `tree`.
 fn unpack(archive: &Archive, path: &Path, tree: &Path) -> Result<()> {
+    if let Some(name) = &archive.inside {
+        let folder = path.with_extension("inside");
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        let inner = Take { from: name.clone(), to: "archive".into(), ..Take::default() };
+        take_out(&[inner], path, &folder)?;
+        return take_out(&archive.take, &folder.join("archive"), tree);
+    }
     if let [take] = archive.take.as_slice()
         && take.from == "."
     {
         return write_file(&mut File::open(path)?, take.gunzip, tree, &take.to, u64::MAX);
     }
+    take_out(&archive.take, path, tree)
+}
+
+fn take_out(takes: &[Take], path: &Path, tree: &Path) -> Result<()> {
     let limits = Limits::for_archive(fs::metadata(path)?.len());
-    let mut taken = vec![0_u64; archive.take.len()];
+    let mut taken = vec![0_u64; takes.len()];
     archive::walk(path, limits, &mut |entry| {
         // Such a path is no accident: nothing of such an archive is wanted.
         archive::safe_path(tree, entry.path)?;
-        for (take, taken) in archive.take.iter().zip(&mut taken) {
+        for (take, taken) in takes.iter().zip(&mut taken) {
             if let Some(to) = take.destination(entry.path) {
                 ensure!(entry.is_file, "{} is a link or a device, not a file", entry.path);
                 *taken += 1;
@@ -173,7 +186,7 @@ fn unpack(archive: &Archive, path: &Path, tree: &Path) -> Result<()> {
         }
         Ok(())
     })?;
-    for (take, taken) in archive.take.iter().zip(taken) {
+    for (take, taken) in takes.iter().zip(taken) {
         ensure!(taken > 0, "it has no {}*{}", take.from, take.suffix);
     }
     Ok(())
@@ -215,10 +228,12 @@ fn put(tree: &Path, dir: &Path, partial: &Path) -> Result<()> {
 pub fn list(root: &Path, catalog: &Catalog) {
     for set in &catalog.set {
         let there = if is_complete(&dir(root, &set.name), set) { "fetched" } else { "" };
-        let default = set
-            .default_for
-            .as_ref()
-            .map_or(String::new(), |modality| format!(" (default for {modality})"));
+        let default = match (&set.default_for, &set.default_for_finetune) {
+            (Some(modality), Some(_)) => format!(" (default for {modality}, also to fine-tune)"),
+            (Some(modality), None) => format!(" (default for {modality})"),
+            (None, Some(modality)) => format!(" (default to fine-tune {modality})"),
+            (None, None) => String::new(),
+        };
         out!(
             "{:<28} {:<7} {:>8}  {:<8} {}",
             set.name,

@@ -156,3 +156,41 @@ fn two_at_once_download_once() {
     });
     assert_eq!(server.requests.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
+
+#[test]
+fn an_archive_inside_another_is_as_safe() {
+    use tar::EntryType::{Regular, Symlink};
+    let around = |inner: &[u8], kind| -> &'static [u8] {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("deep/inner.tar").unwrap();
+        header.set_entry_type(kind);
+        header.set_size(inner.len() as u64);
+        header.set_cksum();
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append(&header, inner).unwrap();
+        builder.into_inner().unwrap().leak()
+    };
+    let nested = |bytes: &'static [u8]| {
+        let server = serve(bytes, Manner::Good);
+        let mut set = set(&server.url, Some(&hash::sha256(bytes)), None);
+        set.source[0].archive[0].inside = Some("deep/inner.tar".into());
+        (server, set)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let cases = [
+        (around(&tar("../../evil", Regular), Regular), "does not name a file below"),
+        (around(&tar("a/link", Symlink), Regular), "link or a device"),
+        (around(&tar("other/file", Regular), Regular), "it has no a/"),
+        (around(b"", Symlink), "link or a device"),
+        (good(), "it has no deep/inner.tar"),
+    ];
+    for (bytes, wanted) in cases {
+        let (_server, set) = nested(bytes);
+        let error = complaint(dir.path(), &set);
+        assert!(error.contains(wanted), "{error}");
+    }
+    let (_server, set) = nested(around(good(), Regular));
+    fetch(dir.path(), &set).unwrap();
+    assert_eq!(fs::read(dir.path().join("a-set/b/one")).unwrap(), b"hello");
+    assert!(!dir.path().join(".a-set.partial").exists());
+}

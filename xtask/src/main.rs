@@ -22,6 +22,7 @@ mod check;
 mod data;
 mod disk;
 mod doctor;
+mod finetune;
 mod hash;
 mod http;
 mod libtorch;
@@ -42,6 +43,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::data::catalog::Catalog;
+use crate::finetune::Finetune;
 use crate::train::Train;
 
 #[derive(Debug, Parser)]
@@ -85,6 +87,10 @@ enum Task {
     ///
     /// `cargo xtask train speech` alone trains a tiny model on a small data set, to see that all works.
     Train(Train),
+    /// Fine-tune an encoder on labelled data: sets up as `train` does, and pretrains first if need be
+    ///
+    /// `cargo xtask finetune speech` alone takes the tiny encoder of `cargo xtask train speech` to a small labelled data set.
+    Finetune(Finetune),
     /// Set up LibTorch and data, then run every test of the workspace
     Test {
         /// For `cargo test`: a filter, --package, -- --nocapture, ...
@@ -130,6 +136,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             }
         }
         Task::Train(train) => return train::run(&root, &train),
+        Task::Finetune(finetune) => return finetune::run(&root, &finetune),
         Task::Test { args } => check::test(&root, &args)?,
         Task::Bench(bench) => bench::run(&root, &bench)?,
         Task::Ci => check::ci(&root)?,

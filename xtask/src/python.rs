@@ -142,7 +142,13 @@ fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
 /// Downloads one package into `dir` with pip, whose own progress is seen, and returns the file.
 ///
 /// With `tags`, the wheel for those platforms and Python 3.11; without, whatever fits this machine.
-pub fn download(requirement: &str, tags: &[&str], dir: &Path) -> Result<PathBuf> {
+/// With `sha256`, nothing else than that: pip runs a part of a package that is no wheel to learn its name.
+pub fn download(
+    requirement: &str,
+    sha256: Option<&str>,
+    tags: &[&str],
+    dir: &Path,
+) -> Result<PathBuf> {
     std::fs::create_dir_all(dir)?;
     let mut pip = Command::new(PYTHON);
     pip.args(["-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--dest"])
@@ -150,8 +156,16 @@ pub fn download(requirement: &str, tags: &[&str], dir: &Path) -> Result<PathBuf>
     if !tags.is_empty() {
         pip.args(pinned_flags(tags));
     }
+    match sha256 {
+        Some(sha256) => {
+            let list = dir.with_extension("txt");
+            std::fs::write(&list, format!("{requirement} --hash=sha256:{sha256}\n"))?;
+            pip.arg("--requirement").arg(list)
+        }
+        None => pip.arg(requirement),
+    };
     // pip's progress belongs with ours.
-    let status = pip.arg(requirement).stdout(std::io::stderr()).status();
+    let status = pip.stdout(std::io::stderr()).status();
     let status = status.with_context(|| format!("cannot run {PYTHON}: {PIP_HINT}"))?;
     ensure!(status.success(), "`pip download {requirement}` failed, see above");
     only_file(dir)

@@ -8,8 +8,15 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
-use crate::data::{self, catalog::Catalog};
-use crate::{libtorch, nearest, repo};
+use crate::data::{
+    self,
+    catalog::{Catalog, DataSet},
+};
+use crate::libtorch::{self, LibTorch};
+use crate::{nearest, repo};
+
+/// Recipes whose names begin so are for fine-tuning.
+pub const FINETUNE: &str = "finetune-";
 
 /// What the user typed.
 #[derive(Clone, Debug, Default, Args)]
@@ -19,25 +26,33 @@ pub struct Train {
     /// A recipe of recipes/ by name, or a file [default: MODALITY-tiny; with --data, MODALITY]
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
-    /// A data set of the catalog, a folder, or a manifest [default: the catalog's for this modality]
-    #[arg(long, value_name = "NAME|DIR|MANIFEST")]
+    /// What any run is told.
+    #[command(flatten)]
+    pub run: Run,
+}
+
+/// What the user typed of a run, whatever is trained.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Run {
+    /// A data set of the catalog, a folder, or a file [default: the catalog's for this modality]
+    #[arg(long, value_name = "NAME|DIR|FILE")]
     pub data: Option<String>,
     /// Where checkpoints, logs and the encoder go [default: runs/RECIPE]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// cpu, cuda or cuda:N [default: what the recipe says]
+    /// cpu, cuda or cuda:N [default: a GPU if there is one]
     #[arg(long)]
     pub device: Option<String>,
     /// Stop after so many optimizer steps
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Go on from the last checkpoint in --out
+    /// Only go on with a run that is already in --out
     #[arg(long)]
     pub resume: bool,
     /// Override a key of the recipe; may be given often
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// Further arguments for `data2vec pretrain`
+    /// Further arguments for the `data2vec` program
     #[arg(last = true, value_name = "ARGS")]
     pub more: Vec<OsString>,
 }
@@ -70,7 +85,8 @@ pub trait Files {
     fn exists(&self, path: &Path) -> bool;
 }
 
-struct Disk<'a>(&'a Path);
+/// The real one, below the repository.
+pub struct Disk<'a>(pub &'a Path);
 
 impl Files for Disk<'_> {
     fn recipes(&self) -> Vec<String> {
@@ -94,20 +110,35 @@ impl Files for Disk<'_> {
 pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
     let catalog = Catalog::read(root)?;
     let plan = plan(root, train, &catalog, &Disk(root))?;
-    let wants_cuda = train.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
+    let libtorch = libtorch_for(root, &train.run)?;
+    let data = fetch(root, &catalog, &plan.data)?;
+    build(root, &libtorch)?;
+    let mut program = Command::new(program(root));
+    program.args(arguments("pretrain", &plan, &data, &train.run, &[]));
+    repo::become_command(repo::with_libtorch(&mut program, &libtorch))
+}
+
+/// The LibTorch that a run needs, installed if need be.
+pub fn libtorch_for(root: &Path, run: &Run) -> Result<LibTorch> {
+    let wants_cuda = run.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
     // Before gigabytes are fetched for nothing.
     ensure!(!wants_cuda || libtorch::has_gpu(), "--device cuda: no NVIDIA GPU with a driver here");
-    let libtorch = libtorch::ensure(root, wants_cuda, None)?;
-    let data = match &plan.data {
-        Data::Named(name) => data::ensure(root, &catalog, name)?,
-        Data::Path(path) => path.clone(),
-    };
+    libtorch::ensure(root, wants_cuda, None)
+}
+
+/// Where the data are, once they are there.
+pub fn fetch(root: &Path, catalog: &Catalog, data: &Data) -> Result<PathBuf> {
+    match data {
+        Data::Named(name) => data::ensure(root, catalog, name),
+        Data::Path(path) => Ok(path.clone()),
+    }
+}
+
+/// Builds the program.
+pub fn build(root: &Path, libtorch: &LibTorch) -> Result<()> {
     let mut build = repo::cargo(root);
     build.args(["build", "--release", "--package", "data2vec"]);
-    repo::run(repo::with_libtorch(&mut build, &libtorch))?;
-    let mut program = Command::new(program(root));
-    program.args(arguments(train, &plan.recipe, &data, &plan.out));
-    repo::become_command(repo::with_libtorch(&mut program, &libtorch))
+    repo::run(repo::with_libtorch(&mut build, libtorch))
 }
 
 /// Where cargo puts the program.
@@ -120,28 +151,45 @@ pub fn program(root: &Path) -> PathBuf {
 
 /// Decides on recipe, data and folder, or says in one line what is wrong.
 pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) -> Result<Plan> {
-    let recipes = files.recipes();
+    let mut recipes = files.recipes();
+    recipes.retain(|name| !name.starts_with(FINETUNE));
+    check_modality(&train.modality, recipes.iter().map(String::as_str))?;
+    let recipe = match (&train.recipe, &train.run.data) {
+        (Some(recipe), _) => recipe,
+        (None, None) => &format!("{}-tiny", train.modality),
+        (None, Some(_)) => &train.modality,
+    };
+    let recipe = find_recipe(root, recipe, &recipes, files)?;
+    let data = find_data(&train.run, catalog, files, || catalog.default_for(&train.modality))?;
+    let out = out(root, &train.run, &recipe, "")?;
+    Ok(Plan { recipe, data, out })
+}
+
+/// Whether there are recipes for a modality, given the names of all.
+pub fn check_modality<'a>(
+    modality: &str,
+    recipes: impl Iterator<Item = &'a str> + Clone,
+) -> Result<()> {
     let of_modality = |name: &str| {
-        name.strip_prefix(&train.modality)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        name.strip_prefix(modality).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
-    if !recipes.iter().any(|name| of_modality(name)) {
-        let known: BTreeSet<&str> =
-            recipes.iter().filter_map(|name| name.split('-').next()).collect();
+    if !recipes.clone().any(of_modality) {
+        let known: BTreeSet<&str> = recipes.filter_map(|name| name.split('-').next()).collect();
         let known: Vec<&str> = known.into_iter().collect();
-        bail!(
-            "no recipes for {:?}{}",
-            train.modality,
-            nearest::suggestion(&train.modality, &known)
-        );
+        bail!("no recipes for {modality:?}{}", nearest::suggestion(modality, &known));
     }
-    let recipe = match (&train.recipe, &train.data) {
-        (Some(recipe), _) => find_recipe(root, recipe, &recipes, files)?,
-        (None, None) => find_recipe(root, &format!("{}-tiny", train.modality), &recipes, files)?,
-        (None, Some(_)) => find_recipe(root, &train.modality, &recipes, files)?,
-    };
-    let data = match &train.data {
-        None => Data::Named(catalog.default_for(&train.modality)?.name.clone()),
+    Ok(())
+}
+
+/// What is trained on: what the user named, or the default.
+pub fn find_data<'a>(
+    run: &Run,
+    catalog: &'a Catalog,
+    files: &dyn Files,
+    default: impl FnOnce() -> Result<&'a DataSet>,
+) -> Result<Data> {
+    Ok(match &run.data {
+        None => Data::Named(default()?.name.clone()),
         Some(data) if files.exists(Path::new(data)) => Data::Path(PathBuf::from(data)),
         Some(data) if data.contains(['/', '\\', '.']) => {
             bail!("--data {data}: there is no such folder or file")
@@ -152,13 +200,18 @@ pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) ->
                 .with_context(|| format!("--data {data} is no file and no folder"))?;
             Data::Named(set.name.clone())
         }
-    };
-    let stem = recipe.file_stem().context("--recipe names no file")?;
-    let out = train.out.clone().unwrap_or_else(|| repo::shown(&root.join("runs").join(stem)));
-    Ok(Plan { recipe, data, out })
+    })
 }
 
-fn find_recipe(
+/// The run's folder: what the user named, or one for the recipe and what else tells it from others.
+pub fn out(root: &Path, run: &Run, recipe: &Path, suffix: &str) -> Result<PathBuf> {
+    let stem = recipe.file_stem().context("--recipe names no file")?.to_string_lossy();
+    let default = || repo::shown(&root.join("runs").join(format!("{stem}{suffix}")));
+    Ok(run.out.clone().unwrap_or_else(default))
+}
+
+/// A recipe's file, by its name or its path.
+pub fn find_recipe(
     root: &Path,
     recipe: &str,
     recipes: &[String],
@@ -178,22 +231,29 @@ fn find_recipe(
 }
 
 /// The command line of the `data2vec` program.
-pub fn arguments(train: &Train, recipe: &Path, data: &Path, out: &Path) -> Vec<OsString> {
-    let mut line: Vec<OsString> = vec!["pretrain".into(), recipe.into()];
-    line.extend(["--data".into(), repo::shown(data).into(), "--out".into(), out.into()]);
-    if let Some(device) = &train.device {
+pub fn arguments(
+    verb: &str,
+    plan: &Plan,
+    data: &Path,
+    run: &Run,
+    own: &[OsString],
+) -> Vec<OsString> {
+    let mut line: Vec<OsString> = vec![verb.into(), (&plan.recipe).into()];
+    line.extend(own.iter().cloned());
+    line.extend(["--data".into(), repo::shown(data).into(), "--out".into(), (&plan.out).into()]);
+    if let Some(device) = &run.device {
         line.extend(["--device".into(), device.into()]);
     }
-    if let Some(steps) = train.steps {
+    if let Some(steps) = run.steps {
         line.extend(["--steps".into(), steps.to_string().into()]);
     }
-    if train.resume {
+    if run.resume {
         line.push("--resume".into());
     }
-    for set in &train.set {
+    for set in &run.set {
         line.extend(["--set".into(), set.into()]);
     }
-    line.extend(train.more.iter().cloned());
+    line.extend(run.more.iter().cloned());
     line
 }
 

@@ -24,7 +24,9 @@ struct Pretend;
 
 impl Files for Pretend {
     fn recipes(&self) -> Vec<String> {
-        ["speech", "speech-2.0", "speech-tiny", "vision-tiny"].map(String::from).to_vec()
+        ["finetune-speech-tiny", "speech", "speech-2.0", "speech-tiny", "vision-tiny"]
+            .map(String::from)
+            .to_vec()
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -93,13 +95,19 @@ fn mistakes_are_named_with_what_there_is() {
     // Not the start of a longer word.
     assert!(complaint("spee").contains("no recipes"));
     assert!(complaint("vision").contains("no data set of the catalog is the default for vision"));
+    // Recipes of fine-tuning are no modality, and not to be found by name.
+    assert!(
+        complaint("finetune").contains("no recipes for \"finetune\"; there are: speech, vision")
+    );
+    assert!(complaint("speech --recipe finetune-speech-tiny").contains("no recipe"));
     assert!(complaint("vision --data /corpus").contains("no recipe \"vision\""));
 }
 
 #[test]
 fn everything_reaches_the_program() {
     let line = "speech --device cuda:1 --steps 5 --resume --set a.b=1 --set c=[2] -- --more x";
-    let arguments = arguments(&parse(line), Path::new("r.toml"), Path::new("/d"), Path::new("o"));
+    let plan = Plan { recipe: "r.toml".into(), data: Data::Path("/d".into()), out: "o".into() };
+    let arguments = arguments("pretrain", &plan, Path::new("/d"), &parse(line).run, &[]);
     let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
     let wanted = "pretrain r.toml --data /d --out o --device cuda:1 --steps 5 --resume --set a.b=1 --set c=[2] --more x";
     assert_eq!(words.join(" "), wanted);

@@ -25,7 +25,7 @@ use crate::{
 
 /// Special tokens of a pair and a token of each text.
 const LEAST_TOKENS: usize = 6;
-/// Ratings nearer to 0 are neither good nor bad.
+/// Ratings up to this are neither good nor bad.
 const CLEAR_RATING: f64 = 0.5;
 /// What ratings say, in the order of their classes.
 const RATINGS: [&str; 2] = ["negative", "positive"];
@@ -301,7 +301,7 @@ impl LabelledTexts {
 /// What a rating says, if it is a clear one.
 fn rating(text: &str) -> std::result::Result<Option<&'static str>, String> {
     let rating = number(text)?;
-    Ok((rating.abs() >= CLEAR_RATING).then_some(RATINGS[usize::from(rating > 0.0)]))
+    Ok((rating.abs() > CLEAR_RATING).then_some(RATINGS[usize::from(rating > 0.0)]))
 }
 
 /// The classes there are: by number where all are numbers, else by name.

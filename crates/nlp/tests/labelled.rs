@@ -131,7 +131,7 @@ fn other_files_are_read_alike() {
 #[test]
 fn ratings_are_classes_outside_of_the_middle() {
     let place = Place::new(64);
-    let file = "1\t2.5\tVery good.\n2\t-0.5\tRather bad.\n3\t0.49\tWell.\n4\tx\tBroken.\n";
+    let file = "1\t2.5\tVery good.\n2\t-0.6\tRather bad.\n3\t0.5\tWell.\n4\tx\tBroken.\n";
     let data = place.open("movie_GroundTruth.txt", file, Classification);
     assert_eq!(all(&data), [("Very good.".into(), 1.0), ("Rather bad.".into(), 0.0)]);
     assert_eq!(data.labels(), ["negative", "positive"]);
@@ -139,7 +139,7 @@ fn ratings_are_classes_outside_of_the_middle() {
     assert_eq!(data.describe(), wanted);
     assert!(data.skipped()[0].ends_with("movie_GroundTruth.txt: line 4: \"x\" is no number"));
     let data = place.open("movie_GroundTruth.txt", file, Regression);
-    assert_eq!((data.len(), data.target(2)), (3, 0.49));
+    assert_eq!((data.len(), data.target(2)), (3, 0.5));
 }
 
 #[test]

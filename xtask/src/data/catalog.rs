@@ -27,6 +27,8 @@ pub struct DataSet {
     pub modality: String,
     /// The modality that trains on it when no data are named.
     pub default_for: Option<String>,
+    /// The modality that is fine-tuned on it when no data are named: it has labels.
+    pub default_for_finetune: Option<String>,
     /// SPDX where there is one.
     pub licence: String,
     /// One line.
@@ -61,6 +63,8 @@ pub struct Archive {
     pub pypi: Option<String>,
     /// A JavaScript package, `NAME@VERSION`.
     pub npm: Option<String>,
+    /// An archive inside of it that is meant instead.
+    pub inside: Option<String>,
     /// Of the downloaded file. May be missing only where the set's digest proves the content.
     pub sha256: Option<String>,
     /// What to take out of it.
@@ -68,7 +72,7 @@ pub struct Archive {
 }
 
 /// Which files of an archive go where.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Take {
     /// A file's path in the archive, or a folder's with a `/` at its end; `.` takes the download itself, which is no archive;
@@ -135,12 +139,18 @@ impl Catalog {
     pub fn parse(text: &str) -> Result<Self> {
         let catalog: Self = toml::from_str(text)?;
         let mut names = BTreeSet::new();
-        let mut defaults = BTreeSet::new();
+        let (mut defaults, mut labelled) = (BTreeSet::new(), BTreeSet::new());
         for set in &catalog.set {
             set.check().with_context(|| format!("data set {}", set.name))?;
             ensure!(names.insert(&set.name), "data set {} is there twice", set.name);
             if let Some(modality) = &set.default_for {
                 ensure!(defaults.insert(modality), "{modality} has two default data sets");
+            }
+            if let Some(modality) = &set.default_for_finetune {
+                ensure!(
+                    labelled.insert(modality),
+                    "{modality} has two default data sets for fine-tuning"
+                );
             }
         }
         Ok(catalog)
@@ -164,6 +174,14 @@ impl Catalog {
                 )
             },
         )
+    }
+
+    /// What a modality is fine-tuned on when no data are named.
+    pub fn default_for_finetune(&self, modality: &str) -> Result<&DataSet> {
+        let default = |set: &&DataSet| set.default_for_finetune.as_deref() == Some(modality);
+        self.set.iter().find(default).with_context(|| {
+            format!("no labelled data set of the catalog is the default for {modality}: name one with --data")
+        })
     }
 }
 
@@ -189,6 +207,10 @@ impl DataSet {
                 ),
             }
             ensure!(!archive.take.is_empty(), "{fetch:?}: nothing is taken from it");
+            ensure!(
+                archive.inside.is_none() || archive.take.iter().all(|take| take.from != "."),
+                "{fetch:?}: `inside` names an archive, \".\" takes the download as it is"
+            );
             for take in &archive.take {
                 let folder = |path: &str| path.is_empty() || path.ends_with('/');
                 ensure!(
@@ -218,6 +240,7 @@ mod tests {
         let catalog = Catalog::read(root).unwrap();
         for modality in ["speech", "vision", "nlp"] {
             assert_eq!(catalog.default_for(modality).unwrap().modality, modality);
+            assert_eq!(catalog.default_for_finetune(modality).unwrap().modality, modality);
         }
         for set in &catalog.set {
             for archive in set.source.iter().flat_map(|source| &source.archive) {

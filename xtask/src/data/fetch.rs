@@ -29,9 +29,10 @@ pub fn archive(archive: &Archive, parts: &Path, client: &Client) -> Result<PathB
     match fetch {
         Fetch::Url(url) => http(url, &dir, &file, client)?,
         Fetch::Deb(package) => rename(apt(package, &dir)?, &file)?,
-        Fetch::PyPi(package) => {
-            rename(packed(&dir, |to| python::download(package, &[], to))?, &file)?
-        }
+        Fetch::PyPi(package) => rename(
+            packed(&dir, |to| python::download(package, archive.sha256.as_deref(), &[], to))?,
+            &file,
+        )?,
         Fetch::Npm(package) => rename(packed(&dir, |to| npm(package, to))?, &file)?,
     }
     if !right(&file)? {

@@ -109,7 +109,7 @@ impl Wheel {
             Some(file) => file,
             None => {
                 let _ = fs::remove_dir_all(&whole);
-                python::download(&requirement, tags, &whole)?
+                python::download(&requirement, None, tags, &whole)?
             }
         };
         ensure!(
