@@ -113,7 +113,7 @@ pub fn own_arguments(asked: &Finetune, encoder: &Path) -> Vec<OsString> {
         line.push("--from-scratch".into());
     }
     if let Some(seed) = asked.seed {
-        line.extend(["--seed".into(), seed.to_string().into()]);
+        line.extend(["--set".into(), format!("seed={seed}").into()]);
     }
     line
 }

@@ -127,7 +127,7 @@ fn everything_reaches_the_program() {
     let own = own_arguments(&asked, Path::new("e"));
     let arguments = train::arguments("finetune", &plan, Path::new("/d"), &asked.run, &own);
     let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
-    let wanted = "finetune r.toml --encoder e --from-scratch --seed 4 --data /d --out o --device cpu --steps 5 --set a.b=1 --more x";
+    let wanted = "finetune r.toml --encoder e --from-scratch --set seed=4 --data /d --out o --device cpu --steps 5 --set a.b=1 --more x";
     assert_eq!(words.join(" "), wanted);
     // Pretraining gets the device and nothing else.
     let run = pretraining(&asked).run;

@@ -8,6 +8,32 @@ use tch::{Device, Kind, Tensor};
 use crate::{TokenEncoder, Tokenizer, sequence::sequence};
 
 /// A fine-tuned model of texts with its tokenizer, ready for inference.
+///
+/// ```
+/// # let dir = std::env::temp_dir().join(format!("data2vec-classifier-{}", std::process::id()));
+/// # let tokenizer = data2vec_nlp::Tokenizer::train(["a"].into_iter(), 261)?;
+/// # let encoder: data2vec_core::EncoderConfig<data2vec_nlp::TokenEncoderConfig> = serde_json::from_str(r#"{
+/// #     "encoder": "token",
+/// #     "features": {"vocabulary": 261, "max_tokens": 64, "pad": 1, "mask": 260, "dropout": 0, "norm_eps": 1e-5,
+/// #         "early_positions": true},
+/// #     "transformer": {"dim": 8, "depth": 1, "heads": 1, "mlp_ratio": 2, "norm": "post", "norm_eps": 1e-5,
+/// #         "input_norm": false, "init": "bert", "input_dropout": 0, "dropout": 0, "attention_dropout": 0,
+/// #         "activation_dropout": 0, "layer_drop": 0, "drop_path": 0}}"#)?;
+/// # let head: data2vec_core::HeadConfig = serde_json::from_str(
+/// #     r#"{"task": "classification", "pool": "first", "dropout": 0, "labels": ["blame", "praise"]}"#)?;
+/// # let vars = tch::nn::VarStore::new(tch::Device::Cpu);
+/// # data2vec_core::Tuned::<data2vec_nlp::TokenEncoder>::new(&vars.root(), encoder.clone(), head.clone())?;
+/// # data2vec_core::tuned::write_model(&dir, &vars.variables(), &encoder, Some(&head), None)?;
+/// # tokenizer.save_with_encoder(&dir)?;
+/// use data2vec_nlp::TextClassifier;
+///
+/// let model = TextClassifier::load(&dir, tch::Device::Cpu)?;
+/// let classes = model.classify("a fine film")?;
+/// let (label, probability) = &classes[0]; // the likeliest
+/// assert!(model.labels().contains(label) && *probability >= 0.5);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct TextClassifier {
     tuned: Tuned<TokenEncoder>,
