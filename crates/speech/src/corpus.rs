@@ -3,12 +3,13 @@
 use std::{
     collections::HashSet,
     fs,
+    io::Read,
     path::{Path, PathBuf},
 };
 
 use data2vec_core::{Error, Result};
 
-use crate::audio::EXTENSIONS;
+use crate::{audio::EXTENSIONS, text_file::read_text};
 
 /// Audio files below a root, by path relative to it.
 #[derive(Debug, Default)]
@@ -21,14 +22,15 @@ pub(crate) struct Listing {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// Audio at `path`: a folder (LibriSpeech's or any other), a fairseq manifest (`.tsv`), a file.
+/// Audio at `path`: a folder (LibriSpeech's or any other), a fairseq manifest or a table of
+/// labels (`.tsv`), a file.
 pub(crate) fn list(path: &Path) -> Result<Listing> {
     let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if meta.is_dir() {
         return walk(path);
     }
     if has_extension(path, &["tsv"]) {
-        return manifest(path);
+        return if table_kind(path)?.is_some() { table(path) } else { manifest(path) };
     }
     let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::file(path, "is neither a folder nor a file"));
@@ -89,13 +91,43 @@ fn entries(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
+/// What a `.tsv` tells of recordings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Table {
+    /// `path<TAB>text`
+    Text,
+    /// `path<TAB>label`
+    Label,
+}
+
+/// Which table a `.tsv` is, if its first line says that it is one.
+pub(crate) fn table_kind(path: &Path) -> Result<Option<Table>> {
+    let mut start = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(64).read_to_end(&mut start))
+        .map_err(|source| Error::io(path, source))?;
+    let start = String::from_utf8_lossy(&start);
+    Ok(match start.trim_start_matches('\u{feff}').lines().next() {
+        Some("path\ttext") => Some(Table::Text),
+        Some("path\tlabel") => Some(Table::Label),
+        _ => None,
+    })
+}
+
+/// The files of a table, relative to it.
+fn table(path: &Path) -> Result<Listing> {
+    let text = read_text(path)?;
+    let lines = text.lines().skip(1).filter(|line| !line.trim().is_empty());
+    let file = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
+    let files = lines.map(|line| (PathBuf::from(file(line).trim_start_matches("./")), None));
+    let root = path.parent().unwrap_or(Path::new("")).to_owned();
+    Ok(Listing { root, files: files.collect(), skipped: Vec::new() })
+}
+
 /// fairseq's manifest: the root on line 1, then `path<TAB>samples`.
 fn manifest(path: &Path) -> Result<Listing> {
-    let text = fs::read_to_string(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::InvalidData => Error::file(path, "is not UTF-8 text"),
-        _ => Error::io(path, source),
-    })?;
-    let mut lines = text.strip_prefix('\u{feff}').unwrap_or(&text).lines();
+    let text = read_text(path)?;
+    let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
     if first.trim().is_empty() || first.contains('\t') {
         let reason = "line 1: must be the folder that the paths below it are relative to";

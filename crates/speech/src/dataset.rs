@@ -275,6 +275,17 @@ impl SpeechDataset {
         Ok(wave)
     }
 
+    /// What relative paths are relative to.
+    pub(crate) fn root(&self) -> &Path {
+        &self.corpus.root
+    }
+
+    /// Only the recordings at `indices`, in that order.
+    pub(crate) fn subset(&self, indices: &[usize]) -> Self {
+        let chosen = indices.iter().map(|&index| self.chosen[index]).collect();
+        Self { chosen, ..self.clone() }
+    }
+
     fn recording(&self, index: usize) -> &(PathBuf, u64) {
         &self.corpus.recordings[self.chosen[index] as usize]
     }

@@ -73,7 +73,7 @@ impl SpeechEncoder {
 }
 
 /// A tensor `(T, D)` as an array.
-fn to_array(x: &Tensor) -> Result<Array2<f32>> {
+pub(crate) fn to_array(x: &Tensor) -> Result<Array2<f32>> {
     let (rows, columns) = x.size2()?;
     let values = Vec::<f32>::try_from(x.to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, 1))?;
     Array2::from_shape_vec((rows as usize, columns as usize), values)

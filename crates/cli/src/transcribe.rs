@@ -1,0 +1,193 @@
+//! `data2vec transcribe`: recordings to text, with times.
+
+use std::collections::BTreeSet;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use data2vec_speech::ctc::{BeamConfig, Lexicon};
+use data2vec_speech::lm::LanguageModel;
+use data2vec_speech::subtitles::{SubtitleConfig, cues, srt, vtt};
+use data2vec_speech::{Recognizer, Transcript, audio};
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use crate::device;
+use crate::report::{describe, note, out};
+
+/// What `transcribe` is told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of a model that was fine-tuned to transcribe
+    #[arg(long)]
+    model: PathBuf,
+    /// Recordings of any format and length; `-`: one from standard input
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// What is written: the text, words with times as JSON, or subtitles
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// A folder for one file each, with the recording's name; without it: standard output
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// How a beam search weighs texts
+    #[command(flatten)]
+    search: SearchArgs,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+}
+
+/// How texts are found: greedily, or by a beam search if any of these is given.
+#[derive(clap::Args)]
+pub struct SearchArgs {
+    /// Texts that are followed at a time
+    #[arg(long)]
+    beam: Option<usize>,
+    /// An n-gram language model: ARPA, also gzipped, or KenLM's binary form
+    #[arg(long)]
+    lm: Option<PathBuf>,
+    /// How much the language model counts
+    #[arg(long, requires = "lm", allow_hyphen_values = true)]
+    lm_weight: Option<f32>,
+    /// What each word adds, against the language model's liking for few
+    #[arg(long, requires = "lm", allow_hyphen_values = true)]
+    word_score: Option<f32>,
+    /// The only words to be found: one a line, or with spellings as in flashlight
+    #[arg(long)]
+    lexicon: Option<PathBuf>,
+}
+
+impl SearchArgs {
+    /// The recogniser that searches as asked.
+    pub fn apply(&self, recognizer: Recognizer) -> Result<Recognizer> {
+        if self.beam.is_none() && self.lm.is_none() && self.lexicon.is_none() {
+            return Ok(recognizer);
+        }
+        let usual = BeamConfig::default();
+        let config = BeamConfig {
+            beam: self.beam.unwrap_or(usual.beam),
+            lm_weight: self.lm_weight.unwrap_or(usual.lm_weight),
+            word_score: self.word_score.unwrap_or(usual.word_score),
+            ..usual
+        };
+        let lm = self.lm.as_ref().map(LanguageModel::load).transpose()?;
+        let lexicon = self.lexicon.as_ref().map(|path| Lexicon::read(path, recognizer.labels()));
+        let lexicon = lexicon.transpose()?;
+        if let Some(lexicon) = lexicon.as_ref().filter(|lexicon| lexicon.left_out() > 0) {
+            let (out, all) = (lexicon.left_out(), lexicon.len());
+            note(format!("lexicon: {out} spellings have symbols that the model lacks; {all} words remain"));
+        }
+        Ok(recognizer.with_beam(config, lm.map(Arc::new), lexicon.map(Arc::new))?)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+    Srt,
+    Vtt,
+}
+
+impl Format {
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Text => "txt",
+            Self::Json => "json",
+            Self::Srt => "srt",
+            Self::Vtt => "vtt",
+        }
+    }
+
+    /// What a transcript looks like; `name` is told only where there are several.
+    fn write(self, transcript: &Transcript, name: Option<&str>) -> Result<String> {
+        /// Named, so that lines can be told apart.
+        #[derive(Serialize)]
+        struct Line<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            file: Option<&'a str>,
+            #[serde(flatten)]
+            transcript: &'a Transcript,
+        }
+        let cues = || cues(&transcript.words, &SubtitleConfig::default());
+        Ok(match (self, name) {
+            (Self::Text, None) => transcript.text.clone() + "\n",
+            (Self::Text, Some(name)) => format!("{name}\t{}\n", transcript.text),
+            (Self::Json, file) => serde_json::to_string(&Line { file, transcript })? + "\n",
+            (Self::Srt, _) => srt(&cues()),
+            (Self::Vtt, _) => vtt(&cues()),
+        })
+    }
+}
+
+/// Transcribes every file.
+pub fn run(args: &Args) -> Result<()> {
+    let several = args.files.len() > 1;
+    match &args.out {
+        Some(folder) => {
+            let mut names = BTreeSet::new();
+            if let Some(twice) = args.files.iter().map(|file| stem(file)).find(|name| !names.insert(name.clone())) {
+                bail!("two inputs are called {twice}; write them to different folders");
+            }
+            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
+        None if several && matches!(args.format, Format::Srt | Format::Vtt) => {
+            bail!("subtitles of several files need --out FOLDER")
+        }
+        None => {}
+    }
+    let device = device::choose(args.device.as_deref())?;
+    let recognizer = args.search.apply(Recognizer::load(&args.model, device)?)?;
+    let bar = ProgressBar::new(args.files.len() as u64); // on standard error, if that is a terminal
+    let mut failed = 0;
+    for path in &args.files {
+        match transcribe(&recognizer, path) {
+            Ok(transcript) => match &args.out {
+                Some(folder) => {
+                    let target = folder.join(format!("{}.{}", stem(path), args.format.extension()));
+                    let text = args.format.write(&transcript, None)?;
+                    std::fs::write(&target, text).with_context(|| target.display().to_string())?;
+                }
+                None => {
+                    let name = path.display().to_string();
+                    let text = args.format.write(&transcript, several.then_some(&name))?;
+                    bar.suspend(|| out!("{}", text.trim_end_matches('\n')));
+                }
+            },
+            // One broken file among many should not cost the others.
+            Err(error) if several => {
+                failed += 1;
+                bar.suspend(|| note(format!("skipped {}", describe(&error))));
+            }
+            Err(error) => return Err(error),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if failed > 0 {
+        bail!("{failed} of {} files could not be used", args.files.len());
+    }
+    Ok(())
+}
+
+fn transcribe(recognizer: &Recognizer, path: &Path) -> Result<Transcript> {
+    let samples = if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
+        audio::read_from(Cursor::new(bytes), "standard input")?
+    } else {
+        audio::read(path)?
+    };
+    recognizer.transcribe(&samples).with_context(|| path.display().to_string())
+}
+
+/// What a file's transcript is called in a folder.
+fn stem(path: &Path) -> String {
+    match path.to_str() {
+        Some("-") => "stdin".into(),
+        _ => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    }
+}

@@ -1,0 +1,127 @@
+//! Words with times as subtitles: SubRip (`.srt`) and WebVTT (`.vtt`).
+
+use std::fmt::Write;
+
+use crate::Word;
+
+/// When a subtitle ends and the next one begins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SubtitleConfig {
+    /// None is shown longer, unless a single word takes longer.
+    pub max_seconds: f64,
+    /// None has more characters, unless a single word has.
+    pub max_characters: usize,
+    /// A pause of this many seconds ends one.
+    pub max_pause: f64,
+}
+
+impl Default for SubtitleConfig {
+    fn default() -> Self {
+        Self { max_seconds: 6.0, max_characters: 42, max_pause: 1.0 }
+    }
+}
+
+/// A line and when it is shown, in seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cue {
+    /// The words, with spaces.
+    pub text: String,
+    /// When its first word begins.
+    pub start: f64,
+    /// When its last word ends.
+    pub end: f64,
+}
+
+/// Puts `words`, in the order in which they are said, into cues that do not overlap.
+pub fn cues(words: &[Word], config: &SubtitleConfig) -> Vec<Cue> {
+    let mut cues: Vec<Cue> = Vec::new();
+    for word in words {
+        let (start, end) = (f64::from(word.start), f64::from(word.end));
+        let room = cues.last_mut().filter(|cue| {
+            let characters = cue.text.chars().count() + 1 + word.text.chars().count();
+            characters <= config.max_characters
+                && end - cue.start <= config.max_seconds
+                && start - cue.end < config.max_pause
+        });
+        match room {
+            Some(cue) => {
+                cue.text.push(' ');
+                cue.text.push_str(&word.text);
+                cue.end = end;
+            }
+            None => cues.push(Cue { text: word.text.clone(), start, end }),
+        }
+    }
+    cues
+}
+
+/// Cues as a `.srt` file.
+pub fn srt(cues: &[Cue]) -> String {
+    let mut text = String::new();
+    for (number, cue) in (1..).zip(cues) {
+        let (start, end) = (clock(cue.start, ','), clock(cue.end, ','));
+        // Writing to a string does not fail.
+        let _ = write!(text, "{number}\n{start} --> {end}\n{}\n\n", cue.text);
+    }
+    text
+}
+
+/// Cues as a `.vtt` file.
+pub fn vtt(cues: &[Cue]) -> String {
+    let mut text = String::from("WEBVTT\n\n");
+    for cue in cues {
+        let (start, end) = (clock(cue.start, '.'), clock(cue.end, '.'));
+        let shown = cue.text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+        let _ = write!(text, "{start} --> {end}\n{shown}\n\n");
+    }
+    text
+}
+
+/// `01:02:03,004`
+fn clock(seconds: f64, point: char) -> String {
+    let ms = (seconds * 1000.0).round().max(0.0) as u64;
+    let (hours, minutes, seconds) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
+    format!("{hours:02}:{minutes:02}:{seconds:02}{point}{:03}", ms % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(text: &str, start: f32, end: f32) -> Word {
+        Word { text: text.into(), start, end, score: 1.0 }
+    }
+
+    #[test]
+    fn cues_end_at_pauses_and_when_they_are_full() {
+        let words = [
+            word("SO", 0.5, 0.75),
+            word("IT", 0.75, 1.0),
+            word("BEGINS", 2.5, 3.0), // after a pause
+            word("AND", 3.0, 3.25),
+            word("GOES", 3.25, 3.5),
+            word("ON", 3602.0, 3602.5),
+        ];
+        let config = SubtitleConfig { max_characters: 10, ..SubtitleConfig::default() };
+        let cues = cues(&words, &config);
+        let shown: Vec<&str> = cues.iter().map(|cue| cue.text.as_str()).collect();
+        assert_eq!(shown, ["SO IT", "BEGINS AND", "GOES", "ON"]);
+        assert_eq!((cues[1].start, cues[1].end), (2.5, 3.25));
+
+        let srt = srt(&cues[2..]);
+        assert_eq!(
+            srt,
+            "1\n00:00:03,250 --> 00:00:03,500\nGOES\n\n2\n01:00:02,000 --> 01:00:02,500\nON\n\n"
+        );
+        let config = SubtitleConfig { max_seconds: 0.5, ..config };
+        assert_eq!(super::cues(&words[..2], &config).len(), 1);
+        assert_eq!(super::cues(&words[2..5], &config).len(), 2);
+    }
+
+    #[test]
+    fn marks_of_vtt_are_escaped() {
+        let cue = Cue { text: "A < B & C".into(), start: 0.0, end: 0.9996 };
+        assert_eq!(vtt(&[cue]), "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nA &lt; B &amp; C\n\n");
+        assert_eq!(srt(&[]), "");
+    }
+}
