@@ -17,9 +17,9 @@ use crate::{
 };
 
 /// What goes through the network at once, in seconds: attention's memory grows with its square.
-const CHUNK: i64 = 30;
+const CHUNK: usize = 30;
 /// Seconds that two chunks have in common. Each one's outputs are used up to the middle.
-const OVERLAP: i64 = 4;
+const OVERLAP: usize = 4;
 
 /// A word and when it was said.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -218,7 +218,7 @@ impl AudioClassifier {
 }
 
 fn check_task(model: &Tuned<WaveEncoder>, task: HeadTask, dir: &Path, does: &str) -> Result<()> {
-    let found = model.head().config().task;
+    let found = model.head_config().task;
     if found == task {
         return Ok(());
     }
@@ -260,10 +260,10 @@ struct Chunk {
 
 impl Chunking {
     fn new(features: &WaveEncoderConfig) -> Self {
-        let hop = features.hop();
+        let hop = features.hop() as usize;
         // An even number of hops has a middle.
-        let samples = |seconds: i64| (seconds * i64::from(SAMPLE_RATE)).next_multiple_of(2 * hop) as usize;
-        Self { hop: hop as usize, chunk: samples(CHUNK), overlap: samples(OVERLAP) }
+        let samples = |seconds: usize| (seconds * SAMPLE_RATE as usize).next_multiple_of(2 * hop);
+        Self { hop, chunk: samples(CHUNK), overlap: samples(OVERLAP) }
     }
 
     fn of(&self, len: usize) -> Vec<Chunk> {

@@ -257,7 +257,8 @@ fn words_have_times() {
     // Without a label between words, each symbol is one.
     let labels = self::labels(&["<pad>", "你", "好"]);
     let log_probs = certain(&[1, 0, 2, 2], 3);
-    let search = BeamSearch::new(labels.clone(), BeamConfig::default(), Some(lm()), None).unwrap();
+    let config = BeamConfig { lm_weight: 0.1, unknown_score: 0.0, ..BeamConfig::default() };
+    let search = BeamSearch::new(labels.clone(), config, Some(lm()), None).unwrap();
     for found in
         [greedy(log_probs.view(), &labels).unwrap(), search.decode(log_probs.view()).unwrap().remove(0)]
     {

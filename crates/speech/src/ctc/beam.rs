@@ -1,6 +1,6 @@
 //! Texts weighed by all the ways to say them, a language model and a lexicon.
 
-use std::{collections::HashMap, f64::consts::LN_10, rc::Rc, sync::Arc};
+use std::{f64::consts::LN_10, rc::Rc, sync::Arc};
 
 use data2vec_core::{Error, Result};
 use ndarray::{ArrayView1, ArrayView2};
