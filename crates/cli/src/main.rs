@@ -20,6 +20,7 @@ mod run;
 mod signals;
 mod tokenizer;
 mod training;
+mod transcribe;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -51,6 +52,8 @@ enum Command {
     /// Make a tokenizer of one's own
     #[command(subcommand)]
     Tokenizer(tokenizer::Command),
+    /// Write down what is said in recordings
+    Transcribe(transcribe::Args),
 }
 
 /// What `pretrain` is told.
@@ -99,6 +102,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Transcribe(args) => transcribe::run(&args).map(|()| ExitCode::SUCCESS),
     })
 }
 

@@ -78,7 +78,9 @@ impl SearchArgs {
         let lexicon = lexicon.transpose()?;
         if let Some(lexicon) = lexicon.as_ref().filter(|lexicon| lexicon.left_out() > 0) {
             let (out, all) = (lexicon.left_out(), lexicon.len());
-            note(format!("lexicon: {out} spellings have symbols that the model lacks; {all} words remain"));
+            note(format!(
+                "lexicon: {out} spellings have symbols that the model lacks; {all} words remain"
+            ));
         }
         Ok(recognizer.with_beam(config, lm.map(Arc::new), lexicon.map(Arc::new))?)
     }
@@ -129,7 +131,9 @@ pub fn run(args: &Args) -> Result<()> {
     match &args.out {
         Some(folder) => {
             let mut names = BTreeSet::new();
-            if let Some(twice) = args.files.iter().map(|file| stem(file)).find(|name| !names.insert(name.clone())) {
+            if let Some(twice) =
+                args.files.iter().map(|file| stem(file)).find(|name| !names.insert(name.clone()))
+            {
                 bail!("two inputs are called {twice}; write them to different folders");
             }
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;

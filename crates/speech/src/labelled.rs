@@ -225,7 +225,8 @@ impl LabelledSpeech {
         let (mut kept, mut targets, mut unknown) = (Vec::new(), Vec::new(), 0);
         match self.config.label {
             LabelKind::Class => {
-                let numbers: BTreeMap<&str, i64> = (0..).zip(labels).map(|(n, name)| (name.as_str(), n)).collect();
+                let numbers: BTreeMap<&str, i64> =
+                    (0..).zip(labels).map(|(n, name)| (name.as_str(), n)).collect();
                 for at in 0..self.len() {
                     match numbers.get(self.label(at)) {
                         Some(&class) => {

@@ -73,7 +73,7 @@ impl Recognizer {
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
         let model = Tuned::<WaveEncoder>::load(dir, device)?;
-        check_task(&model, HeadTask::Ctc, dir, "transcribes")?;
+        check_task(&model, HeadTask::Ctc, dir)?;
         let labels = Labels::new(model.labels().to_vec())
             .map_err(|error| Error::file(dir, format!("its labels are of no use: {error}")))?;
         let chunk = Chunking::new(&model.config().features);
@@ -183,7 +183,7 @@ impl AudioClassifier {
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
         let model = Tuned::<WaveEncoder>::load(dir, device)?;
-        check_task(&model, HeadTask::Classification, dir, "classifies")?;
+        check_task(&model, HeadTask::Classification, dir)?;
         let chunk = Chunking::new(&model.config().features);
         Ok(Self { model, device, chunk })
     }
@@ -217,12 +217,18 @@ impl AudioClassifier {
     }
 }
 
-fn check_task(model: &Tuned<WaveEncoder>, task: HeadTask, dir: &Path, does: &str) -> Result<()> {
+fn check_task(model: &Tuned<WaveEncoder>, task: HeadTask, dir: &Path) -> Result<()> {
+    let name = |task| match task {
+        HeadTask::Ctc => "transcription (ctc)",
+        HeadTask::Classification => "classification",
+        HeadTask::Regression => "regression",
+    };
     let found = model.head_config().task;
     if found == task {
         return Ok(());
     }
-    Err(Error::file(dir, format!("its head is for {found:?}, which is not one that {does}")))
+    let reason = format!("its head is for {}, not for {}", name(found), name(task));
+    Err(Error::file(dir, reason))
 }
 
 /// Checked, and normalised if the encoder was trained so.
@@ -276,8 +282,11 @@ impl Chunking {
             let (first, last) = (at == 0, at + 1 == count);
             Chunk {
                 samples: start..if last { len } else { start + self.chunk },
-                frames: if first { 0 } else { margin }
-                    ..if last { usize::MAX } else { step / self.hop + margin },
+                frames: if first { 0 } else { margin }..if last {
+                    usize::MAX
+                } else {
+                    step / self.hop + margin
+                },
             }
         };
         (0..count).map(chunk).collect()

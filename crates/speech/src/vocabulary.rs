@@ -27,8 +27,9 @@ pub(crate) fn of_texts<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<String> 
 pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
     let text = read_text(path)?;
     let names = if text.trim_start().starts_with('{') {
-        let map: BTreeMap<String, usize> = serde_json::from_str(&text)
-            .map_err(|error| Error::file(path, format!("is no map of symbols to numbers: {error}")))?;
+        let map: BTreeMap<String, usize> = serde_json::from_str(&text).map_err(|error| {
+            Error::file(path, format!("is no map of symbols to numbers: {error}"))
+        })?;
         let mut names: Vec<(usize, String)> =
             map.into_iter().map(|(name, number)| (number, name)).collect();
         names.sort();
@@ -45,7 +46,10 @@ pub(crate) fn read(path: &Path) -> Result<Vec<String>> {
         };
         let mut names: Vec<String> = names.into_iter().map(modern).collect();
         let Some(blank) = names.iter().position(|name| name == SPECIAL[0]) else {
-            return Err(Error::file(path, format!("has no {}, which the blank is called", SPECIAL[0])));
+            return Err(Error::file(
+                path,
+                format!("has no {}, which the blank is called", SPECIAL[0]),
+            ));
         };
         names[..=blank].rotate_right(1);
         names

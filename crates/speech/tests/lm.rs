@@ -78,7 +78,8 @@ fn loaded(bytes: &[u8]) -> Result<LanguageModel, String> {
     })
 }
 
-const UNIGRAMS: &str = "\\data\\\nngram 1=4\n\n\\1-grams:\n-1\t<s>\n-1 </s>\n-0.5\ta\n-2\tb\n\n\\end\\\n";
+const UNIGRAMS: &str =
+    "\\data\\\nngram 1=4\n\n\\1-grams:\n-1\t<s>\n-1 </s>\n-0.5\ta\n-2\tb\n\n\\end\\\n";
 
 #[test]
 fn a_model_of_single_words() {
@@ -127,7 +128,11 @@ fn what_is_wrong_with_a_file_is_told_in_a_line() {
     };
     assert!(with(49, b'6').contains("another version than 5"), "{}", with(49, b'6'));
     assert!(with(60, 9).contains("machine of another kind"));
-    assert!(with(96, 3).contains("a trie with quantization, which are not read"), "{}", with(96, 3));
+    assert!(
+        with(96, 3).contains("a trie with quantization, which are not read"),
+        "{}",
+        with(96, 3)
+    );
     assert!(with(96, 99).contains("an unknown kind"));
     assert!(with(88, 1).contains("it takes 2 at least"));
     assert!(with(115, 0x10).contains("more than it has bytes"), "{}", with(115, 0x10));

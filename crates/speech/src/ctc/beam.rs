@@ -305,4 +305,3 @@ impl BeamSearch {
 fn label_is_unknown(labels: &Labels, label: usize) -> bool {
     labels.names[label] == UNKNOWN
 }
-

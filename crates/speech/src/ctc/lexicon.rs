@@ -52,8 +52,7 @@ impl Lexicon {
             let reason = format!("needs a label `{SEPARATOR}` between words, the model has none");
             return Err(Error::config("lexicon", reason));
         }
-        let mut lexicon =
-            Self { words: Vec::new(), nodes: vec![Node::default()], left_out: 0 };
+        let mut lexicon = Self { words: Vec::new(), nodes: vec![Node::default()], left_out: 0 };
         let mut known: BTreeMap<String, u32> = BTreeMap::new();
         for line in lines {
             let mut fields = line.split_whitespace();
@@ -62,9 +61,9 @@ impl Lexicon {
             if spelling.is_empty() {
                 spelling = word.split_inclusive(|_| true).collect();
             }
-            let letters = spelling.iter().map(|letter| {
-                labels.find(letter).filter(|&label| labels.shown(label).is_some())
-            });
+            let letters = spelling
+                .iter()
+                .map(|letter| labels.find(letter).filter(|&label| labels.shown(label).is_some()));
             let Some(letters) = letters.collect::<Option<Vec<usize>>>() else {
                 lexicon.left_out += 1;
                 continue;

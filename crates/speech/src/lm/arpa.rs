@@ -52,8 +52,11 @@ pub(super) fn read(path: &Path) -> Result<Arpa> {
     let open = || {
         let mut file = BufReader::new(File::open(path)?);
         let gzipped = file.fill_buf()?.starts_with(&GZIP);
-        let plain: Box<dyn BufRead> =
-            if gzipped { Box::new(BufReader::new(MultiGzDecoder::new(file))) } else { Box::new(file) };
+        let plain: Box<dyn BufRead> = if gzipped {
+            Box::new(BufReader::new(MultiGzDecoder::new(file)))
+        } else {
+            Box::new(file)
+        };
         Ok(plain)
     };
     let lines = Lines { path, input: open().map_err(|source| Error::io(path, source))?, number: 0 };
@@ -175,7 +178,8 @@ impl Parser<'_> {
             }
             found += 1;
             if found > count {
-                let reason = format!("more {length}-grams than the {count} that the header promises");
+                let reason =
+                    format!("more {length}-grams than the {count} that the header promises");
                 return Err(self.lines.wrong(reason));
             }
             self.ngram(&line, length)?;
@@ -235,7 +239,8 @@ impl Parser<'_> {
             }
             // Some models lack the ends of their n-grams.
             let new = u32::try_from(nodes.len());
-            let new = new.map_err(|_| Error::file(self.lines.path, "has more than 2^32 n-grams"))?;
+            let new =
+                new.map_err(|_| Error::file(self.lines.path, "has more than 2^32 n-grams"))?;
             node = *longer.entry((node, id)).or_insert(new);
             if node == new {
                 nodes.push(Weights { prob: None, backoff: 0.0 });

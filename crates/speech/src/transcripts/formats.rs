@@ -99,10 +99,9 @@ pub(super) fn prompts(path: &Path, recordings: &[&Path], texts: &mut Labels) -> 
                 }
             }
         };
-        if let Some(text) = text.map(|text| without_brackets(text)) {
-            if !text.trim().is_empty() {
-                texts.entry(recording.to_owned()).or_insert(text);
-            }
+        let spoken = text.map(|text| without_brackets(text));
+        if let Some(spoken) = spoken.filter(|spoken| !spoken.trim().is_empty()) {
+            texts.entry(recording.to_owned()).or_insert(spoken);
         }
     }
     Ok(())

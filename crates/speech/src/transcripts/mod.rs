@@ -174,8 +174,11 @@ fn beside_manifest(manifest: &Path, texts: &mut Labels) -> Result<()> {
         let labels: Vec<&str> = labels.lines().collect();
         if files.len() != labels.len() {
             let manifest = manifest.display();
-            let reason =
-                format!("has {} lines for the {} recordings of {manifest}", labels.len(), files.len());
+            let reason = format!(
+                "has {} lines for the {} recordings of {manifest}",
+                labels.len(),
+                files.len()
+            );
             return Err(Error::file(path, reason));
         }
         for (file, label) in files.into_iter().zip(labels) {

@@ -25,7 +25,7 @@ WORDS = ["a", "ab", "abba", "b", "ba", "bab", "cab", "c", "ac", "é", "straße",
 
 def arpa(path, order=4, seed=1):
     """A model with arbitrary weights. Each context is there, but not each ending: of some n-grams the
-    last words alone are no n-gram."""
+    last words alone are no n-gram, as happens where models were pruned."""
     rng = random.Random(seed)
     levels = [[(w,) for w in ["<unk>", "<s>", "</s>", *WORDS]]]
     for n in range(2, order + 1):
@@ -34,7 +34,8 @@ def arpa(path, order=4, seed=1):
             if before[-1] in ("</s>", "<unk>"):
                 continue
             for word in ["</s>", *WORDS]:
-                if rng.random() < (0.5 if n == 2 else 0.25):
+                ending = (*before[1:], word) in levels[-1]
+                if rng.random() < (0.5 if n == 2 else 0.5 if ending else 0.02):
                     grams.add((*before, word))
         levels.append(sorted(grams))
     lines = ["", "\\data\\", *(f"ngram {n}={len(level)}" for n, level in enumerate(levels, 1)), ""]
@@ -75,7 +76,7 @@ def decoders(model):
     cases = []
     for kind, count, frames, sharpness, search in [
         ("all", 12, 7, 1.5, everything),
-        ("beam", 12, 60, 4.0, dict(beam_width=64, beam_prune_logp=-20.0, token_min_logp=-8.0)),
+        ("beam", 12, 40, 4.0, dict(beam_width=1000, beam_prune_logp=-1e9, token_min_logp=-1e9)),
     ]:
         for number in range(count):
             x = log_probs(rng, frames, len(labels), sharpness)
@@ -90,10 +91,16 @@ def decoders(model):
                 )
             decoder = BeamSearchDecoderCTC(alphabet, lm)
             beams = decoder.decode_beams(x, **search)
-            best = [
-                {"text": text, "score": score, "words": [[w, *frames] for w, frames in words]}
-                for text, _, words, _, score in beams[:5]
-            ]
+            # Where a text ends in a separator, pyctcdecode weighs an empty word after it; so what the language
+            # model adds is taken from KenLM.
+            found = []
+            for text, _, words, logit_score, _ in beams:
+                bonus = 0.0
+                if settings:
+                    log10 = model.score(text, bos=False, eos=False)
+                    bonus = settings["lm_weight"] * math.log(10) * log10 + settings["word_score"] * len(text.split())
+                found.append({"text": text, "score": logit_score + bonus})
+            best = sorted(found, key=lambda one: -one["score"])[:5]
             greedy = "".join(
                 labels[k] for t, k in enumerate(x.argmax(1)) if k and (t == 0 or k != x.argmax(1)[t - 1])
             )

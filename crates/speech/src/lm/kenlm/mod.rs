@@ -69,7 +69,9 @@ fn header(bytes: &[u8]) -> std::result::Result<(u32, Header), String> {
         return Err("was never finished by KenLM's build_binary".into());
     }
     if !after.starts_with(VERSION) {
-        return Err("is a KenLM file of another version than 5; make it anew from the ARPA file".into());
+        return Err(
+            "is a KenLM file of another version than 5; make it anew from the ARPA file".into()
+        );
     }
     if bytes.len() < COUNTS {
         return Err("is cut off in its header".into());

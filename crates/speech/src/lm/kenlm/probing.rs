@@ -37,7 +37,7 @@ impl Table {
     ) -> Result<Self, String> {
         // In f32, as KenLM reckons.
         let places = ((multiplier * entries as f32) as u64).max(entries + 1);
-        let size = places.checked_mul(entry as u64).unwrap_or(u64::MAX);
+        let size = places.saturating_mul(entry as u64);
         Ok(Self { start: cursor.take(size, what)?, places, entry })
     }
 
@@ -59,12 +59,7 @@ impl Table {
     }
 
     /// Whether a search comes to an end, and every content is `sound`.
-    fn check(
-        &self,
-        bytes: &[u8],
-        what: &str,
-        sound: impl Fn(usize) -> bool,
-    ) -> Result<(), String> {
+    fn check(&self, bytes: &[u8], what: &str, sound: impl Fn(usize) -> bool) -> Result<(), String> {
         let mut empty = false;
         for at in 0..self.places {
             let place = self.place(at);
@@ -106,9 +101,7 @@ impl Probing {
         }
         for (at, table) in tables.iter().enumerate() {
             let what = format!("the table of {}-grams", at + 2);
-            table.check(&bytes, &what, |at| {
-                finite(at) && (table.entry == 12 || finite(at + 4))
-            })?;
+            table.check(&bytes, &what, |at| finite(at) && (table.entry == 12 || finite(at + 4)))?;
         }
         Ok(Self { bytes, words, unigrams, tables })
     }

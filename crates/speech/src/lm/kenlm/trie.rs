@@ -81,8 +81,8 @@ impl Level {
             let next = self.next(bytes, entry);
             let Weights { prob, backoff } = self.weights(bytes, entry);
             // The entry after the last one has no weights.
-            let sound = entry == self.entries
-                || (backoff.is_finite() && prob.is_some_and(f32::is_finite));
+            let sound =
+                entry == self.entries || (backoff.is_finite() && prob.is_some_and(f32::is_finite));
             if next < last || next > longer || !sound {
                 return Err(format!("is damaged in entry {entry} of {what}"));
             }
@@ -126,8 +126,8 @@ impl Trie {
         for slot in 0..=counts[0] as usize {
             let at = self.unigrams + slot * UNIGRAM;
             let next = u64_at(&self.bytes, at + 8);
-            let sound = f32_at(&self.bytes, at).is_finite()
-                && f32_at(&self.bytes, at + 4).is_finite();
+            let sound =
+                f32_at(&self.bytes, at).is_finite() && f32_at(&self.bytes, at + 4).is_finite();
             if next < last || next > counts[1] || !sound {
                 return Err(format!("is damaged at byte {at}, in the 1-grams"));
             }
@@ -162,9 +162,8 @@ impl NGrams for Trie {
 
     fn index(&self, word: &str) -> u32 {
         let (start, words) = self.words;
-        let found = search(0, words as u64, hash(word), |at| {
-            u64_at(&self.bytes, start + 8 * at as usize)
-        });
+        let found =
+            search(0, words as u64, hash(word), |at| u64_at(&self.bytes, start + 8 * at as usize));
         found.map_or(UNKNOWN, |at| at as u32 + 1)
     }
 
