@@ -17,7 +17,7 @@ use tch::{Cuda, Device, Kind, Tensor};
 use toml::Table;
 
 use crate::device;
-use crate::modality::{Modality, Task, with_recipe};
+use crate::modality::{Task, Tunable, with_recipe};
 use crate::recipe::Recipe;
 use crate::report::out;
 
@@ -90,7 +90,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
 }
 
 impl Task for &DataArgs {
-    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode> {
+    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
         let recipe = Recipe::<M>::from_table(path, table)?;
         ensure!(self.workers >= 1, "--workers: 0 threads load nothing");
         let cache = std::env::temp_dir().join(format!("data2vec-bench-{}", std::process::id()));
@@ -155,7 +155,7 @@ struct Bench<'a> {
 }
 
 impl Task for Bench<'_> {
-    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode> {
+    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
         let recipe = Recipe::<M>::from_table(path, table)?;
         let args = self.args;
         ensure!(args.batch >= 1, "--batch: {} is below 1", args.batch);

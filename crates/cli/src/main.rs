@@ -3,10 +3,13 @@
 mod bench;
 mod curve;
 mod device;
+mod evaluate;
 mod export;
 mod extract;
+mod finetune;
 mod hub;
 mod import;
+mod judge;
 mod metrics;
 mod modality;
 mod plan;
@@ -21,6 +24,7 @@ mod signals;
 mod tokenizer;
 mod training;
 mod transcribe;
+mod tune_recipe;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +43,10 @@ struct Cli {
 enum Command {
     /// Pretrain by a recipe; the same command goes on where it was stopped
     Pretrain(PretrainArgs),
+    /// Fine-tune an encoder on labelled examples; the same command goes on where it was stopped
+    Finetune(finetune::Args),
+    /// Tell how good a fine-tuned model is on labelled examples
+    Evaluate(evaluate::Args),
     /// Write an exported encoder's features of files
     Extract(extract::Args),
     /// Read a checkpoint of Hugging Face, fairseq or BEiT's fork, or fetch one from the hub
@@ -97,6 +105,8 @@ fn main() -> ExitCode {
             }
             modality::with_recipe(&args.recipe, args.steps, &args.set, &args)
         }
+        Command::Finetune(args) => finetune::run(&args),
+        Command::Evaluate(args) => args.run(),
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Import(args) => import::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),

@@ -12,7 +12,7 @@ use data2vec_core::{Batch, Explained, TrainState};
 use toml::Table;
 
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
-use crate::modality::{Examples, Modality, Task};
+use crate::modality::{Examples, Modality, Task, Tunable};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
@@ -22,7 +22,7 @@ use crate::training::{self, Results, Run, Trainee};
 use crate::{PretrainArgs, device, plan};
 
 impl Task for &PretrainArgs {
-    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode> {
+    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
         run(self, Recipe::<M>::from_table(path, table)?)
     }
 }

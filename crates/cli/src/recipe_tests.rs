@@ -8,6 +8,7 @@ use tch::Device;
 
 use crate::modality::{Modality, Nlp, Speech, Vision};
 use crate::recipe::{Recipe, read};
+use crate::tune_recipe::TuneRecipe;
 
 /// Parameters of the encoder alone and of all that is trained, as counted on the reference's models.
 /// 1.0's mask token is among the latter here; of 1.0's images, our bias of keys is among both.
@@ -58,11 +59,22 @@ fn check<M: Modality>(path: &std::path::Path, table: toml::Table) -> Result<(usi
 #[test]
 fn recipes_are_possible_and_of_the_published_sizes() {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let mut sized = 0;
+    let (mut sized, mut tuned) = (0, 0);
     for entry in std::fs::read_dir(&dir).expect("the folder of recipes") {
         let path = entry.expect("a recipe").path();
         let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let table = read(&path, None, &[]).expect("TOML");
+        if name.starts_with("finetune-") {
+            let possible = match table["modality"].as_str().expect("a modality") {
+                "speech" => TuneRecipe::<Speech>::from_table(&path, table).map(drop),
+                "vision" => TuneRecipe::<Vision>::from_table(&path, table).map(drop),
+                "nlp" => TuneRecipe::<Nlp>::from_table(&path, table).map(drop),
+                other => panic!("{name}: {other} has no test"),
+            };
+            possible.unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            tuned += 1;
+            continue;
+        }
         let counts = match table["modality"].as_str().expect("a modality") {
             "speech" => check::<Speech>(&path, table),
             "vision" => check::<Vision>(&path, table),
@@ -76,4 +88,5 @@ fn recipes_are_possible_and_of_the_published_sizes() {
         }
     }
     assert_eq!(sized, PUBLISHED.len(), "every published size has its recipe");
+    assert!(tuned > 20, "{tuned} recipes for fine-tuning");
 }

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use data2vec_speech::ctc::{BeamConfig, Lexicon};
+use data2vec_core::HeadTask;
+use data2vec_speech::ctc::{BeamConfig, BeamSearch, Labels, Lexicon};
 use data2vec_speech::lm::LanguageModel;
 use data2vec_speech::subtitles::{SubtitleConfig, cues, srt, vtt};
 use data2vec_speech::{Recognizer, Transcript, audio};
@@ -63,8 +64,28 @@ pub struct SearchArgs {
 impl SearchArgs {
     /// The recogniser that searches as asked.
     pub fn apply(&self, recognizer: Recognizer) -> Result<Recognizer> {
+        match self.parts(recognizer.labels())? {
+            None => Ok(recognizer),
+            Some((config, lm, lexicon)) => Ok(recognizer.with_beam(config, lm, lexicon)?),
+        }
+    }
+
+    /// The search that is asked for, for a head with these labels; `None`: greedily.
+    pub fn search(&self, labels: &[String], task: HeadTask) -> Result<Option<BeamSearch>> {
+        if task != HeadTask::Ctc {
+            if self.beam.is_some() || self.lm.is_some() || self.lexicon.is_some() {
+                bail!("--beam, --lm and --lexicon are for models that transcribe");
+            }
+            return Ok(None);
+        }
+        let labels = Labels::new(labels.to_vec())?;
+        let Some((config, lm, lexicon)) = self.parts(&labels)? else { return Ok(None) };
+        Ok(Some(BeamSearch::new(labels, config, lm, lexicon)?))
+    }
+
+    fn parts(&self, labels: &Labels) -> Result<Option<Parts>> {
         if self.beam.is_none() && self.lm.is_none() && self.lexicon.is_none() {
-            return Ok(recognizer);
+            return Ok(None);
         }
         let usual = BeamConfig::default();
         let config = BeamConfig {
@@ -74,17 +95,19 @@ impl SearchArgs {
             ..usual
         };
         let lm = self.lm.as_ref().map(LanguageModel::load).transpose()?;
-        let lexicon = self.lexicon.as_ref().map(|path| Lexicon::read(path, recognizer.labels()));
-        let lexicon = lexicon.transpose()?;
+        let lexicon = self.lexicon.as_ref().map(|path| Lexicon::read(path, labels)).transpose()?;
         if let Some(lexicon) = lexicon.as_ref().filter(|lexicon| lexicon.left_out() > 0) {
             let (out, all) = (lexicon.left_out(), lexicon.len());
             note(format!(
                 "lexicon: {out} spellings have symbols that the model lacks; {all} words remain"
             ));
         }
-        Ok(recognizer.with_beam(config, lm.map(Arc::new), lexicon.map(Arc::new))?)
+        Ok(Some((config, lm.map(Arc::new), lexicon.map(Arc::new))))
     }
 }
+
+/// What a beam search is made of.
+type Parts = (BeamConfig, Option<Arc<LanguageModel>>, Option<Arc<Lexicon>>);
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {

@@ -21,10 +21,12 @@ use crate::training::Units;
 
 mod nlp;
 mod speech;
+mod tunable;
 mod vision;
 
 pub use nlp::Nlp;
 pub use speech::Speech;
+pub use tunable::{LabelledExamples, Source, Split, Tunable};
 pub use vision::Vision;
 
 /// What a recipe and the training loop need to know of a modality.
@@ -96,7 +98,7 @@ const MODALITIES: [&str; 3] = ["speech", "vision", "nlp"];
 /// Something to do by a recipe, whatever its modality.
 pub trait Task {
     /// Does it by the recipe at `path`, of which `table` is what it says.
-    fn run<M: Modality>(self, path: &Path, table: Table) -> Result<ExitCode>;
+    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode>;
 }
 
 /// Reads the recipe at `path`, and does `task` for the modality that it names.
@@ -125,6 +127,22 @@ pub fn with_recipe(
             );
             bail!("{recipe}: unknown modality `{other}`; {hint}")
         }
+    }
+}
+
+/// Something to do with a model's folder, whatever its modality.
+pub trait ModelTask {
+    /// Does it.
+    fn run<M: Tunable>(self) -> Result<ExitCode>;
+}
+
+/// Does `task` for the modality of the model in the folder `dir`.
+pub fn with_model(dir: &Path, task: impl ModelTask) -> Result<ExitCode> {
+    match kind(dir)?.as_str() {
+        WaveEncoder::NAME => task.run::<Speech>(),
+        PatchEncoder::NAME => task.run::<Vision>(),
+        TokenEncoder::NAME => task.run::<Nlp>(),
+        other => unknown(dir, other),
     }
 }
 

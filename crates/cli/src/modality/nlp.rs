@@ -1,14 +1,21 @@
 //! Text in the program.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
-use data2vec_core::{Batch, Dataset, MaskStrategy};
-use data2vec_nlp::{TextDataConfig, TextDataset, TextMaskConfig, TokenEncoder, TokenEncoderConfig};
+use data2vec_core::split::Amount;
+use data2vec_core::tune::TuneMasks;
+use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
+use data2vec_nlp::{
+    LabelledFiles, LabelledTextConfig, LabelledTexts, TextDataConfig, TextDataset, TextMaskConfig,
+    TokenEncoder, TokenEncoderConfig, Tokenizer,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
-use crate::modality::{Examples, Modality, split};
+use crate::modality::tunable::{Divide, NoMask, divide};
+use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, split};
 use crate::training::Units;
 
 /// Text, counted in tokens.
@@ -73,5 +80,71 @@ impl Modality for Nlp {
 
     fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {
         Ok(dataset.tokenizer().save_with_encoder(dir)?)
+    }
+}
+
+impl Tunable for Nlp {
+    type Labelled = LabelledTexts;
+    type LabelledData = LabelledTextConfig;
+    type TuneMask = NoMask;
+
+    fn check_tuning(data: &LabelledTextConfig, task: HeadTask) -> Result<()> {
+        if task == HeadTask::Ctc {
+            return Err(Error::config("head.task", "texts have classes or numbers").into());
+        }
+        Ok(data.validate()?)
+    }
+
+    fn usual_data(
+        config: &EncoderConfig<TokenEncoderConfig>,
+        _: HeadTask,
+    ) -> Result<LabelledTextConfig> {
+        Ok(LabelledTextConfig { max_tokens: config.features.max_tokens as usize })
+    }
+
+    fn tune_masks(_mask: &NoMask) -> Result<TuneMasks> {
+        Ok(TuneMasks::default())
+    }
+
+    fn open_labelled(source: &Source<Self>) -> Result<LabelledExamples<LabelledTexts>> {
+        source.data.fits(&source.config.features)?;
+        let tokenizer = Arc::new(Tokenizer::of_encoder(source.encoder)?);
+        tokenizer.check(&source.config.features)?;
+        let files = LabelledFiles::of(source.path)?;
+        let open = |file: &Path, labels: Option<&[String]>| {
+            LabelledTexts::open(file, source.data, source.task, tokenizer.clone(), labels)
+        };
+        let all = open(&files.train, source.labels)?;
+        let labels = all.labels().to_vec();
+        let own = files.validation.first().map(|file| open(file, Some(&labels))).transpose()?;
+        let mut skipped = all.skipped();
+        skipped.extend(own.iter().flat_map(LabelledTexts::skipped));
+        let (train, held_out, test) = divide(all, own, source.split)?;
+        let count = |texts: &Option<LabelledTexts>| texts.as_ref().map_or(0, LabelledTexts::len);
+        let summary = format!(
+            "{} to train on, {} held out, {} kept for the end",
+            train.describe(),
+            count(&held_out),
+            count(&test),
+        );
+        Ok(LabelledExamples { train, held_out, test, labels, summary, skipped })
+    }
+
+    fn commands(model: &str, _task: HeadTask) -> Vec<String> {
+        vec![format!("echo \"A TEXT\" | data2vec classify --model {model} -")]
+    }
+
+    fn export_labelled(dataset: &LabelledTexts, dir: &Path) -> Result<()> {
+        Ok(dataset.tokenizer().save_with_encoder(dir)?)
+    }
+}
+
+impl Divide for LabelledTexts {
+    fn split(&self, share: f64, seed: u64) -> data2vec_core::Result<(Self, Self)> {
+        self.split(share, seed)
+    }
+
+    fn few(&self, share: f64, seed: u64) -> data2vec_core::Result<Self> {
+        self.few(Amount::Share(share), seed)
     }
 }

@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use anyhow::Result;
-use data2vec_core::{Batch, Dataset, Error, MaskStrategy};
+use data2vec_core::tune::TuneMasks;
+use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
 use data2vec_speech::{
-    HeldOut, SpeechDataConfig, SpeechDataset, SpeechMaskConfig, WaveEncoder, WaveEncoderConfig,
-    audio,
+    Case, HeldOut, LabelKind, LabelledSpeech, LabelledSpeechConfig, SpanMask, SpeechDataConfig,
+    SpeechDataset, SpeechMaskConfig, TranscribedDataset, WaveEncoder, WaveEncoderConfig, audio,
 };
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::modality::{Examples, Modality, reasons, split};
+use crate::modality::tunable::{Divide, divide};
+use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
 use crate::training::Units;
 
 /// Recordings, counted in seconds.
@@ -65,5 +68,98 @@ impl Modality for Speech {
     fn random(_: &WaveEncoderConfig, rows: i64, size: f64) -> Result<Batch> {
         let samples = (size * Self::UNITS.size) as i64;
         Ok(Batch::new(Tensor::randn([rows, samples], (Kind::Float, Device::Cpu)))?)
+    }
+}
+
+/// What is hidden while a speech encoder is fine-tuned; an absent part: nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SpeechTuneMask {
+    /// Frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    frames: Option<SpanMask>,
+    /// Channels of a whole recording.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channels: Option<SpanMask>,
+}
+
+impl SpeechTuneMask {
+    fn strategy(spans: &Option<SpanMask>) -> Result<Option<Box<dyn MaskStrategy>>> {
+        let Some(spans) = spans else { return Ok(None) };
+        let spans = SpeechMaskConfig::Spans(spans.clone());
+        spans.validate()?;
+        Ok(Some(Box::new(spans)))
+    }
+}
+
+impl Tunable for Speech {
+    type Labelled = TranscribedDataset;
+    type LabelledData = LabelledSpeechConfig;
+    type TuneMask = SpeechTuneMask;
+
+    fn check_tuning(data: &LabelledSpeechConfig, task: HeadTask) -> Result<()> {
+        let suits = match task {
+            HeadTask::Ctc => data.label == LabelKind::Text,
+            HeadTask::Classification => data.label == LabelKind::Class,
+            HeadTask::Regression => false,
+        };
+        if !suits {
+            let reason = "recordings have texts (\"ctc\" with data.label = \"text\") or classes \
+                          (\"classification\" with \"class\")";
+            return Err(Error::config("head.task", reason).into());
+        }
+        Ok(())
+    }
+
+    fn usual_data(
+        _: &EncoderConfig<WaveEncoderConfig>,
+        task: HeadTask,
+    ) -> Result<LabelledSpeechConfig> {
+        let label = if task == HeadTask::Ctc { LabelKind::Text } else { LabelKind::Class };
+        Ok(LabelledSpeechConfig {
+            label,
+            min_seconds: None,
+            max_seconds: None,
+            case: Case::Upper,
+            vocabulary: None,
+        })
+    }
+
+    fn tune_masks(mask: &SpeechTuneMask) -> Result<TuneMasks> {
+        let [tokens, channels] = [&mask.frames, &mask.channels].map(SpeechTuneMask::strategy);
+        Ok(TuneMasks { tokens: tokens?, channels: channels? })
+    }
+
+    fn open_labelled(source: &Source<Self>) -> Result<LabelledExamples<TranscribedDataset>> {
+        let features = &source.config.features;
+        let all = LabelledSpeech::open(source.path, source.data, features, source.cache)?;
+        let skipped = reasons(all.audio().skipped());
+        let (train, held_out, test) = divide(all, None, source.split)?;
+        let labels = match source.labels {
+            Some(labels) => labels.to_vec(),
+            None => train.labels()?,
+        };
+        let number =
+            |side: Option<LabelledSpeech>| side.map(|side| side.dataset(&labels)).transpose();
+        let (train, held_out, test) = (train.dataset(&labels)?, number(held_out)?, number(test)?);
+        let count = |side: &Option<TranscribedDataset>| side.as_ref().map_or(0, Dataset::len);
+        let summary = format!(
+            "to train on: {}; {} held out, {} kept for the end",
+            train.summary(),
+            count(&held_out),
+            count(&test)
+        );
+        Ok(LabelledExamples { train, held_out, test, labels, summary, skipped })
+    }
+}
+
+impl Divide for LabelledSpeech {
+    fn split(&self, share: f64, seed: u64) -> data2vec_core::Result<(Self, Self)> {
+        self.split(HeldOut::Share(share), seed)
+    }
+
+    fn few(&self, share: f64, seed: u64) -> data2vec_core::Result<Self> {
+        let count = (share * self.len() as f64).round().max(1.0) as usize;
+        Ok(self.split(HeldOut::Count(count), seed)?.1)
     }
 }

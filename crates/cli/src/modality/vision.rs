@@ -3,13 +3,17 @@
 use std::path::Path;
 
 use anyhow::Result;
-use data2vec_core::{Batch, Dataset, MaskStrategy};
+use data2vec_core::split::Amount;
+use data2vec_core::tune::TuneMasks;
+use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
 use data2vec_vision::{
-    PatchEncoder, PatchEncoderConfig, VisionDataConfig, VisionDataset, VisionMaskConfig,
+    AugmentConfig, LabelledImages, PatchEncoder, PatchEncoderConfig, VisionDataConfig,
+    VisionDataset, VisionMaskConfig,
 };
 use tch::{Device, Kind, Tensor};
 
-use crate::modality::{Examples, Modality, reasons, split};
+use crate::modality::tunable::{Divide, NoMask, divide};
+use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
 use crate::training::Units;
 
 /// Images, counted one by one.
@@ -55,5 +59,62 @@ impl Modality for Vision {
         let [height, width] = features.image_size;
         let size = [rows, features.channels, height, width];
         Ok(Batch::new(Tensor::randn(size, (Kind::Float, Device::Cpu)))?)
+    }
+}
+
+impl Tunable for Vision {
+    type Labelled = LabelledImages;
+    type LabelledData = AugmentConfig;
+    type TuneMask = NoMask;
+
+    fn check_tuning(data: &AugmentConfig, task: HeadTask) -> Result<()> {
+        if task != HeadTask::Classification {
+            return Err(Error::config("head.task", "images have classes alone").into());
+        }
+        Ok(data.validate()?)
+    }
+
+    fn usual_data(_: &EncoderConfig<PatchEncoderConfig>, _: HeadTask) -> Result<AugmentConfig> {
+        Ok(AugmentConfig::default())
+    }
+
+    fn tune_masks(_mask: &NoMask) -> Result<TuneMasks> {
+        Ok(TuneMasks::default())
+    }
+
+    fn open_labelled(source: &Source<Self>) -> Result<LabelledExamples<LabelledImages>> {
+        let (mut all, mut own) =
+            LabelledImages::open(source.path, source.data, &source.config.features)?;
+        if let Some(labels) = source.labels {
+            all = all.with_classes(labels)?;
+            own = own.map(|own| own.with_classes(labels)).transpose()?;
+        }
+        let skipped = reasons(all.skipped());
+        let labels = all.classes().to_vec();
+        let (train, held_out, test) = divide(all, own, source.split)?;
+        let count =
+            |images: &Option<LabelledImages>| images.as_ref().map_or(0, LabelledImages::len);
+        let summary = format!(
+            "images of {} classes: {} to train on, {} held out, {} kept for the end",
+            labels.len(),
+            train.len(),
+            count(&held_out),
+            count(&test),
+        );
+        Ok(LabelledExamples { train, held_out, test, labels, summary, skipped })
+    }
+
+    fn unvaried(dataset: LabelledImages) -> LabelledImages {
+        dataset.without_augmentation()
+    }
+}
+
+impl Divide for LabelledImages {
+    fn split(&self, share: f64, seed: u64) -> data2vec_core::Result<(Self, Self)> {
+        self.split(share, seed)
+    }
+
+    fn few(&self, share: f64, seed: u64) -> data2vec_core::Result<Self> {
+        self.few(Amount::Share(share), seed)
     }
 }

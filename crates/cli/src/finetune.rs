@@ -1,0 +1,235 @@
+//! Fine-tuning, in the loop that it shares with pretraining.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use data2vec_core::encoder::read_config;
+use data2vec_core::loader::Plan;
+use data2vec_core::{HeadConfig, LabelledBatch, StepConfig, TuneState};
+use toml::Table;
+
+use crate::device;
+use crate::judge::Judge;
+use crate::metrics::{Line, TrainLine, ValidationLine};
+use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
+use crate::progress::Progress;
+use crate::report::{note, tell};
+use crate::run::RunFolder;
+use crate::signals::Stop;
+use crate::training::{self, Results, Run, Trainee};
+use crate::tune_recipe::TuneRecipe;
+
+/// What `finetune` is told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A recipe: a TOML file that tells the whole run
+    recipe: PathBuf,
+    /// Folder with encoder.safetensors and encoder.toml
+    #[arg(long)]
+    encoder: PathBuf,
+    /// Labelled examples: a folder or a file
+    #[arg(long)]
+    data: PathBuf,
+    /// Folder of the run: checkpoints, metrics, curve, model
+    #[arg(long)]
+    out: PathBuf,
+    /// Start with an encoder of the same settings that has learned nothing
+    #[arg(long)]
+    from_scratch: bool,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+    /// Optimizer steps, in place of the recipe's
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Only go on with a run that is already in --out
+    #[arg(long)]
+    resume: bool,
+    /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// The recipe, in a fine-tuned model's folder.
+pub const MODEL_RECIPE: &str = "finetune.toml";
+
+/// Trains as the recipe says, from the start or from the newest checkpoint in `--out`.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    with_recipe(&args.recipe, args.steps, &args.set, args)
+}
+
+impl Task for &Args {
+    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
+        tune(self, TuneRecipe::<M>::from_table(path, table)?)
+    }
+}
+
+fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
+    let stop = Stop::listen()?;
+    let device = device::choose(args.device.as_deref())?;
+    let config = read_config::<M::Encoder>(&args.encoder)?;
+    let folder = RunFolder::open(&args.out)?;
+    let train = recipe.train.clone();
+    let mut table = Table::try_from(&recipe)?;
+    // Going on with another start would be another run.
+    table.insert("from_scratch".into(), args.from_scratch.into());
+    folder.check_recipe(&table, args.resume)?;
+    folder.record(&args.data, &device::name(device))?;
+
+    let cache = folder.join("cache");
+    std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
+    let examples = M::open_labelled(&Source {
+        path: &args.data,
+        data: &recipe.data,
+        encoder: &args.encoder,
+        config: &config,
+        task: recipe.head.task,
+        labels: None,
+        split: recipe.split(),
+        cache: Some(&cache),
+    })?;
+    let LabelledExamples { train: dataset, held_out, labels, summary, skipped, .. } = examples;
+    tell!("data: {summary}");
+    training::tell_skipped(&train, &skipped)?;
+    for side in [Some(&dataset), held_out.as_ref()].into_iter().flatten() {
+        training::check_sizes(&train, side, M::UNITS)?;
+    }
+    if held_out.is_none() {
+        note("nothing is held out: no evaluation, and the last model counts as the best");
+    }
+    folder.check_meaning("labels.txt", "other labels", &labels.join("\n"))?;
+
+    let head = HeadConfig { labels, ..recipe.head.clone() };
+    let steps = StepConfig { steps: train.steps, clip_norm: train.clip_norm, seed: recipe.seed };
+    let state = TuneState::new(
+        &args.encoder,
+        args.from_scratch,
+        head,
+        M::tune_masks(&recipe.mask)?,
+        recipe.tune.clone(),
+        (&recipe.optimizer, recipe.schedule.clone(), steps),
+        device,
+    )?;
+    tell!(
+        "model: {:.1} M parameters, {}, on {}",
+        state.parameters() as f64 / 1e6,
+        if args.from_scratch { "from scratch" } else { "pretrained" },
+        device::name(device)
+    );
+
+    let (mut bad, seed) = (skipped, recipe.seed);
+    let parts = (&train, seed, M::UNITS);
+    let held_out = training::held_out_batches(held_out.as_ref(), parts, &mut bad)?;
+    let dataset = Arc::new(dataset);
+    let model = folder.join("model");
+    let tunee = Tunee { recipe, state, held_out, dataset: dataset.clone(), best: None, model };
+    Run::resume(tunee, dataset, folder, parts, bad.len())?.train(&stop)
+}
+
+impl<M: Tunable> TuneRecipe<M> {
+    /// How its data are divided.
+    pub fn split(&self) -> Split {
+        Split {
+            test: self.test_share,
+            held_out: self.train.held_out,
+            labels: self.label_share,
+            seed: self.split_seed,
+            label_seed: self.seed,
+        }
+    }
+}
+
+/// An encoder with a head, in the loop.
+struct Tunee<M: Tunable> {
+    recipe: TuneRecipe<M>,
+    state: TuneState<M::Encoder>,
+    dataset: Arc<M::Labelled>,
+    held_out: Vec<LabelledBatch>,
+    /// The best figure so far.
+    best: Option<f64>,
+    /// Folder of the best model.
+    model: PathBuf,
+}
+
+impl<M: Tunable> Tunee<M> {
+    fn write_model(&self) -> Result<()> {
+        self.state.export(&self.model)?;
+        M::export_labelled(&self.dataset, &self.model)?;
+        crate::run::write(&self.model.join(MODEL_RECIPE), &toml::to_string(&self.recipe)?)
+    }
+}
+
+impl<M: Tunable> Trainee for Tunee<M> {
+    type Batch = LabelledBatch;
+
+    fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    fn take_step(&mut self, batches: &[LabelledBatch]) -> Result<Option<TrainLine>> {
+        let report = self.state.step(batches)?;
+        Ok((!report.skipped).then(|| TrainLine {
+            step: report.step,
+            loss: report.loss,
+            grad_norm: report.grad_norm,
+            lr: report.lr,
+            ..TrainLine::default()
+        }))
+    }
+
+    fn rehearse(&mut self, _plan: &Plan, _progress: &Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn evaluate(&mut self) -> Result<Option<Line>> {
+        if self.held_out.is_empty() {
+            return Ok(None);
+        }
+        let mut judge = Judge::new(self.recipe.head.task, self.state.model().labels(), None)?;
+        for batch in &self.held_out {
+            judge.add(&self.state.score(batch, None)?, &batch.targets)?;
+        }
+        let (step, loss, figures) = (self.state.step, judge.loss(), judge.figures());
+        Ok(Some(Line::Validation(ValidationLine { step, loss, figures })))
+    }
+
+    fn heed(&mut self, line: &Line, now: bool) -> Result<()> {
+        let Line::Validation(line) = line else { return Ok(()) };
+        let select = self.recipe.select;
+        let Some(&figure) = line.figures.get(select.name()) else { return Ok(()) };
+        if self.best.is_none_or(|best| select.is_better(figure, best)) {
+            self.best = Some(figure);
+            if now {
+                self.write_model()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self, dir: &Path) -> data2vec_core::Result<()> {
+        self.state.save(dir)
+    }
+
+    fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
+        Ok(self.state.load(dir, step)?)
+    }
+
+    fn export(&mut self, _folder: &RunFolder) -> Result<Results> {
+        if self.best.is_none() {
+            self.write_model()?;
+        }
+        ensure!(self.model.exists(), "{} is gone", self.model.display());
+        let model = self.model.display().to_string();
+        if let Some(best) = self.best {
+            tell!(
+                "the model is the one with the best {} on held-out examples, {best:.4}",
+                self.recipe.select.name()
+            );
+        }
+        let mut next = M::commands(&model, self.recipe.head.task);
+        next.push(format!("data2vec evaluate --model {model} --data YOUR_DATA"));
+        Ok(Results { what: ["model".into(), model], next })
+    }
+}
