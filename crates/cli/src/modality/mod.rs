@@ -138,7 +138,7 @@ pub trait ModelTask {
 
 /// Does `task` for the modality of the model in the folder `dir`.
 pub fn with_model(dir: &Path, task: impl ModelTask) -> Result<ExitCode> {
-    match kind(dir)?.as_str() {
+    match encoder_kind(dir)?.as_str() {
         WaveEncoder::NAME => task.run::<Speech>(),
         PatchEncoder::NAME => task.run::<Vision>(),
         TokenEncoder::NAME => task.run::<Nlp>(),
