@@ -1,6 +1,7 @@
 //! `data2vec`: pretrain on your own data, and use what was pretrained.
 
 mod bench;
+mod classify;
 mod curve;
 mod device;
 mod evaluate;
@@ -14,6 +15,7 @@ mod metrics;
 mod modality;
 mod plan;
 mod pretrain;
+mod probe;
 mod progress;
 mod recipe;
 #[cfg(test)]
@@ -47,6 +49,11 @@ enum Command {
     Finetune(finetune::Args),
     /// Tell how good a fine-tuned model is on labelled examples
     Evaluate(evaluate::Args),
+    /// Tell what a fine-tuned model takes files for
+    Classify(classify::Args),
+    /// Tell how much an encoder's features know of classes, without training it: nearest neighbours and
+    /// a linear map
+    Probe(probe::Args),
     /// Write an exported encoder's features of files
     Extract(extract::Args),
     /// Read a checkpoint of Hugging Face, fairseq or BEiT's fork, or fetch one from the hub
@@ -107,6 +114,8 @@ fn main() -> ExitCode {
         }
         Command::Finetune(args) => finetune::run(&args),
         Command::Evaluate(args) => args.run(),
+        Command::Classify(args) => classify::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Probe(args) => args.run(),
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Import(args) => import::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),

@@ -38,8 +38,8 @@ pub struct RandAugment {
     pub ops: usize,
     /// Chance that each of them is applied; timm's `p`.
     pub chance: f64,
-    /// How an image is moved. The name says nothing of it; timm's `create_transform` hands on what
-    /// it is told for crops.
+    /// How an image is moved. timm takes what it is told for crops; these are bicubic here, so that is
+    /// what its name means.
     pub interpolation: Interpolation,
 }
 
@@ -152,7 +152,7 @@ impl FromStr for RandAugment {
             max: FULL,
             ops: 2,
             chance: 0.5,
-            interpolation: Interpolation::Random,
+            interpolation: Interpolation::Bicubic,
         };
         let mut increasing = false;
         for part in parts {

@@ -110,7 +110,7 @@ fn names_are_timm_s() {
     let named = published();
     assert_eq!((named.magnitude, named.std, named.max), (9.0, 0.5, 10.0));
     assert_eq!((named.ops, named.chance), (2, 0.5));
-    assert_eq!(named.interpolation, Interpolation::Random);
+    assert_eq!(named.interpolation, Interpolation::Bicubic);
     let other: RandAugment = "rand-n3-m12-mmax15-p0.7-inc1".parse().unwrap();
     assert_eq!((other.magnitude, other.std, other.max), (12.0, 0.0, 15.0));
     assert_eq!((other.ops, other.chance), (3, 0.7));
@@ -243,7 +243,7 @@ proptest! {
         let channels = if grey { 1 } else { 3 };
         let values = (0..height * width * channels).map(|i| value.wrapping_mul(i as u8)).collect();
         let image = Pixels::new(width, height, channels, values).unwrap();
-        let always = RandAugment { chance: 1.0, ops: 5, std: 3.0, ..published() };
+        let always = RandAugment { chance: 1.0, ops: 5, std: 3.0, interpolation: Interpolation::Random, ..published() };
         let changed = always.apply(image, &[9; 3], &mut StdRng::seed_from_u64(seed));
         prop_assert_eq!(
             (changed.height(), changed.width(), changed.channels()),

@@ -1,5 +1,6 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
-//! [`Modality`], and an arm in [`with_recipe`] and in [`extractor`].
+//! [`Modality`], and an arm in [`with_recipe`], [`with_model`], [`extractor`] and
+//! [`classifier`].
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
@@ -8,9 +9,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use data2vec_core::encoder::ENCODER_CONFIG;
 use data2vec_core::{Batch, Dataset, FeatureEncoder, MaskStrategy};
-use data2vec_nlp::{TextEncoder, TokenEncoder, read_text};
-use data2vec_speech::{SpeechEncoder, WaveEncoder, audio};
-use data2vec_vision::{PatchEncoder, Pixels, VisionEncoder};
+use data2vec_nlp::{TextClassifier, TextEncoder, TokenEncoder, read_text};
+use data2vec_speech::{AudioClassifier, SpeechEncoder, WaveEncoder, audio};
+use data2vec_vision::{ImageClassifier, PatchEncoder, Pixels, VisionEncoder};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tch::Device;
@@ -197,6 +198,31 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
             let depth = encoder.depth();
             let layers = move |path: &Path| Ok(encoder.layers(&read_text(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
+        }
+        other => unknown(dir, other)?,
+    })
+}
+
+/// The classes of a file, each with its probability, the most probable first.
+pub type Classifier = dyn Fn(&Path) -> Result<Vec<(String, f64)>>;
+
+/// Reads the folder of a model of any kind that was fine-tuned to tell classes apart.
+pub fn classifier(dir: &Path, device: Device) -> Result<Box<Classifier>> {
+    Ok(match encoder_kind(dir)?.as_str() {
+        WaveEncoder::NAME => {
+            let model = AudioClassifier::load(dir, device)?;
+            Box::new(move |path| {
+                let classes = model.classify(&audio::read(path)?)?;
+                Ok(classes.into_iter().map(|(label, share)| (label, f64::from(share))).collect())
+            })
+        }
+        PatchEncoder::NAME => {
+            let model = ImageClassifier::load(dir, device)?;
+            Box::new(move |path| Ok(model.classify(&Pixels::read(path)?)?))
+        }
+        TokenEncoder::NAME => {
+            let model = TextClassifier::load(dir, device)?;
+            Box::new(move |path| Ok(model.classify(&read_text(path)?)?))
         }
         other => unknown(dir, other)?,
     })

@@ -107,6 +107,10 @@ impl Tunable for Vision {
     fn unvaried(dataset: LabelledImages) -> LabelledImages {
         dataset.without_augmentation()
     }
+
+    fn export_labelled(dataset: &LabelledImages, dir: &Path) -> Result<()> {
+        Ok(dataset.export(dir)?)
+    }
 }
 
 impl Divide for LabelledImages {

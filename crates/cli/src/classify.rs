@@ -1,0 +1,107 @@
+//! `data2vec classify`: what a fine-tuned model takes files for.
+
+use std::io::{Write, copy, stdin};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use crate::device;
+use crate::modality::{Classifier, classifier};
+use crate::report::{describe, note, out};
+
+/// What `classify` is told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of a fine-tuned model
+    #[arg(long)]
+    model: PathBuf,
+    /// Images, recordings or texts, as the model wants them; - is standard input
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// How many classes are told of each file, the most probable first
+    #[arg(long, default_value_t = 5)]
+    top: usize,
+    /// For people, or an object of JSON for each file; a line each
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// A line of `--format json`.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    classes: Vec<Class<'a>>,
+}
+
+#[derive(Serialize)]
+struct Class<'a> {
+    label: &'a str,
+    probability: f64,
+}
+
+/// Classifies every file.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.top > 0, "--top 0: nothing would be told");
+    let device = device::choose(args.device.as_deref())?;
+    let classify = classifier(&args.model, device)?;
+    let mut failed = 0;
+    for file in &args.files {
+        let name =
+            if is_stdin(file) { "standard input".into() } else { file.display().to_string() };
+        match classes(&classify, file).with_context(|| name.clone()) {
+            Ok(classes) => tell(&name, &classes[..args.top.min(classes.len())], args.format)?,
+            // One broken file among many should not cost the others.
+            Err(error) if args.files.len() > 1 => {
+                failed += 1;
+                note(format!("skipped {}", describe(&error)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} files could not be used", args.files.len());
+    }
+    Ok(())
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+fn classes(classify: &Classifier, file: &Path) -> Result<Vec<(String, f64)>> {
+    if !is_stdin(file) {
+        return classify(file);
+    }
+    // Decoders want a file that they can go back in.
+    let mut copied = NamedTempFile::new()?;
+    copy(&mut stdin().lock(), &mut copied)?;
+    copied.flush()?;
+    let path = copied.path().display().to_string();
+    classify(copied.path()).map_err(|e| anyhow!(describe(&e).replace(&path, "standard input")))
+}
+
+fn tell(file: &str, classes: &[(String, f64)], format: Format) -> Result<()> {
+    match format {
+        Format::Text => {
+            let class = |(label, share): &(String, f64)| format!("{label} {:.1} %", 100.0 * share);
+            out!("{file}: {}", classes.iter().map(class).collect::<Vec<_>>().join(", "));
+        }
+        Format::Json => {
+            let classes =
+                classes.iter().map(|(label, share)| Class { label, probability: *share }).collect();
+            out!("{}", serde_json::to_string(&Line { file, classes })?);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! `probe` of encoders of each kind, and `classify`, on the real program.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::*;
+
+/// Ten dark and ten bright pictures, in a folder for each class.
+fn pictures(dir: &Path) -> PathBuf {
+    let data = dir.join("pictures");
+    for (class, picture) in [("bright", "brightness-1.37.png"), ("dark", "brightness-0.63.png")] {
+        fs::create_dir_all(data.join(class)).unwrap();
+        for i in 0..10 {
+            fs::copy(image(picture), data.join(class).join(format!("{i}.png"))).unwrap();
+        }
+    }
+    data
+}
+
+/// Ten low and ten high voices of unequal length, in a folder for each class.
+fn voices(dir: &Path) -> PathBuf {
+    let data = dir.join("voices");
+    for (class, pitch) in [("low", 0), ("high", 8)] {
+        fs::create_dir_all(data.join(class)).unwrap();
+        for i in 0..10 {
+            let sound = sound(1.0 + 0.05 * i as f64, 9 * i + pitch);
+            fs::write(data.join(class).join(format!("{i}.wav")), wav(&sound)).unwrap();
+        }
+    }
+    data
+}
+
+/// Twenty opinions, in a table.
+fn opinions(dir: &Path) -> PathBuf {
+    let data = dir.join("opinions.tsv");
+    let line = |i| match i % 2 {
+        0 => format!("the people of a state {i}\tgood\n"),
+        _ => format!("{i} law law peace law {i} law\tbad\n"),
+    };
+    fs::write(&data, format!("text\tlabel\n{}", (0..20).map(line).collect::<String>())).unwrap();
+    data
+}
+
+fn probe(encoder: &Path, data: &Path, more: &[&str]) -> Command {
+    let mut command = program(&["probe", "--device", "cpu", "--k", "3", "--encoder"]);
+    command.arg(encoder).arg("--data").arg(data).args(more);
+    command
+}
+
+/// What it wrote to standard output.
+fn shown(command: &mut Command) -> String {
+    let output = output(command);
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output)
+}
+
+#[test]
+fn encoders_of_each_kind_tell_classes() {
+    let dir = folder();
+    let dir = dir.path();
+    let (pictures, voices, opinions) = (pictures(dir), voices(dir), opinions(dir));
+    let run = |name: &str| dir.join(name);
+    let short = ["train.steps=3", "transformer.depth=2"];
+    succeed(&mut pretrain_images(&pictures, &run("vision"), &short));
+    succeed(&mut pretrain(&voices, &run("speech"), &short));
+    succeed(&mut pretrain_texts(&texts(dir), &run("nlp"), &short));
+    for (name, data) in [("vision", &pictures), ("speech", &voices), ("nlp", &opinions)] {
+        let (encoder, json) = (run(name).join("encoder"), run(name).join("probe.json"));
+        let said = shown(probe(&encoder, data, &["--test-share", "0.4", "--json"]).arg(&json));
+        assert!(said.starts_with("trained encoder, 2 classes: "), "{name}: {said}");
+        let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        let [train, test] =
+            ["train_examples", "test_examples"].map(|side| report[side].as_u64().unwrap());
+        assert!(train + test == 20 && (4..=10).contains(&test), "{name}: {report}");
+        let layers = report["layers"].as_array().unwrap();
+        assert_eq!(layers.len(), 2, "{name}");
+        for layer in layers {
+            // What differs as much as this is told by any encoder.
+            assert!(layer["linear"].as_f64().unwrap() > 0.7, "{name}: {report}");
+            assert!(layer["knn"].as_f64().unwrap() > 0.7, "{name}: {report}");
+        }
+        let again = shown(&mut probe(&encoder, data, &["--test-share", "0.4"]));
+        assert_eq!(again, said, "{name}: the same each time");
+    }
+}
+
+#[test]
+fn an_untrained_encoder_other_test_examples_fewer_and_one_layer() {
+    let dir = folder();
+    let data = pictures(dir.path());
+    let run = dir.path().join("run");
+    succeed(&mut pretrain_images(&data, &run, &["train.steps=3"]));
+    let encoder = run.join("encoder");
+    let random = shown(&mut probe(&encoder, &data, &["--random", "--layers", "last"]));
+    assert!(random.starts_with("untrained encoder, 2 classes: 16 examples"), "{random}");
+    assert_eq!(random.lines().count(), 5, "{random}");
+    let test = data.to_str().unwrap();
+    let other = shown(&mut probe(&encoder, &data, &["--test", test, "--limit", "9"]));
+    assert!(other.contains("9 examples to learn from, 9 to tell"), "{other}");
+
+    fail(&mut probe(&encoder, &data, &["--layers", "7"]), &["--layers 7", "1 to 1"]);
+    fail(&mut probe(&encoder, &data, &["--limit", "0"]), &["--limit 0"]);
+    fail(&mut probe(&encoder, &data, &["--test-share", "0"]), &["--test-share"]);
+    fail(&mut probe(&encoder, &data.join("dark"), &[]), &["0.png has no label", "labels.tsv"]);
+    fail(&mut probe(&data, &data, &[]), &["encoder.toml"]);
+}
+
+#[test]
+fn files_are_classified() {
+    let dir = folder();
+    let data = pictures(dir.path());
+    let (run, tuned) = (dir.path().join("run"), dir.path().join("tuned"));
+    succeed(&mut pretrain_images(&data, &run, &["train.steps=3"]));
+    let mut finetune = program(&["finetune", "--device", "cpu"]);
+    finetune.arg(repository().join("recipes/finetune-vision-tiny.toml"));
+    finetune.arg("--encoder").arg(run.join("encoder")).arg("--data").arg(&data);
+    finetune.arg("--out").arg(&tuned);
+    for set in ["train.steps=30", "train.batch=8", "schedule.lr=1e-2", "schedule.warmup_steps=2"] {
+        finetune.args(["--set", set]);
+    }
+    succeed(&mut finetune);
+
+    let (model, dark) = (tuned.join("model"), image("brightness-0.63.png"));
+    let classify = |files: &[&Path], more: &[&str]| {
+        let mut command = program(&["classify", "--device", "cpu", "--model"]);
+        command.arg(&model).args(more).args(files);
+        command
+    };
+    let said = shown(&mut classify(&[&dark], &[]));
+    let name = dark.display().to_string();
+    assert!(said.starts_with(&format!("{name}: dark ")) && said.contains(", bright "), "{said}");
+
+    // A broken file does not stop the others.
+    let (broken, bright) = (dir.path().join("broken.png"), image("brightness-1.37.png"));
+    fs::write(&broken, "no picture").unwrap();
+    let output = output(&mut classify(&[&broken, &bright], &["--format", "json", "--top", "1"]));
+    assert_eq!(output.status.code(), Some(1));
+    let (said, noted) = (stdout(&output), stderr(&output));
+    let line: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(line["file"], bright.display().to_string());
+    assert_eq!(line["classes"].as_array().unwrap().len(), 1);
+    assert_eq!(line["classes"][0]["label"], "bright");
+    assert!(line["classes"][0]["probability"].as_f64().unwrap() > 0.5);
+    assert!(noted.contains("skipped") && noted.contains("broken.png"), "{noted}");
+    assert!(noted.contains("error: 1 of 2 files could not be used"), "{noted}");
+
+    let piped = |file: &Path| {
+        let mut command = classify(&[Path::new("-")], &[]);
+        command.stdin(File::open(file).unwrap());
+        command
+    };
+    assert!(shown(&mut piped(&dark)).starts_with("standard input: dark "));
+    fail(&mut piped(&broken), &["error: standard input: is no image of a known kind"]);
+
+    fail(&mut classify(&[&dark], &["--top", "0"]), &["--top 0"]);
+    let mut headless = program(&["classify", "--device", "cpu", "--model"]);
+    headless.arg(run.join("encoder")).arg(&dark);
+    fail(&mut headless, &["encoder without a head", "fine-tune it first"]);
+}
