@@ -212,7 +212,7 @@ fn files_of_no_use_are_one_clear_line() {
     assert!(matches!(gone.unwrap_err(), Error::Io { .. }));
 }
 
-/// As the tokenizer of RoBERTa in transformers 5 with `truncation=True` does.
+/// As `tokenizers` 0.23.3 with `longest_first` and RoBERTa's processor does, which transformers uses.
 #[test]
 fn long_texts_are_cut_the_longer_one_first() {
     let place = Place::new(10);
