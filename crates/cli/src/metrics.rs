@@ -124,8 +124,8 @@ impl Display for Line {
             }
             Self::Validation(line) => {
                 write!(f, "step {}: held out: loss {:.3}", line.step, line.loss)?;
-                let figures = line.figures.iter();
-                figures.map(|(name, value)| write!(f, ", {name} {value:.4}")).collect()
+                let mut figures = line.figures.iter();
+                figures.try_for_each(|(name, value)| write!(f, ", {name} {value:.4}"))
             }
         }
     }

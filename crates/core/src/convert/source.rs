@@ -87,7 +87,7 @@ impl Source {
         markers.iter().find_map(|marker| {
             let has =
                 |prefix: &&str| self.tensors.contains_key(&format!("{prefix}{}", marker.name));
-            marker.prefixes.iter().copied().find(|p| has(&p)).map(|p| (marker.layout, p))
+            marker.prefixes.iter().copied().find(|p| has(p)).map(|p| (marker.layout, p))
         })
     }
 
