@@ -21,10 +21,6 @@ use crate::{libtorch, python, repo, train};
 /// Taken before anything is measured: the first ones build caches and take memory.
 const WARM_UP: usize = 2;
 
-/// What the peer needs besides PyTorch of our LibTorch's version.
-const PACKAGES: [&str; 5] =
-    ["torchvision==0.26.0", "transformers==5.23.0", "numpy", "soundfile", "pillow"];
-
 /// What the user typed.
 #[derive(Clone, Debug, Args)]
 pub struct Bench {
@@ -214,7 +210,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<()> {
     let ours = our_command(root, bench)?;
     let python = match (&bench.python, peer || bench.what == What::Data) {
         (Some(python), _) => python.clone(),
-        (None, true) => venv(root)?,
+        (None, true) => python::environment(root)?,
         (None, false) => PathBuf::new(),
     };
     let name = bench.name();
@@ -320,24 +316,6 @@ fn peer_command(root: &Path, bench: &Bench, python: &Path) -> Command {
         command.arg("--compile");
     }
     command
-}
-
-/// An interpreter with the packages of the peer, made if need be.
-fn venv(root: &Path) -> Result<PathBuf> {
-    let dir = root.join("target/bench/venv");
-    let python = dir.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let mut packages = vec![format!("torch=={}", libtorch::VERSION)];
-    packages.extend(PACKAGES.map(String::from));
-    // Written last: an unfinished one is finished next time.
-    let done = dir.join("packages.txt");
-    if std::fs::read_to_string(&done).is_ok_and(|text| text == packages.join("\n")) {
-        return Ok(python);
-    }
-    repo::run(Command::new(python::PYTHON).args(["-m", "venv"]).arg(&dir))
-        .context(python::PIP_HINT)?;
-    repo::run(Command::new(&python).args(["-m", "pip", "install"]).args(&packages))?;
-    write(&done, &packages.join("\n"))?;
-    Ok(python)
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -12,6 +12,9 @@ use crate::{libtorch, python, repo, train};
 /// What the tests read. They look in `data/sets`.
 const TEST_DATA: [&str; 2] = ["asterisk-core-sounds-en", "pocketsphinx-testdata"];
 
+/// Names an interpreter with transformers for the tests that want one.
+const PYTHON: &str = "DATA2VEC_PYTHON";
+
 /// xtask's own build folder: the one that the `cargo xtask` alias names.
 const OWN_TARGET: [&str; 4] = ["--target-dir", "target/xtask", "--package", "xtask"];
 
@@ -19,7 +22,9 @@ const OWN_TARGET: [&str; 4] = ["--target-dir", "target/xtask", "--package", "xta
 const ALL: [&str; 3] = ["--workspace", "--exclude", "xtask"];
 
 /// Sets up what tests need, then runs them all, or with `args` those that `cargo test ARGS` would.
-pub fn test(root: &Path, args: &[OsString]) -> Result<()> {
+/// With `python`, what compares with Python's packages finds them; without, it is skipped unless
+/// `DATA2VEC_PYTHON` is set.
+pub fn test(root: &Path, python: bool, args: &[OsString]) -> Result<()> {
     let libtorch = libtorch::ensure(root, false, None)?;
     let catalog = Catalog::read(root)?;
     for name in TEST_DATA {
@@ -33,6 +38,9 @@ pub fn test(root: &Path, args: &[OsString]) -> Result<()> {
         tests.args(ALL);
     }
     tests.args(args);
+    if python && std::env::var_os(PYTHON).is_none() {
+        tests.env(PYTHON, python::environment(root)?);
+    }
     repo::run(repo::with_libtorch(&mut tests, &libtorch))?;
     if args.is_empty() {
         repo::run(repo::cargo(root).args(["test", "--release"]).args(OWN_TARGET))?;
@@ -73,7 +81,7 @@ pub fn ci(root: &Path) -> Result<()> {
     };
     document(&ALL, features)?;
     document(&OWN_TARGET, &[])?;
-    test(root, &[])
+    test(root, false, &[])
 }
 
 /// `PACKAGE/doc-only` of every package that has that feature.

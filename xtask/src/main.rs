@@ -93,6 +93,10 @@ enum Task {
     Finetune(Finetune),
     /// Set up LibTorch and data, then run every test of the workspace
     Test {
+        /// Compare with transformers too: makes a Python environment in target/bench/venv (3 GB to
+        /// download), unless the variable DATA2VEC_PYTHON names an interpreter that has it
+        #[arg(long)]
+        python: bool,
         /// For `cargo test`: a filter, --package, -- --nocapture, ...
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
@@ -137,7 +141,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Task::Train(train) => return train::run(&root, &train),
         Task::Finetune(finetune) => return finetune::run(&root, &finetune),
-        Task::Test { args } => check::test(&root, &args)?,
+        Task::Test { python, args } => check::test(&root, python, &args)?,
         Task::Bench(bench) => bench::run(&root, &bench)?,
         Task::Ci => check::ci(&root)?,
         Task::Doctor => {

@@ -6,8 +6,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::{libtorch, repo};
+
 /// The interpreter all commands here run.
 pub const PYTHON: &str = "python3";
+
+/// What the peer needs besides PyTorch of our LibTorch's version.
+const PACKAGES: [&str; 5] =
+    ["torchvision==0.26.0", "transformers==5.23.0", "numpy", "soundfile", "pillow"];
 
 /// Said whenever pip cannot be run.
 pub const PIP_HINT: &str =
@@ -188,6 +194,24 @@ pub fn pip_certificates() -> Option<PathBuf> {
         Command::new(PYTHON).args(["-m", "pip", "config", "get", "global.cert"]).output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
+}
+
+/// An interpreter with PyTorch, transformers and what goes with them, about 3 GB, made if need be.
+pub fn environment(root: &Path) -> Result<PathBuf> {
+    let dir = root.join("target/bench/venv");
+    let python = dir.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    let mut packages = vec![format!("torch=={}", libtorch::VERSION)];
+    packages.extend(PACKAGES.map(String::from));
+    // Written last: an unfinished one is finished next time.
+    let done = dir.join("packages.txt");
+    if std::fs::read_to_string(&done).is_ok_and(|text| text == packages.join("\n")) {
+        return Ok(python);
+    }
+    repo::run(Command::new(PYTHON).args(["-m", "venv"]).arg(&dir)).context(PIP_HINT)?;
+    repo::run(Command::new(&python).args(["-m", "pip", "install"]).args(&packages))?;
+    std::fs::write(&done, packages.join("\n"))
+        .with_context(|| format!("cannot write {}", done.display()))?;
+    Ok(python)
 }
 
 /// What a tool that failed had to say.

@@ -51,6 +51,15 @@ pub struct Model<C> {
     pub mask_token: Option<Tensor>,
 }
 
+impl<C> Model<C> {
+    /// Its variables, the mask token among them.
+    pub fn all_vars(&self) -> HashMap<String, Tensor> {
+        let named = |token: &Tensor| (MASK_TOKEN.to_owned(), token.shallow_clone());
+        let vars = self.vars.iter().map(|(name, var)| (name.clone(), var.shallow_clone()));
+        vars.chain(self.mask_token.as_ref().map(named)).collect()
+    }
+}
+
 impl<C: Serialize + DeserializeOwned> Model<C> {
     /// Reads the folder `dir` of an encoder `F`.
     ///
@@ -68,13 +77,6 @@ impl<C: Serialize + DeserializeOwned> Model<C> {
         }
         let vars = store.variables().into_iter().map(|(name, var)| (name, var.detach())).collect();
         Ok(Self { config, head, vars, mask_token: read_mask_token(dir)? })
-    }
-
-    /// Its variables, the mask token among them.
-    pub fn all_vars(&self) -> HashMap<String, Tensor> {
-        let named = |token: &Tensor| (MASK_TOKEN.to_owned(), token.shallow_clone());
-        let vars = self.vars.iter().map(|(name, var)| (name.clone(), var.shallow_clone()));
-        vars.chain(self.mask_token.as_ref().map(named)).collect()
     }
 
     /// All of it under our own names, with `encoder.toml` and `head.toml` in the head of the file of tensors.
@@ -177,11 +179,11 @@ fn take(
     shapes.sort(); // the first error is always the same one
     let (mut vars, mut report, mut used) =
         (HashMap::new(), Report::default(), BTreeSet::<String>::new());
-    for (name, shape) in shapes {
-        let parts = table.parts(&name).ok_or_else(|| {
-            Error::config(&name, format!("{} has nothing of that kind", table.layout()))
+    for (name, shape) in &shapes {
+        let parts = table.parts(name).ok_or_else(|| {
+            Error::config(name, format!("{} has nothing of that kind", table.layout()))
         })?;
-        let whole = table.shape(&name).unwrap_or_else(|| shape.clone());
+        let whole = table.shape(name).unwrap_or_else(|| shape.clone());
         let mut part_shape = whole.clone();
         part_shape[0] /= parts.len() as i64;
         let mut values = Vec::new();
@@ -194,21 +196,25 @@ fn take(
                         return Err(source.bad(&part.name, reason));
                     }
                     report.taken += 1;
-                    report.renamed += usize::from(part.name != name);
+                    report.renamed += usize::from(part.name != *name);
                     used.insert(part.name.clone());
                     tensor.to_kind(Kind::Float).reshape(&part_shape)
                 }
                 None if part.optional => Tensor::zeros(&part_shape, (Kind::Float, Device::Cpu)),
-                None => return Err(source.missing(&part.name)),
+                None => {
+                    let names = shapes.iter().filter_map(|(name, _)| table.parts(name)).flatten();
+                    let wanted: BTreeSet<String> = names.map(|part| part.name).collect();
+                    return Err(source.missing(&part.name, |name| !wanted.contains(name)));
+                }
             };
             values.push(value);
         }
         // A copy: what was read may be a view of much more.
         let value = match values.as_slice() {
-            [one] => one.reshape(&shape).copy(),
-            all => Tensor::cat(all, 0).reshape(&shape),
+            [one] => one.reshape(shape).copy(),
+            all => Tensor::cat(all, 0).reshape(shape),
         };
-        vars.insert(name, value);
+        vars.insert(name.clone(), value);
     }
     let left = source.tensors.keys().filter(|name| !used.contains(*name));
     report.left_out = left.cloned().collect();

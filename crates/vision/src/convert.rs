@@ -46,6 +46,8 @@ const EPS: f64 = 1e-6;
 
 /// Side of all published models' images.
 const SIDE: i64 = 224;
+/// Largest side that a configuration is believed.
+const MAX_SIDE: i64 = 4096;
 
 /// Keys of Hugging Face's configuration without influence on what the model computes, or that are told by
 /// its tensors.
@@ -129,13 +131,22 @@ fn features(
         }
         [false, false] => Positions::SinCos,
     };
-    let image_size = match (image, positions) {
-        (Some(size), _) => size,
-        (None, Positions::SinCos) => [SIDE; 2],
-        (None, _) => {
-            // (2n - 1)² rows, and three for CLS
-            let [rows, _] = source.size::<2>(tables[usize::from(present[1])])?;
-            [(((rows - 3).max(0) as f64).sqrt().round() as i64 + 1) / 2 * patch; 2]
+    let image = image.filter(|size| size.iter().all(|side| (1..=MAX_SIDE).contains(side)));
+    let image_size = match positions {
+        Positions::SinCos => image.unwrap_or([SIDE; 2]),
+        Positions::Relative | Positions::RelativeBlocks => {
+            // (2h - 1) · (2w - 1) rows, and three for CLS
+            let table = tables[usize::from(present[1])];
+            let [rows, _] = source.size::<2>(table)?;
+            let side = (((rows - 3).max(0) as f64).sqrt().round() as i64 + 1) / 2 * patch;
+            let size = image.unwrap_or([side; 2]);
+            let [h, w] = size.map(|side| 2 * (side / patch.max(1)) - 1);
+            if h * w + 3 != rows {
+                let reason =
+                    format!("`{table}` has {rows} rows, which {size:?} pixels do not have");
+                return Err(Error::file(&source.path, reason));
+            }
+            size
         }
     };
     let colours = |values: [f32; 3]| match channels {
@@ -288,7 +299,7 @@ fn fairseq2(
     // Positions are fixed; how many there are tells the image's size.
     let places = source.tensors.get(&within("fixed_positional_encoder.positions"));
     let side = places.map(|places| ((places.numel() as i64 / dim) as f64).sqrt().round() as i64);
-    let image = own.integer("input_size").or(side.map(|side| side * patch)).map(|side| [side; 2]);
+    let image = side.map(|side| side * patch).or(own.integer("input_size")).map(|side| [side; 2]);
     let features = features(source, &patches, ["", ""], image, IMAGENET)?;
     let prenet = source.count(|i| within(&format!("context_encoder.blocks.{i}.mlp.fc1.weight")));
     let block = |i: usize| format!("{prefix}blocks.{i}.mlp.fc1.weight");

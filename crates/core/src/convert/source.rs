@@ -115,7 +115,7 @@ impl Source {
     /// # Errors
     /// [`Error::Tensor`] if it is missing, or has not `D` dimensions.
     pub fn size<const D: usize>(&self, name: &str) -> Result<[i64; D]> {
-        let size = self.tensors.get(name).ok_or_else(|| self.missing(name))?.size();
+        let size = self.tensors.get(name).ok_or_else(|| self.missing(name, |_| true))?.size();
         let wrong =
             |size: Vec<i64>| self.bad(name, format!("has shape {size:?}, not {D} dimensions"));
         size.try_into().map_err(wrong)
@@ -155,15 +155,20 @@ impl Source {
         Error::Tensor { path: self.path.clone(), name: name.to_owned(), reason }
     }
 
-    /// An error that names the nearest tensors.
-    pub(super) fn missing(&self, name: &str) -> Error {
+    /// An error that names the nearest of the tensors that could be meant.
+    pub(super) fn missing(&self, name: &str, could_be: impl Fn(&str) -> bool) -> Error {
         const SHOWN: usize = 3;
+        let keys = self.tensors.keys().filter(|key| could_be(key));
         let mut near: Vec<(usize, &String)> =
-            self.tensors.keys().map(|key| (strsim::levenshtein(key, name), key)).collect();
+            keys.map(|key| (strsim::levenshtein(key, name), key)).collect();
         near.sort();
         let near: Vec<String> =
             near.iter().take(SHOWN).map(|(_, key)| format!("`{key}`")).collect();
-        self.bad(name, format!("is missing; the nearest there are {}", near.join(", ")))
+        let near = match near.is_empty() {
+            true => "all others are in their places".to_owned(),
+            false => format!("the nearest there are {}", near.join(", ")),
+        };
+        self.bad(name, format!("is missing; {near}"))
     }
 }
 
