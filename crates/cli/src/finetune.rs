@@ -47,6 +47,10 @@ pub struct Args {
     /// Only go on with a run that is already in --out
     #[arg(long)]
     resume: bool,
+    /// The same numbers from the same command on the same GPU, every time; slower, and not for CTC there. On a
+    /// CPU they are so anyway
+    #[arg(long)]
+    deterministic: bool,
     /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -67,6 +71,9 @@ impl Task for &Args {
 }
 
 fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
+    if args.deterministic {
+        data2vec_torch_ext::set_deterministic(true)?;
+    }
     let stop = Stop::listen()?;
     let device = device::choose(args.device.as_deref())?;
     let config = read_config::<M::Encoder>(&args.encoder)?;
