@@ -1,6 +1,8 @@
 //! Round trips with transformers: its models here, ours there, and back. `DATA2VEC_PYTHON` names an interpreter
 //! that has transformers; `cargo xtask test --python` sets one up.
 
+#![allow(clippy::print_stderr, reason = "a test that was skipped says why")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -247,6 +247,6 @@ mod tests {
 
     #[test]
     fn a_missing_python_has_no_torch() {
-        assert!(torch(Path::new("no-such-python"), crate::libtorch::VERSION).is_none());
+        assert!(torch(Path::new("no-such-python"), libtorch::VERSION).is_none());
     }
 }
