@@ -137,7 +137,7 @@ impl Format {
             #[serde(flatten)]
             transcript: &'a Transcript,
         }
-        let cues = || cues(&transcript.words, &SubtitleConfig::default());
+        let cues = || cues(transcript, &SubtitleConfig::default());
         Ok(match (self, name) {
             (Self::Text, None) => transcript.text.clone() + "\n",
             (Self::Text, Some(name)) => format!("{name}\t{}\n", transcript.text),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::Word;
+use crate::Transcript;
 
 /// When a subtitle ends and the next one begins.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,7 +24,7 @@ impl Default for SubtitleConfig {
 /// A line and when it is shown, in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cue {
-    /// The words, with spaces.
+    /// Its words.
     pub text: String,
     /// When its first word begins.
     pub start: f64,
@@ -32,20 +32,22 @@ pub struct Cue {
     pub end: f64,
 }
 
-/// Puts `words`, in the order in which they are said, into cues that do not overlap.
-pub fn cues(words: &[Word], config: &SubtitleConfig) -> Vec<Cue> {
+/// Puts the words of a transcript into cues that do not overlap, with what stands between words in its
+/// text.
+pub fn cues(transcript: &Transcript, config: &SubtitleConfig) -> Vec<Cue> {
+    let space = if transcript.text.contains(' ') { " " } else { "" };
     let mut cues: Vec<Cue> = Vec::new();
-    for word in words {
+    for word in &transcript.words {
         let (start, end) = (f64::from(word.start), f64::from(word.end));
         let room = cues.last_mut().filter(|cue| {
-            let characters = cue.text.chars().count() + 1 + word.text.chars().count();
+            let characters = cue.text.chars().count() + space.len() + word.text.chars().count();
             characters <= config.max_characters
                 && end - cue.start <= config.max_seconds
                 && start - cue.end < config.max_pause
         });
         match room {
             Some(cue) => {
-                cue.text.push(' ');
+                cue.text.push_str(space);
                 cue.text.push_str(&word.text);
                 cue.end = end;
             }
@@ -87,9 +89,15 @@ fn clock(seconds: f64, point: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Word;
 
     fn word(text: &str, start: f32, end: f32) -> Word {
         Word { text: text.into(), start, end, score: 1.0 }
+    }
+
+    fn transcript(words: &[Word], space: &str) -> Transcript {
+        let texts: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
+        Transcript { text: texts.join(space), words: words.to_vec() }
     }
 
     #[test]
@@ -103,7 +111,7 @@ mod tests {
             word("ON", 3602.0, 3602.5),
         ];
         let config = SubtitleConfig { max_characters: 10, ..SubtitleConfig::default() };
-        let cues = cues(&words, &config);
+        let cues = cues(&transcript(&words, " "), &config);
         let shown: Vec<&str> = cues.iter().map(|cue| cue.text.as_str()).collect();
         assert_eq!(shown, ["SO IT", "BEGINS AND", "GOES", "ON"]);
         assert_eq!((cues[1].start, cues[1].end), (2.5, 3.25));
@@ -114,8 +122,11 @@ mod tests {
             "1\n00:00:03,250 --> 00:00:03,500\nGOES\n\n2\n01:00:02,000 --> 01:00:02,500\nON\n\n"
         );
         let config = SubtitleConfig { max_seconds: 0.5, ..config };
-        assert_eq!(super::cues(&words[..2], &config).len(), 1);
-        assert_eq!(super::cues(&words[2..5], &config).len(), 2);
+        assert_eq!(super::cues(&transcript(&words[..2], " "), &config).len(), 1);
+        assert_eq!(super::cues(&transcript(&words[2..5], " "), &config).len(), 2);
+
+        let chinese = [word("你", 0.0, 0.2), word("好", 0.2, 0.5)];
+        assert_eq!(super::cues(&transcript(&chinese, ""), &config)[0].text, "你好");
     }
 
     #[test]

@@ -338,3 +338,29 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sets_of_the_catalog_have_transcripts() {
+    let set = |name: &str| {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/sets")).join(name);
+        let data = open(&folder, LabelKind::Text).unwrap();
+        let symbols = data.labels().unwrap();
+        (data.dataset(&symbols).unwrap(), symbols)
+    };
+    let (prompts, symbols) = set("asterisk-core-sounds-en");
+    let text = |name: &str| {
+        let all = 0..prompts.len();
+        let found = all.into_iter().find(|&at| prompts.audio().relative_path(at).ends_with(name));
+        found.map(|at| prompts.text(at))
+    };
+    assert_eq!(text("digits/oclock.wav"), Some("O'CLOCK"));
+    assert_eq!(text("letters/at.wav"), Some("AT"));
+    assert_eq!(text("beep.wav"), None);
+    assert_eq!(symbols[..7], ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T"]);
+    assert_eq!(
+        prompts.summary(),
+        "551 recordings, 24.3 minutes, 42 symbols; left out: 17 without a label"
+    );
+    let (sentences, _) = set("pocketsphinx-testdata");
+    assert_eq!(sentences.summary(), "10 recordings, 0.6 minutes, 28 symbols");
+}
