@@ -143,7 +143,7 @@ impl LabelledImages {
         };
         if !possible {
             let reason = format!("{amount:?} of each class is nothing to learn from");
-            return Err(Error::config("labels", reason));
+            return Err(Error::config("label_share", reason));
         }
         if amount == Amount::Share(1.0) {
             return Ok(self.clone());

@@ -117,8 +117,9 @@ fn tables_name_images_and_classes() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["a.png", "b/c.png", "d.png"]);
     let table = dir.path().join("labels.tsv");
-    fs::write(&table, "a.png\t10\r\nb/c.png\t9\n\nd.png\t9\n").unwrap();
-    for path in [dir.path(), &table] {
+    let lines = "a.png\t10\r\nb/c.png\t9\n\nd.png\t9\n";
+    for (path, head) in [(dir.path(), ""), (table.as_path(), "path\tlabel\n")] {
+        fs::write(&table, format!("{head}{lines}")).unwrap();
         let (data, _) = open(path).unwrap();
         assert_eq!(data.classes(), ["9", "10"]); // by value
         assert_eq!(counts(&data), [2, 1]);

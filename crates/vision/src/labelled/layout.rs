@@ -12,6 +12,8 @@ use crate::source::Source;
 
 /// A list of labels in a folder of images.
 const TABLE: &str = "labels.tsv";
+/// A first line of it that names no image.
+const HEADER: &str = "path\tlabel";
 /// What images for validation are called where a folder has them beside those to train on.
 const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
 /// What labelled images look like.
@@ -90,7 +92,10 @@ impl Listing {
         let text = fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = String::from_utf8(text).map_err(|_| Error::file(path, "is not UTF-8"))?;
         let mut labels = BTreeMap::new();
-        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+        for (at, line) in text.lines().enumerate() {
+            if line.is_empty() || (at == 0 && line == HEADER) {
+                continue;
+            }
             let bad = |reason: &str| Err(Error::file(path, format!("line {}: {reason}", at + 1)));
             let mut parts = line.split('\t');
             let (Some(file), Some(label), None) = (parts.next(), parts.next(), parts.next()) else {
