@@ -101,7 +101,9 @@ pub fn knn_accuracy(
     check(train, test.unwrap_or(train))?;
     let (k, neighbours) = (k as i64, train.len() - i64::from(test.is_none()));
     if !(1..=neighbours).contains(&k) {
-        return Err(Error::Input(format!("k = {k} is outside 1..={neighbours}: neighbours to vote")));
+        return Err(Error::Input(format!(
+            "k = {k} is outside 1..={neighbours}: neighbours to vote"
+        )));
     }
     tch::no_grad(|| {
         let mean = train.features.mean_dim(&[0_i64][..], true, Kind::Float); // (1, D)
