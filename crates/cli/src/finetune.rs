@@ -35,7 +35,7 @@ pub struct Args {
     /// Folder of the run: checkpoints, metrics, curve, model
     #[arg(long)]
     out: PathBuf,
-    /// Start with an encoder of the same settings that has learned nothing
+    /// Start with an encoder of the same settings that has learned nothing; no part of it is frozen
     #[arg(long)]
     from_scratch: bool,
     /// cpu, cuda or cuda:N; without it: a GPU if there is one

@@ -181,8 +181,10 @@ fn frozen_parts_stay_and_scratch_forgets() {
         assert_eq!(local[name] == *tensor, is_local, "{name}");
     }
     let scratch = after("scratch", &[last[0], "tune.freeze_steps=24"], &["--from-scratch"]);
+    let again = after("again", &[last[0]], &["--from-scratch"]);
     let name = "encoder.transformer.blocks.0.mlp.fc1.weight";
     assert_ne!(scratch[name], before[name]);
+    assert_eq!(scratch[name], again[name], "what has learned nothing is not frozen");
 }
 
 #[test]

@@ -138,7 +138,7 @@ pub struct TuneReport {
 
 impl<F: FeatureEncoder> TuneState<F> {
     /// Before the first step, with the weights of the encoder in the folder `dir`; or, `from_scratch`, an
-    /// encoder of the same settings that has learned nothing.
+    /// encoder of the same settings that has learned nothing, of which no part is frozen.
     ///
     /// # Errors
     /// [`Error::Config`] naming an impossible setting; or if the folder cannot be read.
@@ -152,6 +152,11 @@ impl<F: FeatureEncoder> TuneState<F> {
         device: Device,
     ) -> Result<Self> {
         config.validate()?;
+        // What has learned nothing is not worth keeping.
+        let config = match from_scratch {
+            true => TuneConfig { freeze_steps: 0, freeze_local: false, ..config },
+            false => config,
+        };
         optimizer.validate()?;
         schedule.validate(steps.steps)?;
         let mut encoder: EncoderConfig<F::Config> = crate::encoder::read_config::<F>(dir)?;
