@@ -3,13 +3,14 @@
 use std::io::{Write, copy, stdin};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use crate::device;
 use crate::modality::{Classifier, classifier};
-use crate::report::{describe, note, out};
+use crate::report::{check_failed, describe, each_file, out};
 
 /// What `classify` is told.
 #[derive(clap::Args)]
@@ -55,24 +56,17 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(args.top > 0, "--top 0: nothing would be told");
     let device = device::choose(args.device.as_deref())?;
     let classify = classifier(&args.model, device)?;
-    let mut failed = 0;
-    for file in &args.files {
-        let name =
-            if is_stdin(file) { "standard input".into() } else { file.display().to_string() };
-        match classes(&classify, file).with_context(|| name.clone()) {
-            Ok(classes) => tell(&name, &classes[..args.top.min(classes.len())], args.format)?,
-            // One broken file among many should not cost the others.
-            Err(error) if args.files.len() > 1 => {
-                failed += 1;
-                note(format!("skipped {}", describe(&error)));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    if failed > 0 {
-        bail!("{failed} of {} files could not be used", args.files.len());
-    }
-    Ok(())
+    let name = |file: &Path| match is_stdin(file) {
+        true => "standard input".to_owned(),
+        false => file.display().to_string(),
+    };
+    let read = |file: &Path| classes(&classify, file).with_context(|| name(file));
+    let write = |file: &Path, classes: Vec<(String, f64)>| {
+        tell(&name(file), &classes[..args.top.min(classes.len())], args.format)
+    };
+    // Answers come as they are found: no bar between them.
+    let failed = each_file(&args.files, &ProgressBar::hidden(), read, write)?;
+    check_failed(failed, &args.files)
 }
 
 fn is_stdin(file: &Path) -> bool {

@@ -43,7 +43,8 @@ pub struct Args {
 /// Reads a model, and writes what it is elsewhere.
 pub fn run(args: &Args) -> Result<()> {
     empty(&args.out)?;
-    let exported = match encoder_kind(&args.model)?.as_str() {
+    let kind = encoder_kind(&args.model)?;
+    let exported = match kind.as_str() {
         WaveEncoder::NAME => {
             use data2vec_speech::convert::{to_fairseq, to_hugging_face};
             of(args, &Model::read::<WaveEncoder>(&args.model)?, to_hugging_face, to_fairseq)?
@@ -59,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
         other => return unknown(&args.model, other),
     };
     exported.write(&args.out)?;
-    if encoder_kind(&args.model)? == TokenEncoder::NAME {
+    if kind == TokenEncoder::NAME {
         tokenizer(&args.model, &args.out, args.to)?;
     }
     out!("{} tensors to {}", exported.tensors.len(), args.out.join(EXPORTED_WEIGHTS).display());

@@ -5,11 +5,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressIterator};
+use indicatif::ProgressBar;
 use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
 use ndarray_npy::WriteNpyExt;
 
-use crate::report::{describe, note, out};
+use crate::report::{check_failed, each_file, out};
 use crate::{device, modality};
 
 /// What `extract` is told.
@@ -58,31 +58,16 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let out = Output::new(&args.out, &args.files)?;
     let bar = ProgressBar::new(args.files.len() as u64);
-    let (mut written, mut failed) = (BTreeMap::new(), 0);
-    for path in args.files.iter().progress_with(bar.clone()) {
-        let features = (encoder.layers)(path).with_context(|| path.display().to_string());
-        match features {
-            Ok(all) => {
-                out.write(path, select(all, &layers)?, &mut written)?;
-            }
-            // One broken file among many should not cost the others.
-            Err(error) if args.files.len() > 1 => {
-                failed += 1;
-                bar.suspend(|| note(format!("skipped {}", describe(&error))));
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let mut written = BTreeMap::new();
+    let read = |path: &Path| (encoder.layers)(path).with_context(|| path.display().to_string());
+    let write = |path: &Path, all| out.write(path, select(all, &layers)?, &mut written);
+    let failed = each_file(&args.files, &bar, read, write)?;
     out.finish(&written)?;
-    bar.finish_and_clear();
     let all = args.files.len();
     if failed < all {
         out!("{} files to {}", all - failed, args.out.display());
     }
-    if failed > 0 {
-        bail!("{failed} of {all} files could not be used");
-    }
-    Ok(())
+    check_failed(failed, &args.files)
 }
 
 fn select(mut all: Vec<Array2<f32>>, layers: &Layers) -> Result<Features> {

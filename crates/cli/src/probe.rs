@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use data2vec_core::head::mean_over_tokens;
 use data2vec_core::loader::TOLERANCE;
-use data2vec_core::nn::keep_factor;
 use data2vec_core::probe::{LabelledFeatures, knn_accuracy, linear_probe};
 use data2vec_core::{
     Dataset, Encoder, EncoderConfig, FeatureEncoder, HeadTask, Hidden, LabelledBatch, Loader,
@@ -282,11 +282,7 @@ impl<F: FeatureEncoder> Pooled<'_, F> {
 /// `(B, D)` f32: the mean of a block's output over real tokens.
 fn mean(hidden: &Hidden, layer: usize) -> Tensor {
     let x = hidden.layers[layer - 1].out.to_kind(Kind::Float); // (B, T, D)
-    let Some(keep) = keep_factor(hidden.padding.as_ref(), Kind::Float) else {
-        return x.mean_dim(&[1_i64][..], false, Kind::Float);
-    };
-    let count = keep.sum_dim_intlist(&[1_i64][..], false, Kind::Float); // (B, 1)
-    (x * keep).sum_dim_intlist(&[1_i64][..], false, Kind::Float) / count
+    mean_over_tokens(&x, hidden.padding.as_ref())
 }
 
 #[cfg(test)]

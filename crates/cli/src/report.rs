@@ -3,10 +3,12 @@
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use indicatif::ProgressBar;
 
 /// What was asked for, to standard output. Whoever reads it may stop reading.
 macro_rules! out {
@@ -29,6 +31,36 @@ pub(crate) use {out, tell};
 /// One line about something that is not an error.
 pub fn note(text: impl AsRef<str>) {
     tell!("note: {}", text.as_ref());
+}
+
+/// Has `read` look at each file, and `write` take what it made of it. One broken file among many does not cost the
+/// others: it is told, and counted in what is returned. What cannot be written ends it all.
+pub fn each_file<T>(
+    files: &[PathBuf],
+    bar: &ProgressBar,
+    read: impl Fn(&Path) -> Result<T>,
+    mut write: impl FnMut(&Path, T) -> Result<()>,
+) -> Result<usize> {
+    let mut failed = 0;
+    for file in files {
+        match read(file) {
+            Ok(made) => write(file, made)?,
+            Err(error) if files.len() > 1 => {
+                failed += 1;
+                bar.suspend(|| note(format!("skipped {}", describe(&error))));
+            }
+            Err(error) => return Err(error),
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(failed)
+}
+
+/// An error if files could not be used.
+pub fn check_failed(failed: usize, files: &[PathBuf]) -> Result<()> {
+    ensure!(failed == 0, "{failed} of {} files could not be used", files.len());
+    Ok(())
 }
 
 /// The exit code of a panic, as Rust's own.

@@ -16,7 +16,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use crate::device;
-use crate::report::{describe, note, out};
+use crate::report::{check_failed, each_file, note, out};
 
 /// What `transcribe` is told.
 #[derive(clap::Args)]
@@ -169,35 +169,23 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device::choose(args.device.as_deref())?;
     let recognizer = args.search.apply(Recognizer::load(&args.model, device)?)?;
     let bar = ProgressBar::new(args.files.len() as u64); // on standard error, if that is a terminal
-    let mut failed = 0;
-    for path in &args.files {
-        match transcribe(&recognizer, path) {
-            Ok(transcript) => match &args.out {
-                Some(folder) => {
-                    let target = folder.join(format!("{}.{}", stem(path), args.format.extension()));
-                    let text = args.format.write(&transcript, None)?;
-                    std::fs::write(&target, text).with_context(|| target.display().to_string())?;
-                }
-                None => {
-                    let name = path.display().to_string();
-                    let text = args.format.write(&transcript, several.then_some(&name))?;
-                    bar.suspend(|| out!("{}", text.trim_end_matches('\n')));
-                }
-            },
-            // One broken file among many should not cost the others.
-            Err(error) if several => {
-                failed += 1;
-                bar.suspend(|| note(format!("skipped {}", describe(&error))));
+    let write = |path: &Path, transcript: Transcript| {
+        match &args.out {
+            Some(folder) => {
+                let target = folder.join(format!("{}.{}", stem(path), args.format.extension()));
+                let text = args.format.write(&transcript, None)?;
+                std::fs::write(&target, text).with_context(|| target.display().to_string())?;
             }
-            Err(error) => return Err(error),
+            None => {
+                let name = path.display().to_string();
+                let text = args.format.write(&transcript, several.then_some(&name))?;
+                bar.suspend(|| out!("{}", text.trim_end_matches('\n')));
+            }
         }
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    if failed > 0 {
-        bail!("{failed} of {} files could not be used", args.files.len());
-    }
-    Ok(())
+        Ok(())
+    };
+    let failed = each_file(&args.files, &bar, |path| transcribe(&recognizer, path), write)?;
+    check_failed(failed, &args.files)
 }
 
 fn transcribe(recognizer: &Recognizer, path: &Path) -> Result<Transcript> {

@@ -19,7 +19,10 @@ use crate::checkpoint::{assign, read_tensors};
 use crate::encoder::{ENCODER_WEIGHTS, read_config};
 use crate::head::Head;
 use crate::tuned::{HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, share, write_model};
-use crate::{Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, Result, TransformerConfig};
+use crate::{
+    Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, NormPlacement, Result,
+    TransformerConfig, WeightInit,
+};
 
 pub use exported::{EXPORTED_WEIGHTS, Exported, label_settings};
 pub use labels::{as_many, classes, read_labels};
@@ -154,6 +157,33 @@ pub fn import<F: FeatureEncoder>(
     let config = EncoderConfig { encoder: F::NAME.to_owned(), features, transformer };
     let mask_token = vars.remove(MASK_TOKEN);
     Ok(Imported { what: String::new(), model: Model { config, head, vars, mask_token }, report })
+}
+
+/// A post-norm transformer of these sizes, without dropout; `hidden` is the MLP's width.
+pub fn transformer(
+    dim: i64,
+    depth: usize,
+    heads: i64,
+    hidden: i64,
+    norm_eps: f64,
+) -> TransformerConfig {
+    TransformerConfig {
+        dim,
+        depth,
+        heads,
+        mlp_ratio: hidden as f64 / dim as f64,
+        norm: NormPlacement::Post,
+        norm_eps,
+        input_norm: false,
+        init: WeightInit::Bert,
+        layer_scale: None,
+        input_dropout: 0.0,
+        dropout: 0.0,
+        attention_dropout: 0.0,
+        activation_dropout: 0.0,
+        layer_drop: 0.0,
+        drop_path: 0.0,
+    }
 }
 
 /// The variables of a model.

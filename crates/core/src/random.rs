@@ -33,6 +33,13 @@ pub fn seed_for(seed: u64, purpose: Purpose, at: &[u64]) -> u64 {
     at.iter().fold(step(mix(seed), purpose as u64), |acc, &value| step(acc, value.wrapping_add(1)))
 }
 
+/// FNV-1a: the same on every machine and in every version, for what follows a name or a text.
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// The random stream of `purpose` at a place: `(step, micro-batch)`, `(epoch, example)`, ….
 pub fn stream(seed: u64, purpose: Purpose, at: &[u64]) -> StdRng {
     StdRng::seed_from_u64(seed_for(seed, purpose, at))

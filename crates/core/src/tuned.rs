@@ -119,6 +119,14 @@ impl<F: FeatureEncoder> Tuned<F> {
     pub fn labels(&self) -> &[String] {
         &self.head_config.labels
     }
+
+    /// The labels with their `shares`, which come in the order of the outputs; the largest first, equal ones in
+    /// that order.
+    pub fn ranked(&self, shares: Vec<f64>) -> Vec<(String, f64)> {
+        let mut ranked: Vec<_> = self.labels().iter().cloned().zip(shares).collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        ranked
+    }
 }
 
 /// The settings of the head in a model's folder.

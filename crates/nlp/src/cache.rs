@@ -14,7 +14,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use data2vec_core::{
     Error, Result,
-    random::{Purpose, seed_for},
+    random::{Purpose, hash, seed_for},
 };
 use serde::{Deserialize, Serialize};
 
@@ -348,11 +348,4 @@ impl Writer {
         self.out.write_all(MAGIC)?;
         self.out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     }
-}
-
-/// FNV-1a: the same on every machine and in every version.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }

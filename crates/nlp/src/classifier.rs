@@ -102,9 +102,7 @@ impl TextClassifier {
     fn classes(&self, texts: &[&str]) -> Result<Vec<(String, f64)>> {
         let logits = self.logits(texts, HeadTask::Classification)?;
         let shares = Vec::<f64>::try_from(logits.softmax(-1, Kind::Double).squeeze_dim(0))?;
-        let mut classes: Vec<_> = self.labels().iter().cloned().zip(shares).collect();
-        classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Ok(classes)
+        Ok(self.tuned.ranked(shares))
     }
 
     fn number(&self, texts: &[&str]) -> Result<f64> {

@@ -8,7 +8,7 @@ use data2vec_core::convert::{
     self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
 };
 use data2vec_core::head::{Activation, DenseConfig, HeadConfig, HeadInit, Pool};
-use data2vec_core::{Error, NormPlacement, Result, TransformerConfig, WeightInit};
+use data2vec_core::{Error, Result, TransformerConfig};
 
 use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer};
 
@@ -106,33 +106,6 @@ fn without_old_names(source: &mut Source) {
     }
 }
 
-/// A post-norm transformer without dropout.
-fn transformer(
-    dim: i64,
-    depth: usize,
-    heads: i64,
-    hidden: i64,
-    norm_eps: f64,
-) -> TransformerConfig {
-    TransformerConfig {
-        dim,
-        depth,
-        heads,
-        mlp_ratio: hidden as f64 / dim as f64,
-        norm: NormPlacement::Post,
-        norm_eps,
-        input_norm: false,
-        init: WeightInit::Bert,
-        layer_scale: None,
-        input_dropout: 0.0,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        activation_dropout: 0.0,
-        layer_drop: 0.0,
-        drop_path: 0.0,
-    }
-}
-
 /// What two tables tell; `<mask>` is the last word, as in all of fairseq's and RoBERTa's vocabularies.
 fn features(
     source: &Source,
@@ -167,16 +140,16 @@ fn hugging_face(
     let settings = Settings::new(Some(&source.config));
     for (key, wanted) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
         if let Some(other) = settings.text(key).filter(|value| *value != wanted) {
-            return Err(cannot(source, key, other));
+            return Err(source.cannot(key, other));
         }
     }
     for key in ["is_decoder", "add_cross_attention"] {
         if settings.flag(key) == Some(true) {
-            return Err(cannot(source, key, "true"));
+            return Err(source.cannot(key, "true"));
         }
     }
     if let Some(pad) = settings.integer("pad_token_id").filter(|&pad| pad != 1) {
-        return Err(cannot(source, "pad_token_id", &pad.to_string()));
+        return Err(source.cannot("pad_token_id", &pad.to_string()));
     }
     let block = |i: usize| named(&format!("encoder.layer.{i}.intermediate.dense.weight"));
     let [_, dim] = source.size::<2>(&words)?;
@@ -190,7 +163,7 @@ fn hugging_face(
     let transformer = TransformerConfig {
         dropout,
         attention_dropout: settings.probability("attention_probs_dropout_prob"),
-        ..transformer(dim, source.count(block), heads, hidden, eps)
+        ..convert::transformer(dim, source.count(block), heads, hidden, eps)
     };
     let head = head(source, &settings, options, "classifier.")?;
     let what = if head.is_some() { "ForSequenceClassification" } else { "Model" };
@@ -283,7 +256,7 @@ fn fairseq1(
         attention_dropout: settings
             .probability("attention_dropout")
             .max(transformer_settings.probability("attention_dropout")),
-        ..transformer(
+        ..convert::transformer(
             dim,
             source.count(block),
             source.heads(options.heads.or(heads), dim)?,
@@ -327,7 +300,7 @@ fn fairseq2(
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("layerdrop"),
-        ..transformer(dim, depth, heads, hidden, eps)
+        ..convert::transformer(dim, depth, heads, hidden, eps)
     };
     let head_prefix = fairseq_head(source, prefix);
     let head = head(source, &settings, options, &head_prefix)?;
@@ -337,9 +310,4 @@ fn fairseq2(
         convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
     imported.what = format!("fairseq's data2vec 2.0 for text{what}");
     Ok(imported)
-}
-
-fn cannot(source: &Source, key: &str, value: &str) -> Error {
-    let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
-    Error::file(&source.path, reason)
 }

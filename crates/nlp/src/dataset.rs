@@ -8,7 +8,7 @@ use std::{
 use crossbeam_channel::bounded;
 use data2vec_core::{
     Batch, Dataset, Error, Result,
-    random::{Purpose, seed_for},
+    random::{Purpose, hash, seed_for},
 };
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use tch::Tensor;
 use crate::{
     TokenEncoderConfig, Tokenizer,
     blocks::{Blocks, stretches},
-    cache::{Cache, Document, Progress, feed, hash},
+    cache::{Cache, Document, Progress, feed},
     corpus::{Documents, InvalidUtf8, Listing, Reading},
 };
 

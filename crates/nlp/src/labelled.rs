@@ -8,6 +8,7 @@ use std::{
 
 use data2vec_core::{
     Dataset, Error, HeadTask, LabelledBatch, Result, Targets,
+    random::hash,
     split::{Amount, stratified},
 };
 use rand::rngs::StdRng;
@@ -15,9 +16,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    TokenEncoderConfig, Tokenizer,
-    cache::hash,
-    collate,
+    TokenEncoderConfig, Tokenizer, collate,
     glue::{Kind, kind},
     sequence::sequences,
     tsv::{Record, Skipped, read},

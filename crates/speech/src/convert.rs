@@ -8,7 +8,7 @@ use data2vec_core::convert::{
     self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
 };
 use data2vec_core::head::{Activation, DenseConfig, HeadConfig, HeadInit, HeadTask, Pool};
-use data2vec_core::{Error, NormPlacement, Result, TransformerConfig, WeightInit};
+use data2vec_core::{Error, Result, TransformerConfig};
 
 use crate::{ConvNorm, WaveCompat, WaveEncoder, WaveEncoderConfig};
 
@@ -106,7 +106,7 @@ fn conv_layers(
     (0..count).map(layer).collect()
 }
 
-/// A post-norm transformer without dropout.
+/// A post-norm transformer behind a norm, without dropout.
 fn transformer(
     dim: i64,
     depth: usize,
@@ -114,23 +114,8 @@ fn transformer(
     hidden: i64,
     norm_eps: f64,
 ) -> TransformerConfig {
-    TransformerConfig {
-        dim,
-        depth,
-        heads,
-        mlp_ratio: hidden as f64 / dim as f64,
-        norm: NormPlacement::Post,
-        norm_eps,
-        input_norm: true,
-        init: WeightInit::Bert,
-        layer_scale: None,
-        input_dropout: 0.0,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        activation_dropout: 0.0,
-        layer_drop: 0.0,
-        drop_path: 0.0,
-    }
+    let plain = convert::transformer(dim, depth, heads, hidden, norm_eps);
+    TransformerConfig { input_norm: true, ..plain }
 }
 
 fn hugging_face(
@@ -141,12 +126,12 @@ fn hugging_face(
     let settings = Settings::new(Some(&source.config));
     for (key, wanted) in [("hidden_act", "gelu"), ("feat_extract_activation", "gelu")] {
         if let Some(other) = settings.text(key).filter(|value| *value != wanted) {
-            return Err(cannot(source, key, other));
+            return Err(source.cannot(key, other));
         }
     }
     for key in ["conv_bias", "add_adapter", "use_weighted_layer_sum"] {
         if settings.flag(key) == Some(true) {
-            return Err(cannot(source, key, "true"));
+            return Err(source.cannot(key, "true"));
         }
     }
     let named = |rest: &str| format!("{prefix}{rest}");
@@ -345,9 +330,4 @@ fn fairseq_head(
 fn normalize(source: &Source) -> bool {
     let task = source.config.get("task").and_then(|task| task.get("normalize"));
     task.or(source.config.get("normalize")).and_then(|value| value.as_bool()).unwrap_or(true)
-}
-
-fn cannot(source: &Source, key: &str, value: &str) -> Error {
-    let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
-    Error::file(&source.path, reason)
 }

@@ -7,7 +7,7 @@ use std::{
 
 use data2vec_core::{
     Batch, Dataset, Error, Result,
-    random::{Purpose, seed_for},
+    random::{Purpose, hash, seed_for},
 };
 use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
@@ -185,7 +185,7 @@ impl SpeechDataset {
             let (path, _) = &self.corpus.recordings[chosen as usize];
             // The same corpus splits the same on every system.
             let path = path.to_string_lossy().replace('\\', "/");
-            seed_for(seed, Purpose::Split, &[index::hash(path.as_bytes())])
+            seed_for(seed, Purpose::Split, &[hash(path.as_bytes())])
         };
         let mut ranked: Vec<(u64, u32)> =
             self.chosen.iter().map(|chosen| (rank(chosen), *chosen)).collect();

@@ -9,7 +9,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use data2vec_core::{Error, Result};
+use data2vec_core::{Error, Result, random::hash};
 
 use crate::audio::probe;
 
@@ -96,13 +96,6 @@ fn reason(error: &Error) -> String {
 fn name(root: &Path) -> String {
     let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     format!("speech-index-{:016x}.tsv", hash(root.as_os_str().as_encoded_bytes()))
-}
-
-/// FNV-1a: the same on every machine and in every version.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

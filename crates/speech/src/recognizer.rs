@@ -210,10 +210,8 @@ impl AudioClassifier {
                 *sum += f64::from(prob) * chunk.samples.len() as f64 / heard as f64;
             }
         }
-        let mut classes: Vec<(String, f32)> =
-            self.labels().iter().cloned().zip(mean.into_iter().map(|prob| prob as f32)).collect();
-        classes.sort_by(|(_, a), (_, b)| b.total_cmp(a)); // stable
-        Ok(classes)
+        let ranked = self.model.ranked(mean).into_iter();
+        Ok(ranked.map(|(label, prob)| (label, prob as f32)).collect())
     }
 }
 

@@ -87,10 +87,7 @@ impl ImageClassifier {
     /// [`Error::Torch`] if the device refuses.
     pub fn classify(&self, image: &Pixels) -> Result<Vec<(String, f64)>> {
         let shares = self.scores(std::slice::from_ref(image))?.softmax(-1, Kind::Double);
-        let shares = Vec::<f64>::try_from(shares.flatten(0, -1))?;
-        let mut classes: Vec<_> = self.labels().iter().cloned().zip(shares).collect();
-        classes.sort_by(|a, b| b.1.total_cmp(&a.1));
-        Ok(classes)
+        Ok(self.model.ranked(Vec::try_from(shares.flatten(0, -1))?))
     }
 
     /// `(B, classes)`: the scores of each image, of which a softmax makes probabilities.

@@ -92,21 +92,9 @@ fn transformer(
     norm_eps: f64,
 ) -> TransformerConfig {
     TransformerConfig {
-        dim,
-        depth,
-        heads,
-        mlp_ratio: hidden as f64 / dim as f64,
         norm: NormPlacement::Pre,
-        norm_eps,
-        input_norm: false,
         init: WeightInit::Beit,
-        layer_scale: None,
-        input_dropout: 0.0,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        activation_dropout: 0.0,
-        layer_drop: 0.0,
-        drop_path: 0.0,
+        ..convert::transformer(dim, depth, heads, hidden, norm_eps)
     }
 }
 
@@ -170,10 +158,10 @@ fn hugging_face(
 ) -> Result<Imported<PatchEncoderConfig>> {
     let settings = Settings::new(Some(&source.config));
     if let Some(other) = settings.text("hidden_act").filter(|value| *value != "gelu") {
-        return Err(cannot(source, "hidden_act", other));
+        return Err(source.cannot("hidden_act", other));
     }
     if settings.flag("use_absolute_position_embeddings") == Some(true) {
-        return Err(cannot(source, "use_absolute_position_embeddings", "true"));
+        return Err(source.cannot("use_absolute_position_embeddings", "true"));
     }
     let named = |rest: &str| format!("{prefix}{rest}");
     let block = |i: usize| named(&format!("encoder.layer.{i}.intermediate.dense.weight"));
@@ -323,9 +311,4 @@ fn fairseq2(
         convert::import::<PatchEncoder>(source, &table, features, transformer, head)?;
     imported.what = format!("fairseq's data2vec 2.0 for images{what}");
     Ok(imported)
-}
-
-fn cannot(source: &Source, key: &str, value: &str) -> Error {
-    let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
-    Error::file(&source.path, reason)
 }

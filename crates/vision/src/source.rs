@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use data2vec_core::random::hash;
 use data2vec_core::{Error, Result};
 
 use crate::feature::PatchEncoderConfig;
@@ -104,10 +105,7 @@ impl Source {
             Self::Folder(folder) => {
                 // The same folder splits the same on every system.
                 let path = folder.files[at as usize].to_string_lossy().replace('\\', "/");
-                // FNV-1a: the same on every machine and in every version.
-                path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-                    (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-                })
+                hash(path.as_bytes())
             }
             Self::Idx(_) => u64::from(at),
         }

@@ -110,6 +110,12 @@ impl Source {
         Ok(())
     }
 
+    /// An error about the key of the configuration that says what cannot be had here.
+    pub fn cannot(&self, key: &str, value: &str) -> Error {
+        let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
+        Error::file(&self.path, reason)
+    }
+
     /// The size of the tensor `name`.
     ///
     /// # Errors
