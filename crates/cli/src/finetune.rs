@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::report::{note, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::training::{self, Results, Run, Trainee};
+use crate::training::{Results, Run, Trainee, feed};
 use crate::tune_recipe::TuneRecipe;
 
 /// What `finetune` is told.
@@ -99,9 +99,9 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
     })?;
     let LabelledExamples { train: dataset, held_out, labels, summary, skipped, .. } = examples;
     tell!("data: {summary}");
-    training::tell_skipped(&train, &skipped)?;
+    feed::tell_skipped(&train, &skipped)?;
     for side in [Some(&dataset), held_out.as_ref()].into_iter().flatten() {
-        training::check_sizes(&train, side, M::UNITS)?;
+        feed::check_sizes(&train, side, M::UNITS)?;
     }
     if held_out.is_none() {
         note("nothing is held out: no evaluation, and the last model counts as the best");
@@ -128,7 +128,7 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
 
     let (mut bad, seed) = (skipped, recipe.seed);
     let parts = (&train, seed, M::UNITS);
-    let held_out = training::held_out_batches(held_out.as_ref(), parts, &mut bad)?;
+    let held_out = feed::held_out_batches(held_out.as_ref(), parts, &mut bad)?;
     let dataset = Arc::new(dataset);
     let model = folder.join("model");
     let tunee = Tunee { recipe, state, held_out, dataset: dataset.clone(), best: None, model };

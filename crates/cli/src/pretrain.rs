@@ -18,7 +18,7 @@ use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::training::{self, Results, Run, Trainee};
+use crate::training::{Results, Run, Trainee, feed};
 use crate::{PretrainArgs, device, plan};
 
 impl Task for &PretrainArgs {
@@ -51,8 +51,8 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
         device::name(device)
     );
     if args.plan {
-        let config = training::loader_config(&train, recipe.seed, M::UNITS);
-        let plan = training::plan(&examples.train, &config)?;
+        let config = feed::loader_config(&train, recipe.seed, M::UNITS);
+        let plan = feed::plan(&examples.train, &config)?;
         let lines = plan::tell(&recipe, &mut state, &examples.train, &plan)?;
         lines.iter().for_each(|line| out!("{line}"));
         return Ok(ExitCode::SUCCESS);
@@ -60,7 +60,7 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
 
     let mut bad = examples.skipped;
     let parts = (&train, recipe.seed, M::UNITS);
-    let held_out = training::held_out_batches(examples.held_out.as_ref(), parts, &mut bad)?;
+    let held_out = feed::held_out_batches(examples.held_out.as_ref(), parts, &mut bad)?;
     let dataset = Arc::new(examples.train);
     let seed = recipe.seed;
     let pretrainee = Pretrainee { recipe, state, held_out, dataset: dataset.clone() };
@@ -79,9 +79,9 @@ fn open<M: Modality>(
     let examples =
         M::open(&args.data, &recipe.data, &recipe.features, train.held_out, recipe.seed, &cache)?;
     tell!("data: {}", examples.summary);
-    training::tell_skipped(train, &examples.skipped)?;
+    feed::tell_skipped(train, &examples.skipped)?;
     for side in [Some(&examples.train), examples.held_out.as_ref()].into_iter().flatten() {
-        training::check_sizes(train, side, M::UNITS)?;
+        feed::check_sizes(train, side, M::UNITS)?;
     }
     if examples.held_out.is_none() {
         note("nothing is held out: no evaluation, and no `explained`");

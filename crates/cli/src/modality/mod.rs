@@ -18,7 +18,7 @@ use tch::Device;
 use toml::Table;
 
 use crate::recipe::{nearest, read, toml_error};
-use crate::training::Units;
+use crate::training::feed::Units;
 
 mod nlp;
 mod speech;

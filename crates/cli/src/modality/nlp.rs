@@ -16,7 +16,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::modality::tunable::{Divide, NoMask, divide};
 use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, split};
-use crate::training::Units;
+use crate::training::feed::Units;
 
 /// Text, counted in tokens.
 #[derive(Clone, Debug, PartialEq)]

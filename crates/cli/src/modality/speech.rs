@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::modality::tunable::{Divide, divide};
 use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
-use crate::training::Units;
+use crate::training::feed::Units;
 
 /// Recordings, counted in seconds.
 #[derive(Clone, Debug, PartialEq)]

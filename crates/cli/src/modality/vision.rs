@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::modality::tunable::{Divide, NoMask, divide};
 use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
-use crate::training::Units;
+use crate::training::feed::Units;
 
 /// Images, counted one by one.
 #[derive(Clone, Debug, PartialEq)]

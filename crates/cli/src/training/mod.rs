@@ -1,15 +1,16 @@
 //! The loop that pretraining and fine-tuning share: data in, steps, evaluations, checkpoints; and a clean
 //! end whenever it comes.
 
+pub mod feed;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use data2vec_core::loader::{Plan, TOLERANCE};
-use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Checkpoints, Dataset, Loader, LoaderConfig, Position};
+use data2vec_core::loader::Plan;
+use data2vec_core::{Checkpoints, Dataset, Loader, Position};
 
 use crate::curve;
 use crate::metrics::{Line, Metrics, Pending, TrainLine};
@@ -18,6 +19,7 @@ use crate::recipe::TrainConfig;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
+use feed::{Units, check_bad, loader_config};
 
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
@@ -62,101 +64,6 @@ pub struct Results {
     pub what: [String; 2],
     /// Commands to go on with.
     pub next: Vec<String>,
-}
-
-/// In what examples are counted.
-#[derive(Clone, Copy)]
-pub struct Units {
-    /// As people call it.
-    pub name: &'static str,
-    /// [`Dataset::size`] of one.
-    pub size: f64,
-}
-
-/// How the data of a run become batches.
-pub fn loader_config(train: &TrainConfig, seed: u64, units: Units) -> LoaderConfig {
-    LoaderConfig {
-        budget: (train.batch * units.size).round() as u64,
-        max_examples: train.max_examples,
-        workers: train.workers,
-        queue: 4,
-        seed,
-        max_bad: train.max_bad_examples,
-        tolerance: TOLERANCE,
-    }
-}
-
-/// How the examples of `dataset` are put together.
-pub fn plan(dataset: &impl Dataset, config: &LoaderConfig) -> data2vec_core::Result<Plan> {
-    let max_examples = config.max_examples.unwrap_or(usize::MAX);
-    Plan::new(dataset, config.budget, max_examples, config.tolerance)
-}
-
-/// Whether so many unusable examples are allowed.
-pub fn check_bad(train: &TrainConfig, count: usize, last: &str) -> Result<()> {
-    let limit = train.max_bad_examples;
-    if count > limit {
-        bail!(
-            "{count} unusable examples, train.max_bad_examples = {limit} are allowed; the last one: {last}"
-        );
-    }
-    Ok(())
-}
-
-/// Says which examples could not be used, and whether so many are allowed.
-pub fn tell_skipped(train: &TrainConfig, skipped: &[String]) -> Result<()> {
-    for reason in skipped.iter().take(10) {
-        note(format!("skipped {reason}"));
-    }
-    if skipped.len() > 10 {
-        note(format!("and {} more", skipped.len() - 10));
-    }
-    skipped.last().map_or(Ok(()), |last| check_bad(train, skipped.len(), last))
-}
-
-/// Whether each example fits a batch.
-pub fn check_sizes(train: &TrainConfig, dataset: &impl Dataset, units: Units) -> Result<()> {
-    let largest = (0..dataset.len()).max_by_key(|&index| dataset.size(index));
-    let Some(index) = largest else { return Ok(()) };
-    if dataset.size(index) > loader_config(train, 0, units).budget {
-        let size = dataset.size(index) as f64 / units.size;
-        let (batch, unit, name) = (train.batch, units.name, dataset.name(index));
-        bail!(
-            "train.batch = {batch} is too small for one example: {name} is {size:.2} {unit}; raise it, or allow only smaller ones in [data]"
-        );
-    }
-    Ok(())
-}
-
-/// The batches of all evaluations: the same examples, cut the same way. Unusable ones go to `bad`.
-pub fn held_out_batches<D: Dataset>(
-    held_out: Option<&D>,
-    (train, seed, units): (&TrainConfig, u64, Units),
-    bad: &mut Vec<String>,
-) -> Result<Vec<D::Batch>> {
-    let Some(held_out) = held_out else { return Ok(Vec::new()) };
-    let config = loader_config(train, seed, units);
-    let plan = plan(held_out, &config)?;
-    let epoch = plan.epoch(seed, 0);
-    let mut batches = Vec::new();
-    for place in 0..plan.batches().min(train.eval_batches as u64) {
-        let mut rng = stream(seed, Purpose::HeldOut, &[place]);
-        let mut examples = Vec::new();
-        for &index in epoch.batch(place) {
-            match held_out.load(index as usize, &mut rng) {
-                Ok(example) => examples.push(example),
-                Err(error) => {
-                    note(format!("skipped {error}"));
-                    bad.push(error.to_string());
-                    check_bad(train, bad.len(), &error.to_string())?;
-                }
-            }
-        }
-        if !examples.is_empty() {
-            batches.push(held_out.collate(examples, &mut rng)?);
-        }
-    }
-    Ok(batches)
 }
 
 /// A run: who trains, on what, and what has come of it.
