@@ -12,9 +12,9 @@ use toml::Table;
 
 use crate::device;
 use crate::judge::Judge;
+use crate::log::Log;
 use crate::metrics::{Line, TrainLine, ValidationLine};
 use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
-use crate::progress::Progress;
 use crate::report::{note, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
@@ -186,7 +186,7 @@ impl<M: Tunable> Trainee for Tunee<M> {
         }))
     }
 
-    fn rehearse(&mut self, _plan: &Plan, _progress: &Progress) -> Result<()> {
+    fn rehearse(&mut self, _plan: &Plan, _log: &Log) -> Result<()> {
         Ok(())
     }
 

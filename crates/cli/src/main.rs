@@ -11,12 +11,12 @@ mod finetune;
 mod hub;
 mod import;
 mod judge;
+mod log;
 mod metrics;
 mod modality;
 mod plan;
 mod pretrain;
 mod probe;
-mod progress;
 mod recipe;
 #[cfg(test)]
 mod recipe_tests;

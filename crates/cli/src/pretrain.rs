@@ -11,9 +11,9 @@ use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Batch, Explained, TrainState};
 use toml::Table;
 
+use crate::log::Log;
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
 use crate::modality::{Examples, Modality, Task, Tunable};
-use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
@@ -121,11 +121,11 @@ impl<M: Modality> Trainee for Pretrainee<M> {
         }))
     }
 
-    fn rehearse(&mut self, plan: &Plan, progress: &Progress) -> Result<()> {
+    fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()> {
         let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, plan)?;
-        progress.say(&trial.describe::<M>());
+        log.say(&trial.describe::<M>());
         if let Some(warning) = plan::warn(&trial, self.state.model.device()) {
-            progress.say(&format!("note: {warning}"));
+            log.say(&format!("note: {warning}"));
         }
         Ok(())
     }

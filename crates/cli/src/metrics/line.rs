@@ -102,6 +102,53 @@ impl Line {
             Self::Validation(line) => line.step,
         }
     }
+
+    /// Whether it tells of examples that the run never trains on.
+    pub fn is_evaluation(&self) -> bool {
+        matches!(self, Self::HeldOut(_) | Self::Validation(_))
+    }
+
+    /// Its figures by tag, as in `train/loss`; undefined ones are missing.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let named = |kind: &str, figures: &[(&str, f64)]| {
+            figures.iter().map(|(name, value)| (format!("{kind}/{name}"), *value)).collect()
+        };
+        match self {
+            Self::Train(line) => {
+                let mut figures = vec![
+                    ("loss", line.loss),
+                    ("grad_norm", line.grad_norm),
+                    ("lr", line.lr),
+                    ("epoch", line.epoch),
+                    ("units_per_second", line.units_per_second),
+                    ("waiting", line.waiting),
+                    ("bad_examples", line.bad_examples as f64),
+                ];
+                if let Some(line) = &line.pretraining {
+                    figures.extend([
+                        ("target_var", line.target_var),
+                        ("pred_var", line.pred_var),
+                        ("masked_share", line.masked_share),
+                        ("ema_decay", line.ema_decay),
+                    ]);
+                }
+                named("train", &figures)
+            }
+            Self::HeldOut(line) => {
+                let mut figures = vec![("loss", line.loss)];
+                figures.extend(line.explained.map(|value| ("explained", value)));
+                figures.extend([("target_var", line.target_var), ("pred_var", line.pred_var)]);
+                named("held_out", &figures)
+            }
+            Self::Validation(line) => {
+                let figures = line.figures.iter().map(|(name, value)| (name.as_str(), *value));
+                named(
+                    "validation",
+                    &[("loss", line.loss)].into_iter().chain(figures).collect::<Vec<_>>(),
+                )
+            }
+        }
+    }
 }
 
 /// An evaluation as the user sees it; of training, `Progress` shows more.

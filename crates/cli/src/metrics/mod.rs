@@ -156,4 +156,28 @@ mod tests {
         assert!(steps().is_empty());
         fs::remove_file(&path).expect("the file");
     }
+
+    #[test]
+    fn scalars_have_a_tag_and_undefined_ones_are_missing() {
+        let line = HeldOutLine {
+            step: 3,
+            loss: 0.5,
+            explained: None,
+            target_var: 0.0,
+            pred_var: f64::NAN,
+        };
+        let scalars = Line::HeldOut(line).scalars();
+        let tags: Vec<&str> = scalars.iter().map(|(tag, _)| tag.as_str()).collect();
+        assert_eq!(tags, ["held_out/loss", "held_out/target_var", "held_out/pred_var"]);
+        assert!(scalars[0].1 == 0.5 && scalars[2].1.is_nan());
+        let figures = [("wer".to_owned(), 0.25)].into();
+        let scalars = Line::Validation(ValidationLine { step: 3, loss: 1.0, figures }).scalars();
+        let expected = [("validation/loss".to_owned(), 1.0), ("validation/wer".to_owned(), 0.25)];
+        assert_eq!(scalars, expected);
+        let train = TrainLine { lr: 0.1, bad_examples: 2, ..TrainLine::default() };
+        let scalars = Line::Train(train).scalars();
+        assert!(scalars.contains(&("train/lr".to_owned(), 0.1)));
+        assert!(scalars.contains(&("train/bad_examples".to_owned(), 2.0)));
+        assert!(!scalars.iter().any(|(tag, _)| tag == "train/target_var"));
+    }
 }

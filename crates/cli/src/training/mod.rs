@@ -13,8 +13,8 @@ use data2vec_core::loader::Plan;
 use data2vec_core::{Checkpoints, Dataset, Loader, Position};
 
 use crate::curve;
-use crate::metrics::{Line, Metrics, Pending, TrainLine};
-use crate::progress::{Progress, clock};
+use crate::log::{Log, clock};
+use crate::metrics::{Line, Pending, TrainLine};
 use crate::recipe::TrainConfig;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
@@ -39,7 +39,7 @@ pub trait Trainee {
     fn take_step(&mut self, batches: &[Self::Batch]) -> Result<Option<TrainLine>>;
 
     /// Before the first step: whether what is planned is possible.
-    fn rehearse(&mut self, plan: &Plan, progress: &Progress) -> Result<()>;
+    fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()>;
 
     /// What it makes of examples that it never trains on; `None` if there are none.
     fn evaluate(&mut self) -> Result<Option<Line>>;
@@ -79,9 +79,7 @@ pub struct Run<T: Trainee, D> {
     /// Step of the newest checkpoint.
     saved: Option<u64>,
     checkpoints: Checkpoints,
-    metrics: Metrics,
-    /// The last evaluation.
-    last: Option<Line>,
+    log: Log,
     /// Unusable examples that were met before training.
     bad_before: usize,
     pending: Pending,
@@ -114,14 +112,9 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             None if newest.damaged.is_empty() => {}
             None => note("no checkpoint is whole: starting from step 0"),
         }
-        let path = folder.join("metrics.jsonl");
-        let metrics = Metrics::open(&path, trainee.step())?;
-        let mut last = None;
-        for line in crate::metrics::read(&path)? {
-            if !matches!(line, Line::Train(_)) {
-                trainee.heed(&line, false)?;
-                last = Some(line);
-            }
+        let (log, lines) = Log::open(&folder, (trainee.step(), train.steps), units.name)?;
+        for line in lines.iter().filter(|line| line.is_evaluation()) {
+            trainee.heed(line, false)?;
         }
         let train = train.clone();
         Ok(Self {
@@ -134,8 +127,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             next_batch,
             saved,
             checkpoints,
-            metrics,
-            last,
+            log,
             bad_before,
             pending,
         })
@@ -151,12 +143,12 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         let mut config = loader_config(&train, self.seed, self.units);
         config.max_bad -= self.bad_before.min(config.max_bad);
         let mut loader = Loader::new(self.dataset.clone(), config, self.next_batch)?;
-        let progress = Progress::new(self.trainee.step(), train.steps, self.units.name);
         if self.trainee.step() == 0 {
-            self.trainee.rehearse(loader.plan(), &progress)?;
-            self.evaluate(&progress)?;
+            self.trainee.rehearse(loader.plan(), &self.log)?;
+            self.evaluate()?;
         }
-        let (started, first) = (Instant::now(), self.trainee.step());
+        self.log.begin();
+        let started = Instant::now();
         let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
         let (mut skipped, mut released) = (0, Instant::now());
         while self.trainee.step() < train.steps && stop.exit_code().is_none() {
@@ -164,7 +156,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             let mut epoch = 0.0;
             while batches.len() < train.accumulate {
                 let loaded = loader.next();
-                self.meet_bad(&loader, &progress)?;
+                self.meet_bad(&loader)?;
                 let loaded = loaded?;
                 self.next_batch = loaded.number + 1;
                 units += loaded.size as f64 / self.units.size;
@@ -180,7 +172,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 }
                 None => {
                     skipped += 1;
-                    progress.say(&format!("note: step {step} is not finite, nothing was changed"));
+                    self.log.say(&format!("note: step {step} is not finite, nothing was changed"));
                     if skipped >= MAX_SKIPPED {
                         bail!(
                             "{MAX_SKIPPED} steps in a row were not finite; try a lower schedule.lr"
@@ -188,7 +180,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                     }
                 }
             }
-            progress.step(step);
+            self.log.step(step);
             if released.elapsed() > RELEASE_EVERY {
                 data2vec_torch_ext::release_freed_memory();
                 released = Instant::now();
@@ -202,21 +194,18 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 line.waiting = (loader.waited() - waited).as_secs_f64() / took.as_secs_f64();
                 line.bad_examples = self.bad_before + self.pending.bad.len();
                 (since, units, waited) = (Instant::now(), 0.0, loader.waited());
-                let per_step = started.elapsed().div_f64((step - first) as f64);
-                let left = per_step.mul_f64((train.steps - step) as f64);
-                progress.line(&line, self.last.as_ref(), left);
-                self.metrics.write(&Line::Train(line))?;
+                self.log.line(&Line::Train(line))?;
             }
             if step.is_multiple_of(train.eval_every) || last_step {
                 let before = Instant::now();
-                self.evaluate(&progress)?;
+                self.evaluate()?;
                 since += before.elapsed(); // an evaluation is no training time
             }
             if step.is_multiple_of(train.save_every) || last_step {
                 self.save()?;
             }
         }
-        progress.finish();
+        self.log.finish();
         if let Some(code) = stop.exit_code() {
             self.save()?;
             curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
@@ -229,23 +218,20 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     }
 
     /// Tells of unusable examples that are new, and ends the run if they are too many.
-    fn meet_bad(&mut self, loader: &Loader<T::Batch>, progress: &Progress) -> Result<()> {
+    fn meet_bad(&mut self, loader: &Loader<T::Batch>) -> Result<()> {
         for (name, reason) in loader.bad() {
             if self.pending.bad.insert(name) {
-                progress.say(&format!("note: skipped {reason}"));
+                self.log.say(&format!("note: skipped {reason}"));
                 check_bad(&self.train, self.bad_before + self.pending.bad.len(), &reason)?;
             }
         }
         Ok(())
     }
 
-    fn evaluate(&mut self, progress: &Progress) -> Result<()> {
+    fn evaluate(&mut self) -> Result<()> {
         let Some(line) = self.trainee.evaluate()? else { return Ok(()) };
-        progress.say(&line.to_string());
-        self.metrics.write(&line)?;
-        self.trainee.heed(&line, true)?;
-        self.last = Some(line);
-        Ok(())
+        self.log.line(&line)?;
+        self.trainee.heed(&line, true)
     }
 
     fn save(&mut self) -> Result<()> {

@@ -3,31 +3,38 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::metrics::{Line, Pretraining, TrainLine};
 use crate::report::tell;
 
-/// The run's progress.
-pub struct Progress {
+/// What is seen of a run.
+pub struct View {
     bar: ProgressBar,
     unit: &'static str,
     steps: u64,
     terminal: bool,
 }
 
-impl Progress {
-    /// Shows a run of `steps` that stands at `step`.
-    pub fn new(step: u64, steps: u64, unit: &'static str) -> Self {
+impl View {
+    /// Of a run of `steps`, whose data are counted in `unit`. Nothing is drawn yet.
+    pub fn new(steps: u64, unit: &'static str) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if terminal { ProgressBar::new(steps) } else { ProgressBar::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
         let style = "{bar:24} {pos}/{len} {msg} {elapsed_precise} left {eta_precise}";
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }
-        bar.set_position(step);
-        bar.reset_eta();
         Self { bar, unit, steps, terminal }
+    }
+
+    /// Shows the run, which stands at `step`.
+    pub fn show(&self, step: u64) {
+        if self.terminal {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        self.bar.set_position(step);
+        self.bar.reset_eta();
     }
 
     /// One more step.
@@ -60,7 +67,7 @@ impl Progress {
 
     /// A line of its own, above the bar.
     pub fn say(&self, text: &str) {
-        if self.terminal { self.bar.println(text) } else { tell!("{text}") }
+        self.bar.suspend(|| tell!("{text}"));
     }
 
     /// Leaves the terminal as it was.
