@@ -312,3 +312,47 @@ fn what_is_missing_is_named_with_what_is_near() {
     });
     assert!(text.contains(&format!("`{name}`: has shape [7], not [48]")), "{text}");
 }
+
+#[test]
+fn weights_in_parts_are_read_like_whole_ones_and_from_their_folder_alone() {
+    let config = tiny::speech_v1();
+    let model = model::<WaveEncoder>(config.features, config.transformer, None, true);
+    let exported = data2vec_speech::convert::to_hugging_face(&model).expect("1.0");
+    let [whole, apart] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    exported.write(whole.path()).expect("written");
+    let mut map = serde_json::Map::new();
+    let names: Vec<&String> = exported.tensors.keys().collect();
+    for (i, names) in names.chunks(names.len() / 2 + 1).enumerate() {
+        let file = format!("model-0000{}-of-00002.safetensors", i + 1);
+        let part = names.iter().map(|&name| (name.clone(), exported.tensors[name].shallow_clone()));
+        let files = exported.files.clone();
+        let part = Exported { tensors: part.collect(), files, ..Exported::default() };
+        part.write(apart.path()).expect("written");
+        std::fs::rename(apart.path().join("model.safetensors"), apart.path().join(&file))
+            .expect("a part");
+        map.extend(names.iter().map(|&name| (name.clone(), file.clone().into())));
+    }
+    let index = apart.path().join("model.safetensors.index.json");
+    let write = |map| std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string());
+    write(map.clone()).expect("written");
+
+    let read = |dir: &Path| -> Result<Imported<WaveEncoderConfig>> {
+        Ok(speech(&mut Source::open(dir)?, &options(false))?.expect("a known layout"))
+    };
+    let [whole, parts] = [whole.path(), apart.path()].map(|dir| read(dir).expect("weights"));
+    assert_eq!(whole.model.config, parts.model.config);
+    for (name, tensor) in &whole.model.vars {
+        assert!(tensor == &parts.model.vars[name], "{name}");
+    }
+
+    let refused = |map| {
+        write(map).expect("written");
+        read(apart.path()).err().expect("a broken index").to_string()
+    };
+    let mut outside = map.clone();
+    outside.insert("x".into(), "../model.safetensors".into());
+    assert!(refused(outside).contains("no file beside it"));
+    assert!(refused(serde_json::Map::new()).contains("lists no files"));
+    map.insert("x".into(), "model-00003-of-00002.safetensors".into());
+    assert!(refused(map).contains("model-00003-of-00002.safetensors"));
+}

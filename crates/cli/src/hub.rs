@@ -4,11 +4,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use data2vec_core::convert::{INDEX, WEIGHTS, parts};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
-/// Tensors, the first of which that is there is taken.
-const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 const CONFIG: &str = "config.json";
 /// What goes with them.
 const BESIDE: [&str; 6] = [
@@ -40,6 +39,12 @@ pub fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
+/// Files that lead to the tensors, the first of which that is there is taken.
+fn weights() -> impl Iterator<Item = String> {
+    let whole = WEIGHTS.iter().map(|&name| name.to_owned());
+    whole.chain(WEIGHTS.iter().map(|name| format!("{name}{INDEX}")))
+}
+
 fn is_offline() -> bool {
     let value = std::env::var("HF_HUB_OFFLINE").unwrap_or_default();
     matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on")
@@ -49,7 +54,7 @@ fn cached(name: &str, repo: Repo) -> Result<PathBuf> {
     let cache = Cache::from_env();
     let place = cache.path().display().to_string();
     let repo = cache.repo(repo);
-    match (repo.get(CONFIG), WEIGHTS.iter().find_map(|file| repo.get(file))) {
+    match (repo.get(CONFIG), weights().find_map(|file| repo.get(&file))) {
         (Some(config), Some(_)) => Ok(config),
         _ => bail!("{name}: is not in the cache, {place}; unset HF_HUB_OFFLINE to fetch it"),
     }
@@ -63,12 +68,18 @@ fn download(name: &str, repo: Repo) -> Result<PathBuf> {
     };
     let api = ApiBuilder::from_env().with_progress(true).build().with_context(failed)?.repo(repo);
     let info = api.info().with_context(failed)?;
-    let has = |file: &&str| info.siblings.iter().any(|sibling| sibling.rfilename == **file);
-    let Some(weights) = WEIGHTS.iter().find(|file| has(file)) else {
+    let has = |file: &str| info.siblings.iter().any(|sibling| sibling.rfilename == file);
+    let Some(weights) = weights().find(|file| has(file)) else {
         bail!("{name}: has neither {} on the hub", WEIGHTS.join(" nor "));
     };
-    for file in BESIDE.iter().filter(|file| has(file)).chain([weights]) {
+    for file in BESIDE.into_iter().filter(|file| has(file)) {
         api.get(file).with_context(failed)?;
+    }
+    let weights = api.get(&weights).with_context(failed)?;
+    if weights.extension().is_some_and(|kind| kind == "json") {
+        for part in parts(&weights)? {
+            api.get(&part).with_context(failed)?;
+        }
     }
     api.get(CONFIG).with_context(failed)
 }

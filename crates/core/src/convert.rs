@@ -27,7 +27,7 @@ use crate::{
 pub use exported::{EXPORTED_WEIGHTS, Exported, label_settings};
 pub use labels::{as_many, classes, read_labels};
 pub use settings::{Settings, pretraining};
-pub use source::{Marker, Source, teachers_place};
+pub use source::{INDEX, Marker, Source, WEIGHTS, parts, teachers_place};
 pub use table::Table;
 
 /// What a user adds to what a checkpoint says of itself.

@@ -1,6 +1,6 @@
 //! Checkpoints as they lie on the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,11 @@ use crate::{Error, Result, pickle};
 const AVERAGED: &str = "model_ema";
 /// Prefix of averaged weights in [`Source::tensors`].
 const TEACHER: &str = "_ema.";
+
+/// Files of weights in a folder of Hugging Face; the first that is there is taken.
+pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+/// What the name of the list has behind it where the weights lie in parts.
+pub const INDEX: &str = ".index.json";
 
 /// What was found in a checkpoint.
 #[derive(Debug)]
@@ -41,8 +46,9 @@ pub struct Marker<L> {
 }
 
 impl Source {
-    /// Reads a folder of Hugging Face (`config.json` and `model.safetensors` or `pytorch_model.bin`), a file
-    /// of `torch.save`, or a safetensors file, which may have a `config.json` beside it.
+    /// Reads a folder of Hugging Face (`config.json` and `model.safetensors` or `pytorch_model.bin`, whole or in
+    /// parts that an index lists), a file of `torch.save`, or a safetensors file, which may have a `config.json`
+    /// beside it.
     ///
     /// # Errors
     /// If nothing of that kind is there, or it is broken.
@@ -51,14 +57,30 @@ impl Source {
         if !meta.is_dir() {
             return Self::file(path);
         }
-        let files = ["model.safetensors", "pytorch_model.bin"].map(|name| path.join(name));
-        match files.iter().find(|file| file.is_file()) {
-            Some(file) => Self::file(file),
+        let files = WEIGHTS.map(|name| path.join(name));
+        if let Some(file) = files.iter().find(|file| file.is_file()) {
+            return Self::file(file);
+        }
+        let indices = WEIGHTS.map(|name| path.join(format!("{name}{INDEX}")));
+        match indices.iter().find(|index| index.is_file()) {
+            Some(index) => Self::parts(index),
             None => {
-                let reason = "holds neither model.safetensors nor pytorch_model.bin";
+                let reason = format!("holds neither {}", WEIGHTS.join(" nor "));
                 Err(Error::file(path, reason))
             }
         }
+    }
+
+    /// All that the parts hold which the file `index` lists.
+    fn parts(index: &Path) -> Result<Self> {
+        let folder = index.parent().unwrap_or(Path::new("")).to_owned();
+        let parts = parts(index)?;
+        let mut tensors = BTreeMap::new();
+        for part in &parts {
+            tensors.extend(Self::file(&folder.join(part))?.tensors);
+        }
+        let config = json(&folder.join("config.json"))?;
+        Ok(Self { path: index.to_owned(), tensors, config, folder })
     }
 
     fn file(path: &Path) -> Result<Self> {
@@ -186,6 +208,26 @@ fn is_safetensors(path: &Path) -> Result<bool> {
         Ok(()) => Ok(start[8] == b'{'),
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(Error::io(path, e)),
+    }
+}
+
+/// The names of the files that an index lists, each once; in its own folder alone.
+///
+/// # Errors
+/// [`Error::File`] if it lists none, or one of another folder.
+pub fn parts(index: &Path) -> Result<BTreeSet<String>> {
+    let map = json(index)?;
+    let files = map["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let names: Option<BTreeSet<String>> = files.map(|f| f.as_str().map(str::to_owned)).collect();
+    let names = names.filter(|names| !names.is_empty()).ok_or_else(|| {
+        Error::file(index, "lists no files: its `weight_map` is not one of names and files")
+    })?;
+    let is_plain = |name: &&String| Path::new(name).file_name() == Some(name.as_ref());
+    match names.iter().find(|name| !is_plain(name)) {
+        Some(name) => {
+            Err(Error::file(index, format!("lists {name:?}, which is no file beside it")))
+        }
+        None => Ok(names),
     }
 }
 
