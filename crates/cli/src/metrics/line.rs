@@ -15,6 +15,12 @@ pub enum Line {
     HeldOut(HeldOutLine),
     /// Held-out labelled examples, in fine-tuning.
     Validation(ValidationLine),
+    /// What the model's insides look like.
+    Health(HealthLine),
+    /// What nearest neighbours tell of classes by the features.
+    Probe(ProbeLine),
+    /// Something that was done because training did not go as it should.
+    Action(ActionLine),
 }
 
 /// See [`Line::Train`].
@@ -88,6 +94,55 @@ pub struct ValidationLine {
     pub figures: BTreeMap<String, f64>,
 }
 
+/// See [`Line::Health`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct HealthLine {
+    /// Completed steps.
+    pub step: u64,
+    /// By name: `target_rank`, `student_norm`, …; undefined ones are missing.
+    pub figures: BTreeMap<String, f64>,
+}
+
+/// See [`Line::Probe`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeLine {
+    /// Completed steps.
+    pub step: u64,
+    /// Neighbours that vote.
+    pub k: usize,
+    /// Share of the examples that they get right.
+    pub accuracy: f64,
+    /// Share that is of the most frequent class.
+    pub chance: f64,
+}
+
+/// See [`Line::Action`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ActionLine {
+    /// Completed steps that training stands at after it.
+    pub step: u64,
+    /// What was done.
+    pub action: Action,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// See [`ActionLine`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Nothing but to say so.
+    Warn,
+    /// A step that would not have been finite was not taken.
+    Skip,
+    /// The learning rate is lower from here on.
+    LowerLr,
+    /// Training stands at an earlier checkpoint again.
+    RollBack,
+    /// Training ended.
+    Stop,
+}
+
 /// JSON has no NaN: it is written as `null`.
 fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
@@ -100,6 +155,9 @@ impl Line {
             Self::Train(line) => line.step,
             Self::HeldOut(line) => line.step,
             Self::Validation(line) => line.step,
+            Self::Health(line) => line.step,
+            Self::Probe(line) => line.step,
+            Self::Action(line) => line.step,
         }
     }
 
@@ -147,6 +205,14 @@ impl Line {
                     &[("loss", line.loss)].into_iter().chain(figures).collect::<Vec<_>>(),
                 )
             }
+            Self::Health(line) => {
+                let figures = line.figures.iter();
+                figures.map(|(name, value)| (format!("health/{name}"), *value)).collect()
+            }
+            Self::Probe(line) => {
+                named("probe", &[("accuracy", line.accuracy), ("chance", line.chance)])
+            }
+            Self::Action(_) => Vec::new(),
         }
     }
 }
@@ -170,6 +236,55 @@ impl Display for Line {
                 let mut figures = line.figures.iter();
                 figures.try_for_each(|(name, value)| write!(f, ", {name} {value:.4}"))
             }
+            Self::Health(line) => {
+                write!(f, "step {}: health:", line.step)?;
+                let mut figures = line.figures.iter();
+                figures.try_for_each(|(name, value)| write!(f, " {name} {value:.4}"))
+            }
+            Self::Probe(ProbeLine { step, k, accuracy, chance }) => {
+                let [right, always] = [accuracy, chance].map(|share| 100.0 * share);
+                write!(
+                    f,
+                    "step {step}: probe: {right:.1} % by {k} neighbours, chance {always:.1} %"
+                )
+            }
+            Self::Action(ActionLine { step, action, reason }) => {
+                write!(f, "step {step}: {action}: {reason}")
+            }
         }
+    }
+}
+
+impl Display for Action {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Warn => "warning",
+            Self::Skip => "skipped",
+            Self::LowerLr => "lowered the learning rate",
+            Self::RollBack => "rolled back",
+            Self::Stop => "stopped",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read_as_they_were_written_and_so_are_old_ones() {
+        let lines = [
+            r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"lr":0.0003,"target_var":0.7,"pred_var":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
+            r#"{"kind":"health","step":20,"figures":{"student_norm":31.5,"target_rank":17.25}}"#,
+            r#"{"kind":"probe","step":20,"k":10,"accuracy":0.75,"chance":0.125}"#,
+            r#"{"kind":"action","step":20,"action":"roll_back","reason":"collapse"}"#,
+        ];
+        for text in lines {
+            let line: Line = serde_json::from_str(text).expect("a line");
+            assert_eq!(line.step(), 20);
+            assert_eq!(serde_json::to_string(&line).expect("text"), text);
+        }
+        let roll_back: Line = serde_json::from_str(lines[3]).expect("a line");
+        assert_eq!(roll_back.to_string(), "step 20: rolled back: collapse");
     }
 }
