@@ -51,6 +51,9 @@ pub struct Args {
     /// CPU they are so anyway
     #[arg(long)]
     deterministic: bool,
+    /// Write no report.html
+    #[arg(long)]
+    no_report: bool,
     /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -132,7 +135,7 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
     let dataset = Arc::new(dataset);
     let model = folder.join("model");
     let tunee = Tunee { recipe, state, held_out, dataset: dataset.clone(), best: None, model };
-    Run::resume(tunee, dataset, folder, parts, bad.len())?.train(&stop)
+    Run::resume(tunee, dataset, folder, parts, bad.len())?.reporting(!args.no_report).train(&stop)
 }
 
 impl<M: Tunable> TuneRecipe<M> {

@@ -14,6 +14,7 @@ mod judge;
 mod log;
 mod metrics;
 mod modality;
+mod page;
 mod plan;
 mod pretrain;
 mod probe;
@@ -67,6 +68,8 @@ enum Command {
     /// Make a tokenizer of one's own
     #[command(subcommand)]
     Tokenizer(tokenizer::Command),
+    /// Write the page of a run, or one that compares several
+    Report(page::Args),
     /// Write down what is said in recordings
     Transcribe(transcribe::Args),
 }
@@ -97,6 +100,9 @@ pub struct PretrainArgs {
     /// The same numbers from the same command on the same GPU, every time; slower. On a CPU they are so anyway
     #[arg(long)]
     deterministic: bool,
+    /// Write no report.html
+    #[arg(long)]
+    no_report: bool,
     /// Another value for a key of the recipe, as in --set transformer.depth=6
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -121,6 +127,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(command) => bench::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => page::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Transcribe(args) => transcribe::run(&args).map(|()| ExitCode::SUCCESS),
     })
 }

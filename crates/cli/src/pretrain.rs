@@ -65,7 +65,9 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
     let seed = recipe.seed;
     let pretrainee = Pretrainee { recipe, state, held_out, dataset: dataset.clone() };
     let parts = (&train, seed, M::UNITS);
-    Run::resume(pretrainee, dataset, folder, parts, bad.len())?.train(&stop)
+    Run::resume(pretrainee, dataset, folder, parts, bad.len())?
+        .reporting(!args.no_report)
+        .train(&stop)
 }
 
 /// Lists the examples and says what was found.

@@ -93,6 +93,16 @@ pub struct Examples<D> {
     pub skipped: Vec<String>,
 }
 
+/// In what a modality, by its name in recipes, counts its data.
+pub fn unit(modality: &str) -> Option<&'static str> {
+    match modality {
+        "speech" => Some(Speech::UNITS.name),
+        "vision" => Some(Vision::UNITS.name),
+        "nlp" => Some(Nlp::UNITS.name),
+        _ => None,
+    }
+}
+
 /// What a recipe can name.
 const MODALITIES: [&str; 3] = ["speech", "vision", "nlp"];
 

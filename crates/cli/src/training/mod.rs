@@ -3,7 +3,7 @@
 
 pub mod feed;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,8 +15,9 @@ use data2vec_core::{Checkpoints, Dataset, Loader, Position};
 use crate::curve;
 use crate::log::{Log, clock};
 use crate::metrics::{Line, Pending, TrainLine};
+use crate::page::Reporter;
 use crate::recipe::TrainConfig;
-use crate::report::{note, out, tell};
+use crate::report::{describe, note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
 use feed::{Units, check_bad, loader_config};
@@ -80,6 +81,8 @@ pub struct Run<T: Trainee, D> {
     saved: Option<u64>,
     checkpoints: Checkpoints,
     log: Log,
+    /// `None`: nobody wants the page.
+    reporter: Option<Reporter>,
     /// Unusable examples that were met before training.
     bad_before: usize,
     pending: Pending,
@@ -128,9 +131,16 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             saved,
             checkpoints,
             log,
+            reporter: None,
             bad_before,
             pending,
         })
+    }
+
+    /// Whether the run writes a page about itself.
+    pub fn reporting(mut self, wanted: bool) -> Self {
+        self.reporter = wanted.then(|| Reporter::new(self.folder.path()));
+        self
     }
 
     /// Trains to the end, or until somebody stops it.
@@ -146,6 +156,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         if self.trainee.step() == 0 {
             self.trainee.rehearse(loader.plan(), &self.log)?;
             self.evaluate()?;
+            self.report();
         }
         self.log.begin();
         let started = Instant::now();
@@ -199,6 +210,9 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             if step.is_multiple_of(train.eval_every) || last_step {
                 let before = Instant::now();
                 self.evaluate()?;
+                if !last_step && self.reporter.as_ref().is_some_and(Reporter::is_due) {
+                    self.report();
+                }
                 since += before.elapsed(); // an evaluation is no training time
             }
             if step.is_multiple_of(train.save_every) || last_step {
@@ -209,6 +223,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         if let Some(code) = stop.exit_code() {
             self.save()?;
             curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
+            self.report();
             tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
             return Ok(ExitCode::from(code));
         }
@@ -234,6 +249,17 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         self.trainee.heed(&line, true)
     }
 
+    /// Writes the page, if it is wanted, and says where it is. That it cannot be written is no reason to end a run.
+    fn report(&mut self) -> Option<PathBuf> {
+        match self.reporter.as_mut()?.write() {
+            Ok(path) => Some(path),
+            Err(error) => {
+                self.log.say(&format!("note: no report: {}", describe(&error)));
+                None
+            }
+        }
+    }
+
     fn save(&mut self) -> Result<()> {
         let step = self.trainee.step();
         if self.saved == Some(step) {
@@ -256,12 +282,16 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         let curve = self.folder.join("curve.svg");
         curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
         let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
+        let report = self.report();
         out!();
         if !took.is_zero() {
             out!("Trained in {}.", clock(took));
         }
         out!("  run      {}", self.folder.path().display());
         out!("  curve    {}", curve.display());
+        if let Some(report) = report {
+            out!("  report   {}", report.display());
+        }
         out!("  {name:<8} {place}");
         out!();
         out!("Next:");
