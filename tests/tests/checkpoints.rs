@@ -217,6 +217,7 @@ fn every_layout_of_speech() {
     for (head, labels) in [(None, None), (Some(ctc.clone()), dictionary), (Some(classes), None)] {
         let model = model::<WaveEncoder>(v1.features.clone(), v1.transformer.clone(), head, true);
         let is_ctc = model.head.as_ref().is_none_or(|head| head.task == HeadTask::Ctc);
+        assert_there_and_back("ours", &model, Model::plain, speech, None);
         assert_there_and_back("Hugging Face", &model, to_hugging_face, speech, None);
         match is_ctc {
             true => drop(assert_there_and_back("fairseq 1", &model, to_fairseq, speech, labels)),
@@ -251,7 +252,8 @@ fn every_layout_of_images() {
                     let _ = value.narrow(0, 48, 48).fill_(0.0);
                 }
             }
-            for (what, export) in [("HF", to_hugging_face as Export<_>), ("BEiT", to_fairseq)] {
+            let all = [("HF", to_hugging_face as Export<_>), ("BEiT", to_fairseq)];
+            for (what, export) in all.into_iter().chain([("ours", Model::plain as Export<_>)]) {
                 let back = assert_there_and_back(what, &model, export, images, None);
                 assert_eq!(back.model.config.features.positions, positions);
             }
@@ -277,6 +279,7 @@ fn every_layout_of_texts() {
         for head in [None, Some(classes.clone()), Some(number.clone())] {
             let (features, transformer) = (config.features.clone(), config.transformer.clone());
             let model = model::<TokenEncoder>(features, transformer, head, false);
+            assert_there_and_back("ours", &model, Model::plain, texts, None);
             assert_there_and_back("fairseq", &model, to_fairseq, texts, None);
             assert_there_and_back("Hugging Face", &model, to_hugging_face, texts, None);
         }
@@ -307,6 +310,10 @@ fn what_is_missing_is_named_with_what_is_near() {
     });
     assert!(text.contains(&format!("`{name}`: is missing")), "{text}");
     assert!(text.contains("nearest there are `encoder.layers.2.attention.k_proj.bais`"), "{text}");
+    let text = refused(&|e| {
+        e.facts.insert("encoder".into(), "encoder = \"wave\"\nfeatures = 3".into());
+    });
+    assert!(text.contains("entry `encoder` of its head is broken"), "{text}");
     let text = refused(&|e| {
         e.tensors.insert(name.into(), Tensor::zeros([7], (Kind::Float, Device::Cpu)));
     });

@@ -5,6 +5,7 @@
 
 mod exported;
 mod labels;
+mod own;
 mod settings;
 mod source;
 mod table;
@@ -26,6 +27,7 @@ use crate::{
 
 pub use exported::{EXPORTED_WEIGHTS, Exported, label_settings};
 pub use labels::{as_many, classes, read_labels};
+pub use own::import_own;
 pub use settings::{Settings, pretraining};
 pub use source::{INDEX, Marker, Source, WEIGHTS, parts, teachers_place};
 pub use table::Table;
@@ -90,9 +92,10 @@ impl<C: Serialize + DeserializeOwned> Model<C> {
         let text = |value: std::result::Result<String, toml::ser::Error>| {
             value.map_err(|e| Error::Input(e.to_string()))
         };
-        let mut facts = HashMap::from([("encoder".into(), text(toml::to_string(&self.config))?)]);
+        let mut facts =
+            HashMap::from([(own::ENCODER.into(), text(toml::to_string(&self.config))?)]);
         if let Some(head) = &self.head {
-            facts.insert("head".into(), text(toml::to_string(head))?);
+            facts.insert(own::HEAD.into(), text(toml::to_string(head))?);
         }
         Ok(Exported { tensors: self.all_vars(), facts, ..Exported::default() })
     }

@@ -62,6 +62,12 @@ pub fn import(
     options: &ImportOptions,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Option<Imported<TokenEncoderConfig>>> {
+    if let Some(own) = convert::import_own::<TokenEncoder>(source, options)? {
+        if let Some(tokenizer) = tokenizer {
+            tokenizer.check(&own.model.config.features)?;
+        }
+        return Ok(Some(own));
+    }
     without_old_names(source);
     let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
     if options.teacher {

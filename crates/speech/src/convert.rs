@@ -64,6 +64,9 @@ pub fn import(
     source: &mut Source,
     options: &ImportOptions,
 ) -> Result<Option<Imported<WaveEncoderConfig>>> {
+    if let Some(own) = convert::import_own::<WaveEncoder>(source, options)? {
+        return Ok(Some(own));
+    }
     let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
     if options.teacher {
         match layout {

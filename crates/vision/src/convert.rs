@@ -66,6 +66,9 @@ pub fn import(
     source: &mut Source,
     options: &ImportOptions,
 ) -> Result<Option<Imported<PatchEncoderConfig>>> {
+    if let Some(own) = convert::import_own::<PatchEncoder>(source, options)? {
+        return Ok(Some(own));
+    }
     let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
     if options.teacher {
         match layout {

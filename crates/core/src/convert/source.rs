@@ -1,6 +1,6 @@
 //! Checkpoints as they lie on the disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,8 @@ pub struct Source {
     pub tensors: BTreeMap<String, Tensor>,
     /// Its configuration, null if it has none: `config.json`, or a checkpoint's `cfg` or `args`.
     pub config: Json,
+    /// Entries in the head of a safetensors file.
+    pub facts: HashMap<String, String>,
     /// Where files that go with it would be.
     pub folder: PathBuf,
 }
@@ -80,14 +82,19 @@ impl Source {
             tensors.extend(Self::file(&folder.join(part))?.tensors);
         }
         let config = json(&folder.join("config.json"))?;
-        Ok(Self { path: index.to_owned(), tensors, config, folder })
+        Ok(Self { path: index.to_owned(), tensors, config, facts: HashMap::new(), folder })
     }
 
     fn file(path: &Path) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         let beside = json(&folder.join("config.json"))?;
+        let mut facts = HashMap::new();
         let (tensors, config) = match is_safetensors(path)? {
-            true => (read_tensors(path)?, Json::Null),
+            true => {
+                let tensors = read_tensors(path)?;
+                facts = read_facts(path)?;
+                (tensors, Json::Null)
+            }
             false => {
                 let saved = pickle::read(path)?;
                 let mut tensors = saved.tensors(saved.state_dict())?;
@@ -101,7 +108,7 @@ impl Source {
             }
         };
         let config = if config.is_null() { beside } else { config };
-        Ok(Self { path: path.to_owned(), tensors, config, folder })
+        Ok(Self { path: path.to_owned(), tensors, config, facts, folder })
     }
 
     /// The first of `markers` whose tensor is there, and the prefix of the encoder's names.
@@ -209,6 +216,19 @@ fn is_safetensors(path: &Path) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(Error::io(path, e)),
     }
+}
+
+/// Entries in the head of a safetensors file that has been read before.
+fn read_facts(path: &Path) -> Result<HashMap<String, String>> {
+    let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
+    let mut head = Vec::new();
+    file.take(u64::from_le_bytes(length)).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
+    let head: Json = serde_json::from_slice(&head).map_err(|e| Error::file(path, e.to_string()))?;
+    let entries = head["__metadata__"].as_object().into_iter().flatten();
+    let text = |(name, value): (&String, &Json)| Some((name.clone(), value.as_str()?.to_owned()));
+    Ok(entries.filter_map(text).collect())
 }
 
 /// The names of the files that an index lists, each once; in its own folder alone.
