@@ -70,13 +70,13 @@ fn resuming_changes_no_bit() {
         };
         let reports: Vec<_> = (0..6).map(|_| step(&mut straight)).collect();
 
-        let checkpoints = Checkpoints::new(dir.path().join(name), 2).expect("a folder");
+        let checkpoints = Checkpoints::new(dir.path().join(name), 2, None).expect("a folder");
         let mut first = state(config.clone());
         for expected in &reports[..3] {
             assert_eq!(step(&mut first), *expected, "{name}: a step repeats");
         }
         let position = Position { step: 3, next_batch: 6 };
-        checkpoints.save(position, |dir| first.save(dir)).expect("space");
+        checkpoints.save(position, |dir| first.snapshot()?.write(dir)).expect("space");
         let teacher: Vec<_> = everything(&first);
         drop(first);
         tch::manual_seed(99); // whatever happened meanwhile
@@ -235,12 +235,12 @@ fn a_batch_that_is_not_finite_changes_nothing() {
 fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
     let _turn = GENERATOR.lock();
     let dir = tempfile::tempdir().expect("a folder");
-    let checkpoints = Checkpoints::new(dir.path(), 2).expect("a folder");
+    let checkpoints = Checkpoints::new(dir.path(), 2, None).expect("a folder");
     let mut s = state(tiny::speech_v1());
     for step in 1..=3 {
         s.step(&[batch(step, 2)]).expect("a step");
         let position = Position { step, next_batch: step };
-        checkpoints.save(position, |dir| s.save(dir)).expect("space");
+        checkpoints.save(position, |dir| s.snapshot()?.write(dir)).expect("space");
     }
     assert_eq!(checkpoints.steps().expect("a folder"), [3, 2], "the last two are kept");
 
@@ -278,7 +278,7 @@ fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
     });
     assert!(failing.is_err());
     std::fs::create_dir(dir.path().join(".unfinished-5")).expect("space");
-    let again = Checkpoints::new(dir.path(), 2).expect("a folder");
+    let again = Checkpoints::new(dir.path(), 2, None).expect("a folder");
     assert_eq!(again.steps().expect("a folder"), [3, 2]);
     assert!(
         !dir.path().join(".unfinished-5").exists() && !dir.path().join(".unfinished-4").exists()

@@ -89,7 +89,7 @@ impl Case {
         halves.step(&self.batches).expect("a step");
         let saved = dir.join("saved");
         std::fs::create_dir(&saved).expect("space");
-        halves.save(&saved).expect("space");
+        halves.snapshot().expect("memory").write(&saved).expect("space");
         let mut resumed = self.state::<F>(dir);
         resumed.load(&saved, 2).expect("what was saved");
         let mut last = first;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use data2vec_core::encoder::read_config;
 use data2vec_core::loader::Plan;
-use data2vec_core::{HeadConfig, LabelledBatch, StepConfig, TuneState};
+use data2vec_core::{HeadConfig, LabelledBatch, Snapshot, StepConfig, TuneState};
 use toml::Table;
 
 use crate::device;
@@ -218,8 +218,8 @@ impl<M: Tunable> Trainee for Tunee<M> {
         Ok(())
     }
 
-    fn save(&self, dir: &Path) -> data2vec_core::Result<()> {
-        self.state.save(dir)
+    fn snapshot(&self) -> data2vec_core::Result<Snapshot> {
+        self.state.snapshot()
     }
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use data2vec_core::loader::Plan;
 use data2vec_core::loss::spread_of;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Explained, TrainState};
+use data2vec_core::{Batch, Explained, Snapshot, TrainState};
 use toml::Table;
 
 use crate::log::Log;
@@ -164,8 +164,8 @@ impl<M: Modality> Trainee for Pretrainee<M> {
         Ok(())
     }
 
-    fn save(&self, dir: &Path) -> data2vec_core::Result<()> {
-        self.state.save(dir)
+    fn snapshot(&self) -> data2vec_core::Result<Snapshot> {
+        self.state.snapshot()
     }
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {

@@ -73,8 +73,11 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Steps between checkpoints.
     pub save_every: u64,
-    /// Checkpoints that are kept.
+    /// Checkpoints that are kept, the newest ones.
     pub keep: usize,
+    /// Checkpoints of multiples of so many steps are kept for ever; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_every: Option<u64>,
     /// Threads that load data.
     pub workers: usize,
     /// Unusable examples that are skipped before the run gives up.
@@ -93,6 +96,7 @@ impl TrainConfig {
             ("log_every", self.log_every),
             ("save_every", self.save_every),
             ("keep", self.keep as u64),
+            ("keep_every", self.keep_every.unwrap_or(1)),
             ("workers", self.workers as u64),
         ];
         if let Some((key, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
@@ -110,18 +114,24 @@ impl TrainConfig {
         if let Some(clip) = self.clip_norm.filter(|clip| !(*clip > 0.0)) {
             return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")).into());
         }
+        let save_every = self.save_every;
+        if let Some(every) = self.keep_every.filter(|every| !every.is_multiple_of(save_every)) {
+            let reason = format!("{every} is not a multiple of train.save_every = {save_every}");
+            return Err(Error::config("train.keep_every", reason).into());
+        }
         Ok(())
     }
 }
 
 /// Keys that may change between stopping and going on: they do not touch what is learned.
-const FREE: [&str; 8] = [
+const FREE: [&str; 9] = [
     "model.activation_checkpointing",
     "train.eval_batches",
     "train.eval_every",
     "train.log_every",
     "train.save_every",
     "train.keep",
+    "train.keep_every",
     "train.workers",
     "train.max_bad_examples",
 ];
@@ -323,6 +333,8 @@ mod tests {
             ("transformer.depth=deep", "in transformer.depth"),
             ("train.steps=0", "train.steps: must be at least 1"),
             ("train.held_out=1.5", "train.held_out"),
+            ("train.keep_every=0", "train.keep_every: must be at least 1"),
+            ("train.keep_every=7", "train.keep_every: 7 is not a multiple of train.save_every"),
             ("nonsense", "not KEY=VALUE"),
         ] {
             let error = format!("{:#}", read_with(&[wrong]).unwrap_err());

@@ -6,54 +6,11 @@
 mod support;
 
 use std::fs;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::path::Path;
+use std::process::Output;
 
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use support::disturb::*;
 use support::*;
-
-/// Long enough to be disturbed; a checkpoint each other step, lines that a stop falls between.
-const LONG: [&str; 6] = [
-    "train.steps=60",
-    "train.save_every=2",
-    "train.log_every=5",
-    "train.eval_every=15",
-    "train.keep=3",
-    "train.workers=2",
-];
-
-struct Undisturbed {
-    dir: tempfile::TempDir,
-}
-
-impl Undisturbed {
-    fn data(&self) -> PathBuf {
-        self.dir.path().join("data")
-    }
-
-    fn run(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-}
-
-/// The run that all others must equal.
-fn undisturbed() -> &'static Undisturbed {
-    static RUN: OnceLock<Undisturbed> = OnceLock::new();
-    RUN.get_or_init(|| {
-        let run = Undisturbed { dir: folder() };
-        corpus(run.dir.path());
-        succeed(&mut pretrain(&run.data(), &run.run(), &LONG));
-        run
-    })
-}
-
-fn train(out: &Path) -> Command {
-    pretrain(&undisturbed().data(), out, &LONG)
-}
 
 /// A run in a new folder, ended by `signal` as soon as it has told more than `lines` lines. On a machine
 /// that is busy enough it can be faster than its observer: then again.
@@ -76,12 +33,6 @@ fn ended_early(signal: &str, lines: usize, overrides: &[&str]) -> (tempfile::Tem
         }
     }
     panic!("always faster than SIG{signal}")
-}
-
-/// Whether something is being written to the checkpoints right now, or was when the run was killed.
-fn unfinished(out: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(out.join("checkpoints")) else { return false };
-    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(".unfinished"))
 }
 
 #[test]
@@ -139,54 +90,19 @@ fn killed_before_the_first_checkpoint() {
     assert_same(&undisturbed().run(), &out);
 }
 
+/// The newest and some of the old ones; and nothing of it touches what is learned.
 #[test]
-fn twenty_kills_at_random_moments() {
-    let seed = 20;
-    let mut rng = StdRng::seed_from_u64(seed);
+fn every_so_many_steps_a_checkpoint_is_kept_for_ever() {
     let dir = folder();
-    let mut run = 0;
-    let (mut starting, mut stepping, mut writing) = (0, 0, 0);
-    while starting + stepping + writing < 20 {
-        let out = dir.path().join(format!("run-{run}"));
-        let mut child = train(&out).args(["--set", "train.save_every=5"]).spawn().unwrap();
-        let random = |rng: &mut StdRng, most| {
-            std::thread::sleep(Duration::from_micros(rng.random_range(0..most)));
-        };
-        // Lines of metrics come when the start is over.
-        let told = || fs::metadata(out.join("metrics.jsonl")).map_or(0, |meta| meta.len());
-        let before = told();
-        let mut wait_for = |done: &dyn Fn() -> bool| {
-            assert!(wait_until(|| done() || child.try_wait().unwrap().is_some()));
-        };
-        let in_start = rng.random_range(0..4) == 0;
-        if in_start {
-            random(&mut rng, 300_000);
-        } else {
-            wait_for(&|| told() != before);
-            match rng.random_range(0..3) {
-                0 => wait_for(&|| unfinished(&out)),
-                _ => random(&mut rng, 150_000),
-            }
-        }
-        child.kill().unwrap();
-        let killed = finish(child);
-        match killed.status.signal() {
-            Some(9) if in_start => starting += 1,
-            Some(9) if unfinished(&out) => writing += 1,
-            Some(9) => stepping += 1,
-            // It was faster.
-            _ => {
-                assert!(killed.status.success(), "seed {seed}: {}", stderr(&killed));
-                assert_same(&undisturbed().run(), &out);
-                run += 1;
-            }
-        }
+    let out = dir.path().join("run");
+    let sets = ["train.keep=2", "train.keep_every=14"];
+    let mut command = train(&out);
+    for set in sets {
+        command.args(["--set", set]);
     }
-    eprintln!("{starting} kills in the start, {stepping} in steps, {writing} in a checkpoint");
-    let out = dir.path().join(format!("run-{run}"));
-    succeed(&mut train(&out));
+    succeed(&mut command);
+    assert_eq!(checkpoints(&out), [14, 28, 42, 56, 58, 60]);
     assert_same(&undisturbed().run(), &out);
-    assert!(!unfinished(&out), "what was being written is cleared away");
 }
 
 #[test]
@@ -243,32 +159,6 @@ fn damaged_checkpoints_give_way_to_the_one_before() {
         let going_on = said.contains(&format!("going on from step {from} "));
         assert_eq!(going_on, from > 0, "{said}");
         assert_same(&undisturbed().run(), &out);
-    }
-}
-
-/// A small file system of its own, where one may be mounted.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(path: PathBuf, kib: u64) -> Option<Self> {
-        fs::create_dir_all(&path).unwrap();
-        let size = format!("size={kib}k");
-        let mount =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).output();
-        mount.is_ok_and(|mount| mount.status.success()).then_some(Self(path))
-    }
-
-    fn remount(&self, options: &str) {
-        let options = format!("remount,{options}");
-        assert!(
-            Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success()
-        );
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
     }
 }
 

@@ -1,130 +1,30 @@
 //! Tensors in files, and checkpoints that are whole or not there.
 
-use std::collections::{BTreeMap, HashMap};
+mod snapshot;
+mod tensors;
+
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tch::{Device, Kind, Tensor};
+
+pub use snapshot::Snapshot;
+pub(crate) use tensors::write_tensors_with;
+pub use tensors::{assign, read_tensors, write_tensors};
 
 use crate::{Error, Result};
 
-/// Version of the checkpoint layout; raised when old ones can no longer be read.
-const FORMAT: u32 = 1;
+/// Version of the checkpoint layout; raised when older programs could no longer read it.
+const FORMAT: u32 = 2;
+/// The layout before, whose manifest had no digest of its own.
+const UNSEALED: u32 = 1;
 const MANIFEST: &str = "checkpoint.json";
+const CHANGED: &str = "was changed after it was written";
 /// Prefix of files and folders that are being written or removed; never read.
 const UNFINISHED: &str = ".unfinished-";
-
-/// Writes named tensors to a safetensors file and flushes it to the disk.
-///
-/// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::File`] for tensors of an exotic type.
-pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    write_tensors_with(path, tensors, &HashMap::new())
-}
-
-/// The same with `facts` in the file's head.
-pub(crate) fn write_tensors_with(
-    path: &Path,
-    tensors: &HashMap<String, Tensor>,
-    facts: &HashMap<String, String>,
-) -> Result<()> {
-    let mut data = BTreeMap::new();
-    for (name, tensor) in tensors {
-        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
-        let dtype = to_dtype(tensor.kind())
-            .ok_or_else(|| Error::file(path, format!("`{name}` has kind {:?}", tensor.kind())))?;
-        let mut bytes = vec![0_u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-        tensor.f_copy_data_u8(&mut bytes, tensor.numel())?;
-        let shape: Vec<usize> = tensor.size().iter().map(|&n| n as usize).collect();
-        data.insert(name.clone(), (dtype, shape, bytes));
-    }
-    let mut views = BTreeMap::new();
-    for (name, (dtype, shape, bytes)) in &data {
-        let view = TensorView::new(*dtype, shape.clone(), bytes)
-            .map_err(|e| Error::file(path, e.to_string()))?;
-        views.insert(name.clone(), view);
-    }
-    let facts = (!facts.is_empty()).then(|| facts.clone());
-    safetensors::serialize_to_file(views, facts, path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
-        e => Error::file(path, e.to_string()),
-    })?;
-    sync(path)
-}
-
-/// Reads all tensors of a safetensors file.
-///
-/// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is cut short or not safetensors.
-pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let broken = |e: String| Error::file(path, format!("not a whole safetensors file ({e})"));
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        let kind = to_kind(view.dtype())
-            .ok_or_else(|| Error::file(path, format!("`{name}` has type {:?}", view.dtype())))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, kind)?);
-    }
-    Ok(tensors)
-}
-
-const TYPES: [(Kind, Dtype); 9] = [
-    (Kind::Float, Dtype::F32),
-    (Kind::Double, Dtype::F64),
-    (Kind::Half, Dtype::F16),
-    (Kind::BFloat16, Dtype::BF16),
-    (Kind::Int64, Dtype::I64),
-    (Kind::Int, Dtype::I32),
-    (Kind::Int16, Dtype::I16),
-    (Kind::Uint8, Dtype::U8),
-    (Kind::Bool, Dtype::BOOL),
-];
-
-fn to_dtype(kind: Kind) -> Option<Dtype> {
-    TYPES.iter().find(|(k, _)| *k == kind).map(|&(_, dtype)| dtype)
-}
-
-fn to_kind(dtype: Dtype) -> Option<Kind> {
-    TYPES.iter().find(|(_, d)| *d == dtype).map(|&(kind, _)| kind)
-}
-
-/// Copies `tensors`, read from `path`, into the variables of the same names. Others in the file are
-/// left alone.
-///
-/// # Errors
-/// [`Error::Tensor`] if a variable is missing in the file or has another shape there; then none
-/// has been changed.
-pub fn assign(
-    path: &Path,
-    vars: &HashMap<String, Tensor>,
-    tensors: &BTreeMap<String, Tensor>,
-) -> Result<()> {
-    let bad = |name: &str, reason: String| {
-        Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), reason })
-    };
-    for (name, var) in vars {
-        match tensors.get(name) {
-            None => return bad(name, "is missing".into()),
-            Some(tensor) if tensor.size() != var.size() => {
-                let reason = format!("has shape {:?}, not {:?}", tensor.size(), var.size());
-                return bad(name, reason);
-            }
-            Some(_) => {}
-        }
-    }
-    tch::no_grad(|| {
-        for (name, var) in vars {
-            var.shallow_clone().copy_(&tensors[name]);
-        }
-    });
-    Ok(())
-}
 
 /// Has `write` fill a file beside `dir / name` and puts it in its place: it is whole or not there, and
 /// whoever reads an earlier one is not disturbed.
@@ -148,6 +48,17 @@ struct Manifest {
     format: u32,
     position: Position,
     files: BTreeMap<String, FileRecord>,
+    /// Of the manifest itself, without this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+}
+
+impl Manifest {
+    fn digest(&self) -> String {
+        let Self { format, position, files, .. } = self;
+        let text = serde_json::json!([format, position, files]).to_string();
+        hex(Sha256::digest(text))
+    }
 }
 
 #[derive(PartialEq, Serialize, Deserialize)]
@@ -161,6 +72,7 @@ struct FileRecord {
 pub struct Checkpoints {
     dir: PathBuf,
     keep: usize,
+    keep_every: Option<u64>,
 }
 
 /// What [`Checkpoints::newest`] found.
@@ -173,14 +85,15 @@ pub struct Newest {
 }
 
 impl Checkpoints {
-    /// Checkpoints in `dir`, which is created; the last `keep` (at least 1) are kept.
+    /// Checkpoints in `dir`, which is created; the last `keep` (at least 1) are kept, and for ever those
+    /// of steps that are multiples of `keep_every`.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be made or read.
-    pub fn new(dir: impl Into<PathBuf>, keep: usize) -> Result<Self> {
+    pub fn new(dir: impl Into<PathBuf>, keep: usize, keep_every: Option<u64>) -> Result<Self> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
-        let checkpoints = Self { dir, keep: keep.max(1) };
+        let checkpoints = Self { dir, keep: keep.max(1), keep_every };
         for name in checkpoints.names()? {
             if name.starts_with(UNFINISHED) {
                 remove(&checkpoints.dir.join(name))?;
@@ -239,8 +152,11 @@ impl Checkpoints {
             let _ = fs::remove_dir_all(&unfinished); // the first error is the one to report
             return Err(error);
         }
+        let for_ever = |step: u64| self.keep_every.is_some_and(|every| step.is_multiple_of(every));
         for old in self.steps()?.into_iter().filter(|&s| s <= position.step).skip(self.keep) {
-            remove_whole(&self.dir, &self.path(old))?;
+            if !for_ever(old) {
+                remove_whole(&self.dir, &self.path(old))?;
+            }
         }
         Ok(target)
     }
@@ -273,7 +189,8 @@ fn seal(dir: &Path, position: Position) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, record(&path)?);
     }
-    let manifest = Manifest { format: FORMAT, position, files };
+    let mut manifest = Manifest { format: FORMAT, position, files, sha256: None };
+    manifest.sha256 = Some(manifest.digest());
     let path = dir.join(MANIFEST);
     let text =
         serde_json::to_vec_pretty(&manifest).map_err(|e| Error::file(&path, e.to_string()))?;
@@ -288,9 +205,13 @@ fn verify(dir: &Path) -> Result<Position> {
     let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
     let manifest: Manifest =
         serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
-    if manifest.format != FORMAT {
+    if ![FORMAT, UNSEALED].contains(&manifest.format) {
         let reason = format!("has layout {}, this program reads {FORMAT}", manifest.format);
         return Err(Error::file(&path, reason));
+    }
+    let digest = (manifest.format != UNSEALED).then(|| manifest.digest());
+    if manifest.sha256 != digest {
+        return Err(Error::file(&path, CHANGED));
     }
     for (name, expected) in &manifest.files {
         let path = dir.join(name);
@@ -300,7 +221,7 @@ fn verify(dir: &Path) -> Result<Position> {
             return Err(Error::file(&path, reason));
         }
         if found != *expected {
-            return Err(Error::file(&path, "was changed after it was written"));
+            return Err(Error::file(&path, CHANGED));
         }
     }
     Ok(manifest.position)
@@ -317,8 +238,11 @@ fn record(path: &Path) -> Result<FileRecord> {
         hash.update(&buffer[..n]);
         bytes += n as u64;
     }
-    let sha256 = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    Ok(FileRecord { bytes, sha256 })
+    Ok(FileRecord { bytes, sha256: hex(hash.finalize()) })
+}
+
+fn hex(digest: impl AsRef<[u8]>) -> String {
+    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Flushes a file, or the names in a folder, to the disk.

@@ -35,7 +35,7 @@ pub mod tune;
 pub mod tuned;
 
 pub use batch::{Batch, LabelledBatch, Targets, Tokens, padding_mask};
-pub use checkpoint::{Checkpoints, Position};
+pub use checkpoint::{Checkpoints, Position, Snapshot};
 pub use data::Dataset;
 pub use data2vec::{Data2Vec, Data2VecConfig, MaskedInput, ModelCompat, ModelConfig, Objective};
 pub use decoder::{Decoder, DecoderConfig};

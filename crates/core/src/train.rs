@@ -6,7 +6,7 @@ use data2vec_torch_ext::scope;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{assign, read_tensors, write_tensors};
+use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::loss::spread_of;
 use crate::random::{Purpose, seed_for, stream};
 use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Result, Schedule};
@@ -134,17 +134,19 @@ impl<F: FeatureEncoder> TrainState<F> {
         })
     }
 
-    /// Writes weights, teacher and moments to the folder `dir`.
+    /// Copies weights, teacher and moments.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        write_tensors(&dir.join(MODEL), &self.model.vars().variables())?;
-        write_tensors(&dir.join(TEACHER), &self.model.teacher().variables())?;
-        write_tensors(&dir.join(OPTIMIZER), &self.optimizer.state())
+    /// [`Error::Torch`] if there is no memory for the copies.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
+        snapshot.add_tensors(TEACHER, &self.model.teacher().variables())?;
+        snapshot.add_tensors(OPTIMIZER, &self.optimizer.state())?;
+        Ok(snapshot)
     }
 
-    /// Takes over what [`save`](Self::save) wrote after `step` steps. The teacher does not move.
+    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps. The teacher does not move.
     ///
     /// # Errors
     /// If a file is missing, broken, or belongs to a model of other sizes.

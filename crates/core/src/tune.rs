@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::checkpoint::{assign, read_tensors, write_tensors};
+use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::encoder::ENCODER_WEIGHTS;
 use crate::head::{HeadConfig, Scored, loss};
 use crate::optim::Pace;
@@ -307,16 +307,18 @@ impl<F: FeatureEncoder> TuneState<F> {
         write_model(dir, &self.vars.variables(), self.model.config(), Some(&head), token)
     }
 
-    /// Writes weights and moments to the folder `dir`.
+    /// Copies weights and moments.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        write_tensors(&dir.join(MODEL), &self.vars.variables())?;
-        write_tensors(&dir.join(OPTIMIZER), &self.optimizer.state())
+    /// [`Error::Torch`] if there is no memory for the copies.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        snapshot.add_tensors(MODEL, &self.vars.variables())?;
+        snapshot.add_tensors(OPTIMIZER, &self.optimizer.state())?;
+        Ok(snapshot)
     }
 
-    /// Takes over what [`save`](Self::save) wrote after `step` steps.
+    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps.
     ///
     /// # Errors
     /// If a file is missing, broken, or belongs to a model of other sizes.

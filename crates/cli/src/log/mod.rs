@@ -2,6 +2,7 @@
 
 mod view;
 
+use std::fs::File;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -67,6 +68,11 @@ impl Log {
             self.last = Some(line.clone());
         }
         Ok(())
+    }
+
+    /// The file of lines, to be flushed to the disk by somebody else.
+    pub fn lines(&self) -> Result<File> {
+        self.metrics.handle()
     }
 
     /// A line of text, above whatever is redrawn.

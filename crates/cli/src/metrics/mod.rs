@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use data2vec_core::Error;
+use data2vec_core::Snapshot;
 use serde::{Deserialize, Serialize};
 
 pub use line::{HeldOutLine, Line, Pretraining, TrainLine, ValidationLine};
@@ -27,15 +27,10 @@ impl Pending {
     /// TOML, which reads numbers back to the last bit.
     const FILE: &'static str = "metrics.toml";
 
-    /// Writes it to a checkpoint's folder.
-    pub fn save(&self, dir: &Path) -> data2vec_core::Result<()> {
-        let path = dir.join(Self::FILE);
-        let text = toml::to_string(self).map_err(|e| Error::file(&path, e.to_string()))?;
-        let written = File::create(&path).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|e| Error::io(&path, e))
+    /// Adds it to a checkpoint.
+    pub fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
+        snapshot.add_text(Self::FILE, toml::to_string(self)?);
+        Ok(())
     }
 
     /// From a checkpoint's folder; nothing from one that was written without it.
@@ -110,6 +105,11 @@ impl Metrics {
         let file = OpenOptions::new().append(true).open(path);
         let file = file.with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), file })
+    }
+
+    /// The file, to be flushed to the disk by somebody else.
+    pub fn handle(&self) -> Result<File> {
+        self.file.try_clone().with_context(|| self.path.display().to_string())
     }
 
     /// Appends a line.

@@ -2,15 +2,16 @@
 //! end whenever it comes.
 
 pub mod feed;
+mod saver;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use data2vec_core::loader::Plan;
-use data2vec_core::{Checkpoints, Dataset, Loader, Position};
+use data2vec_core::{Checkpoints, Dataset, Loader, Position, Snapshot};
 
 use crate::curve;
 use crate::log::{Log, clock};
@@ -21,6 +22,7 @@ use crate::report::{describe, note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
 use feed::{Units, check_bad, loader_config};
+use saver::Saver;
 
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
@@ -48,10 +50,10 @@ pub trait Trainee {
     /// Takes note of an evaluation, made now or, before the run was stopped, by an earlier process.
     fn heed(&mut self, line: &Line, now: bool) -> Result<()>;
 
-    /// Writes all that is needed to go on to the folder `dir`.
-    fn save(&self, dir: &Path) -> data2vec_core::Result<()>;
+    /// Copies all that is needed to go on.
+    fn snapshot(&self) -> data2vec_core::Result<Snapshot>;
 
-    /// Takes over what [`save`](Self::save) wrote after `step` steps.
+    /// Takes over what a [`snapshot`](Self::snapshot) has written to `dir` after `step` steps.
     fn load(&mut self, dir: &Path, step: u64) -> Result<()>;
 
     /// Leaves in the run's folder what users want of it. Returns what it is called, where it is, and
@@ -77,9 +79,9 @@ pub struct Run<T: Trainee, D> {
     dataset: Arc<D>,
     /// Number of the next batch of data.
     next_batch: u64,
-    /// Step of the newest checkpoint.
+    /// Step of the newest checkpoint, which may still be written.
     saved: Option<u64>,
-    checkpoints: Checkpoints,
+    saver: Saver,
     log: Log,
     /// `None`: nobody wants the page.
     reporter: Option<Reporter>,
@@ -98,7 +100,8 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         (train, seed, units): (&TrainConfig, u64, Units),
         bad_before: usize,
     ) -> Result<Self> {
-        let checkpoints = Checkpoints::new(folder.join("checkpoints"), train.keep)?;
+        let checkpoints =
+            Checkpoints::new(folder.join("checkpoints"), train.keep, train.keep_every)?;
         let newest = checkpoints.newest()?;
         for (path, reason) in &newest.damaged {
             note(format!("{} is damaged ({reason}); trying the one before it", path.display()));
@@ -129,7 +132,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             dataset,
             next_batch,
             saved,
-            checkpoints,
+            saver: Saver::new(checkpoints),
             log,
             reporter: None,
             bad_before,
@@ -192,6 +195,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 }
             }
             self.log.step(step);
+            self.saver.check()?;
             if released.elapsed() > RELEASE_EVERY {
                 data2vec_torch_ext::release_freed_memory();
                 released = Instant::now();
@@ -220,16 +224,19 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             }
         }
         self.log.finish();
+        let took = started.elapsed();
         if let Some(code) = stop.exit_code() {
             self.save()?;
+            self.saver.wait()?;
             curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
             self.report();
             tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
             return Ok(ExitCode::from(code));
         }
-        let waiting = loader.waited().as_secs_f64() / started.elapsed().as_secs_f64();
+        let waiting = loader.waited().as_secs_f64() / took.as_secs_f64();
         tell!("waited for data {:.1} % of the time", 100.0 * waiting);
-        self.finish(started.elapsed())
+        self.saver.wait()?;
+        self.finish(took)
     }
 
     /// Tells of unusable examples that are new, and ends the run if they are too many.
@@ -266,13 +273,12 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             return Ok(());
         }
         let position = Position { step, next_batch: self.next_batch };
-        let write = |dir: &Path| {
-            self.trainee.save(dir)?;
-            self.pending.save(dir)
+        let copy = || {
+            let mut snapshot = self.trainee.snapshot()?;
+            self.pending.save(&mut snapshot)?;
+            Ok(snapshot)
         };
-        self.checkpoints.save(position, write).with_context(|| {
-            format!("the checkpoint of step {step} could not be written; older ones are whole")
-        })?;
+        self.saver.save(position, copy, self.log.lines()?)?;
         self.saved = Some(step);
         Ok(())
     }

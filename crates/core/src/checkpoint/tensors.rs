@@ -1,0 +1,141 @@
+//! Named tensors in safetensors files.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::Path;
+
+use safetensors::View;
+use safetensors::tensor::{Dtype, SafeTensors};
+use tch::{Device, Kind, Tensor};
+
+use super::sync;
+use crate::{Error, Result};
+
+/// Writes named tensors to a safetensors file and flushes it to the disk.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written, [`Error::File`] for tensors of an exotic type.
+pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    write_tensors_with(path, tensors, &HashMap::new())
+}
+
+/// The same with `facts` in the file's head.
+pub(crate) fn write_tensors_with(
+    path: &Path,
+    tensors: &HashMap<String, Tensor>,
+    facts: &HashMap<String, String>,
+) -> Result<()> {
+    let mut data = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+        let dtype = to_dtype(tensor.kind())
+            .ok_or_else(|| Error::file(path, format!("`{name}` has kind {:?}", tensor.kind())))?;
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        data.insert(name, Stored { tensor, dtype, shape });
+    }
+    let facts = (!facts.is_empty()).then(|| facts.clone());
+    safetensors::serialize_to_file(data, facts, path).map_err(|e| match e {
+        safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
+        e => Error::file(path, e.to_string()),
+    })?;
+    sync(path)
+}
+
+/// Reads all tensors of a safetensors file.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is cut short or not safetensors.
+pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+    let broken = |e: String| Error::file(path, format!("not a whole safetensors file ({e})"));
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let kind = to_kind(view.dtype())
+            .ok_or_else(|| Error::file(path, format!("`{name}` has type {:?}", view.dtype())))?;
+        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, kind)?);
+    }
+    Ok(tensors)
+}
+
+/// A tensor on the CPU whose elements lie one after the other. Its bytes are taken as they are written: of
+/// one tensor at a time, not of all.
+struct Stored {
+    tensor: Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut bytes = vec![0_u8; self.data_len()];
+        self.tensor.copy_data_u8(&mut bytes, self.tensor.numel());
+        Cow::Owned(bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+const TYPES: [(Kind, Dtype); 9] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Int16, Dtype::I16),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+fn to_dtype(kind: Kind) -> Option<Dtype> {
+    TYPES.iter().find(|(k, _)| *k == kind).map(|&(_, dtype)| dtype)
+}
+
+fn to_kind(dtype: Dtype) -> Option<Kind> {
+    TYPES.iter().find(|(_, d)| *d == dtype).map(|&(kind, _)| kind)
+}
+
+/// Copies `tensors`, read from `path`, into the variables of the same names. Others in the file are
+/// left alone.
+///
+/// # Errors
+/// [`Error::Tensor`] if a variable is missing in the file or has another shape there; then none
+/// has been changed.
+pub fn assign(
+    path: &Path,
+    vars: &HashMap<String, Tensor>,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let bad = |name: &str, reason: String| {
+        Err(Error::Tensor { path: path.to_owned(), name: name.to_owned(), reason })
+    };
+    for (name, var) in vars {
+        match tensors.get(name) {
+            None => return bad(name, "is missing".into()),
+            Some(tensor) if tensor.size() != var.size() => {
+                let reason = format!("has shape {:?}, not {:?}", tensor.size(), var.size());
+                return bad(name, reason);
+            }
+            Some(_) => {}
+        }
+    }
+    tch::no_grad(|| {
+        for (name, var) in vars {
+            var.shallow_clone().copy_(&tensors[name]);
+        }
+    });
+    Ok(())
+}
