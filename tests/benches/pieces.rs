@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
-    AdamW, AdamWConfig, Layer, MaskStrategy, TargetConfig, TargetNorm, TargetSource,
+    AdamW, AdamWConfig, Checkpoints, Layer, MaskStrategy, Position, Snapshot, TargetConfig,
+    TargetNorm, TargetSource,
 };
 use data2vec_nlp::TextMaskConfig;
 use data2vec_speech::{SpeechMaskConfig, audio};
@@ -97,6 +98,29 @@ fn updates(c: &mut Criterion) {
     });
 }
 
+/// What a step waits for when a checkpoint is due, and what then goes on beside the next steps.
+fn checkpoints(c: &mut Criterion) {
+    let vars = nn::VarStore::new(Device::Cpu);
+    parameters(&vars);
+    let copy = || {
+        let mut snapshot = Snapshot::default();
+        for name in ["model", "teacher", "exp_avg", "exp_avg_sq"] {
+            snapshot.add_tensors(name, &vars.variables()).expect("memory");
+        }
+        snapshot
+    };
+    let dir = tempfile::tempdir().expect("a folder");
+    let checkpoints = Checkpoints::new(dir.path(), 1, None).expect("a folder");
+    let snapshot = copy();
+    let mut group = c.benchmark_group("checkpoint");
+    group.sample_size(10);
+    group.bench_function("copy", |b| b.iter(copy));
+    group.bench_function("write", |b| {
+        let position = Position { step: 1, next_batch: 1 };
+        b.iter(|| checkpoints.save(position, |dir| snapshot.write(dir)).expect("space"));
+    });
+}
+
 fn layers(c: &mut Criterion) {
     let qkv = Tensor::randn([16, 250, 3 * 768], F32);
     c.bench_function("attention forward, 16 × 250 tokens, 12 heads", |b| {
@@ -129,5 +153,5 @@ fn decoding(c: &mut Criterion) {
     }
 }
 
-criterion_group!(pieces, masks, targets, updates, layers, decoding);
+criterion_group!(pieces, masks, targets, updates, checkpoints, layers, decoding);
 criterion_main!(pieces);

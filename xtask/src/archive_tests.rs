@@ -8,6 +8,9 @@ use flate2::write::GzEncoder;
 
 use super::*;
 
+#[path = "../../tests/src/fuzz.rs"]
+mod fuzz;
+
 const LIMITS: Limits = Limits { bytes: 1 << 20, entries: 100 };
 
 fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -138,4 +141,9 @@ fn paths_stay_below() {
     for path in ["", "..", "../a", "a/../../b", "/etc/passwd", "a\\..\\b", "c:/a", "a/\0"] {
         assert!(safe_path(dir, path).is_err(), "{path}");
     }
+}
+
+#[test]
+fn mutations_of_archives() {
+    fuzz::fuzz("archive", |bytes| read(bytes, LIMITS).is_ok());
 }

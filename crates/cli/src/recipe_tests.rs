@@ -7,8 +7,11 @@ use data2vec_core::Data2Vec;
 use tch::Device;
 
 use crate::modality::{Modality, Nlp, Speech, Vision};
-use crate::recipe::{Recipe, read};
+use crate::recipe::{Recipe, read, toml_error};
 use crate::tune_recipe::TuneRecipe;
+
+#[path = "../../../tests/src/fuzz.rs"]
+mod fuzz;
 
 /// Parameters of the encoder alone and of all that is trained, as counted on the reference's models.
 /// 1.0's mask token is among the latter here; of 1.0's images, our bias of keys is among both.
@@ -89,4 +92,35 @@ fn recipes_are_possible_and_of_the_published_sizes() {
     }
     assert_eq!(sized, PUBLISHED.len(), "every published size has its recipe");
     assert!(tuned > 20, "{tuned} recipes for fine-tuning");
+}
+
+/// As [`read`] does, but for the file.
+fn of_use(bytes: &[u8]) -> bool {
+    fn either<M: crate::modality::Tunable>(path: &std::path::Path, table: toml::Table) -> bool {
+        match table.contains_key("tune") {
+            true => TuneRecipe::<M>::from_table(path, table).is_ok(),
+            false => Recipe::<M>::from_table(path, table).is_ok(),
+        }
+    }
+    let (Ok(text), path) = (std::str::from_utf8(bytes), PathBuf::from("recipe.toml")) else {
+        return false;
+    };
+    let table = match text.parse::<toml::Table>() {
+        Ok(table) => table,
+        Err(error) => {
+            assert!(toml_error(text, &error).starts_with("line "));
+            return false;
+        }
+    };
+    match table.get("modality").and_then(toml::Value::as_str) {
+        Some("speech") => either::<Speech>(&path, table),
+        Some("vision") => either::<Vision>(&path, table),
+        Some("nlp") => either::<Nlp>(&path, table),
+        _ => false,
+    }
+}
+
+#[test]
+fn mutations_of_recipes() {
+    fuzz::fuzz("recipe", of_use);
 }

@@ -54,10 +54,10 @@ struct Manifest {
 }
 
 impl Manifest {
-    fn digest(&self) -> String {
-        let Self { format, position, files, .. } = self;
-        let text = serde_json::json!([format, position, files]).to_string();
-        hex(Sha256::digest(text))
+    fn digest(&self) -> serde_json::Result<String> {
+        // Members in the order of their declaration, files by name: the same text in every build.
+        let text = serde_json::to_string(&(self.format, self.position, &self.files))?;
+        Ok(hex(Sha256::digest(text)))
     }
 }
 
@@ -190,10 +190,10 @@ fn seal(dir: &Path, position: Position) -> Result<()> {
         files.insert(name, record(&path)?);
     }
     let mut manifest = Manifest { format: FORMAT, position, files, sha256: None };
-    manifest.sha256 = Some(manifest.digest());
     let path = dir.join(MANIFEST);
-    let text =
-        serde_json::to_vec_pretty(&manifest).map_err(|e| Error::file(&path, e.to_string()))?;
+    let broken = |e: serde_json::Error| Error::file(&path, e.to_string());
+    manifest.sha256 = Some(manifest.digest().map_err(broken)?);
+    let text = serde_json::to_vec_pretty(&manifest).map_err(broken)?;
     fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
     sync(&path)?;
     sync(dir)
@@ -203,13 +203,14 @@ fn seal(dir: &Path, position: Position) -> Result<()> {
 fn verify(dir: &Path) -> Result<Position> {
     let path = dir.join(MANIFEST);
     let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let manifest: Manifest =
-        serde_json::from_slice(&text).map_err(|e| Error::file(&path, e.to_string()))?;
+    let broken = |e: serde_json::Error| Error::file(&path, e.to_string());
+    let manifest: Manifest = serde_json::from_slice(&text).map_err(broken)?;
     if ![FORMAT, UNSEALED].contains(&manifest.format) {
         let reason = format!("has layout {}, this program reads {FORMAT}", manifest.format);
         return Err(Error::file(&path, reason));
     }
-    let digest = (manifest.format != UNSEALED).then(|| manifest.digest());
+    let digest = manifest.digest().map_err(broken)?;
+    let digest = (manifest.format != UNSEALED).then_some(digest);
     if manifest.sha256 != digest {
         return Err(Error::file(&path, CHANGED));
     }

@@ -1,5 +1,7 @@
 //! One error type for the family of crates.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// What can go wrong, each variant with the place and a reason one can act on.
@@ -79,6 +81,24 @@ impl Error {
     pub fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Config { key: key.into(), reason: reason.into() }
     }
+}
+
+/// Has `work` read what is in the file at `path`, with another crate's help: should that panic on bytes that
+/// may come from anywhere, it is the file's error.
+///
+/// # Errors
+/// What `work` returns, or [`Error::File`].
+pub fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let what = message(panic.as_ref()).lines().next().unwrap_or_default();
+        Err(Error::file(path, format!("the decoder gave up on its content ({what})")))
+    })
+}
+
+/// What a panic says.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
 /// LibTorch's messages carry a C++ stack; its first line says what happened.

@@ -1,7 +1,6 @@
 //! From a data set to an endless, repeatable stream of batches, prepared ahead by worker threads.
 
 use std::{
-    any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -16,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
     Dataset, Error, Result,
+    error::message,
     random::{Purpose, stream},
 };
 
@@ -306,9 +306,4 @@ impl<D: Dataset> Maker<D> {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use data2vec_core::{Error, Result};
+use data2vec_core::{Error, Result, guarded};
 use sha2::{Digest, Sha256};
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -105,8 +105,10 @@ impl Tokenizer {
     }
 
     fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file(path, format!("is not a tokenizer.json: {e}")))?;
+        let inner = guarded(path, || {
+            let inner = tokenizers::Tokenizer::from_bytes(bytes);
+            inner.map_err(|e| Error::file(path, format!("is not a tokenizer.json: {e}")))
+        })?;
         Self::with_own_specials(inner, &[bytes]).map_err(|missing| Error::file(path, missing))
     }
 

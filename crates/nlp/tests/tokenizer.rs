@@ -149,6 +149,9 @@ fn what_cannot_be_loaded_says_why() {
     let path = folder.path().join(TOKENIZER_FILE);
     fs::write(&path, "{").unwrap();
     assert!(error(folder.path()).contains("is not a tokenizer.json"));
+    // The library panics here.
+    fs::write(&path, r#"{"version": "1.0", "decoder": {"type" "ByteLevel"}}"#).unwrap();
+    assert!(error(folder.path()).contains("gave up on its content"), "{}", error(folder.path()));
     fs::write(&path, r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#).unwrap();
     assert!(error(&path).contains("no <s>"), "{}", error(&path));
     fs::remove_file(path).unwrap();

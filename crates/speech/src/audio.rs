@@ -5,14 +5,12 @@
 //! than with half of one.
 
 use std::{
-    any::Any,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
-    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
 };
 
-use data2vec_core::{Error, Result};
+use data2vec_core::{Error, Result, guarded};
 use symphonia::core::{
     codecs::{
         CodecParameters,
@@ -349,17 +347,4 @@ impl<R: Read + Seek + Send + Sync> MediaSource for Measured<R> {
     fn byte_len(&self) -> Option<u64> {
         Some(self.len)
     }
-}
-
-/// Decoders work on bytes from anywhere; should one panic on them, that is the file's error.
-fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let reason = format!("the decoder gave up on its content ({})", message(panic.as_ref()));
-        Err(Error::file(path, reason))
-    })
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

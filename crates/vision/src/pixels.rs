@@ -1,12 +1,10 @@
 //! Pixels of an image, from a file of any common format.
 
-use std::any::Any;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use data2vec_core::{Error, Result};
+use data2vec_core::{Error, Result, guarded};
 use image::error::UnsupportedErrorKind;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
@@ -61,11 +59,7 @@ impl Pixels {
         if meta.len() == 0 {
             return Err(Error::file(path, "is empty (0 bytes)"));
         }
-        // Decoders work on bytes from anywhere; should one panic on them, that is the file's error.
-        catch_unwind(AssertUnwindSafe(|| decode(path))).unwrap_or_else(|panic| {
-            let reason = format!("the decoder gave up on its content ({})", message(&*panic));
-            Err(Error::file(path, reason))
-        })
+        guarded(path, || decode(path))
     }
 
     /// Pixels of a row.
@@ -184,12 +178,6 @@ fn is_whole_jpeg(bytes: &[u8]) -> bool {
         };
     }
     false
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    first_line(text.unwrap_or("no reason given"))
 }
 
 fn first_line(text: &str) -> &str {

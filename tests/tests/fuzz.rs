@@ -1,0 +1,24 @@
+//! Parsers and mutations of good files: see `data2vec_tests::fuzz`.
+
+use data2vec_tests::fuzz::fuzz;
+use data2vec_tests::parsers::{NAMES, parser};
+
+macro_rules! parsers {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                fuzz(stringify!($name), parser(stringify!($name)));
+            }
+        )*
+
+        #[test]
+        fn all_are_here() {
+            assert_eq!(NAMES, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+parsers! {
+    arpa checkpoint dictionary encoder idx kenlm manifest pickle safetensors table text tokenizer transcripts
+}
