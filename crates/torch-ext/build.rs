@@ -1,10 +1,25 @@
 //! Compiles the C++ shim against the LibTorch that torch-sys found.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The parts that every LibTorch has.
+const FILES: [&str; 9] = [
+    "attention",
+    "checkpoint",
+    "dropout",
+    "foreach",
+    "linear",
+    "memory",
+    "precision",
+    "process",
+    "profile",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=cpp");
-    println!("cargo:rerun-if-env-changed=LIBTORCH_INCLUDE");
+    for name in ["LIBTORCH_INCLUDE", "DATA2VEC_CUDA_INCLUDE"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
     // With `doc-only` there is no LibTorch to compile against, and nothing is linked.
     if std::env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
@@ -12,21 +27,10 @@ fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
         .expect("torch-sys tells where LibTorch's libraries are");
     let root = match std::env::var("LIBTORCH_INCLUDE") {
-        Ok(root) => root,
-        Err(_) => Path::new(&lib).join("..").display().to_string(),
+        Ok(root) => PathBuf::from(root),
+        Err(_) => Path::new(&lib).join(".."),
     };
-    let files = [
-        "attention",
-        "checkpoint",
-        "dropout",
-        "foreach",
-        "linear",
-        "memory",
-        "precision",
-        "process",
-        "profile",
-    ];
-    let mut build = cc::Build::new();
+    let mut build = compiler(&root);
     for flag in [
         "-O3",
         // Sums in any order, so that loops use vectors; infinities stay what they are.
@@ -37,6 +41,22 @@ fn main() {
     ] {
         build.flag(flag);
     }
+    build.files(FILES.map(|name| format!("cpp/{name}.cpp"))).compile("data2vec_torch_ext");
+    println!("cargo:rustc-link-search=native={lib}");
+    let nccl = process_groups(&root, Path::new(&lib));
+    if nccl {
+        // Not `--as-needed`: it registers its hooks when it is loaded.
+        println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
+        println!("cargo:rustc-link-lib=torch_cuda");
+        println!("cargo:rustc-link-lib=c10_cuda");
+    }
+    println!("cargo:rustc-link-lib=torch_cpu");
+    println!("cargo:rustc-link-lib=c10");
+}
+
+/// What all files of the shim are compiled with.
+fn compiler(root: &Path) -> cc::Build {
+    let mut build = cc::Build::new();
     build
         .cpp(true)
         .std("c++17")
@@ -45,11 +65,67 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // As LibTorch itself was: some of its classes have more members without.
         .define("NDEBUG", None)
-        .include(format!("{root}/include"))
-        .include(format!("{root}/include/torch/csrc/api/include"))
-        .files(files.map(|name| format!("cpp/{name}.cpp")))
-        .compile("data2vec_torch_ext");
-    println!("cargo:rustc-link-search=native={lib}");
-    println!("cargo:rustc-link-lib=torch_cpu");
-    println!("cargo:rustc-link-lib=c10");
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"));
+    build
+}
+
+/// LibTorch's process groups, or what refuses in their place. Whether NCCL is among them.
+fn process_groups(root: &Path, lib: &Path) -> bool {
+    let wanted = std::env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some();
+    let header = "include/torch/csrc/distributed/c10d/ProcessGroupGloo.hpp";
+    // Elsewhere than on Linux, LibTorch's Gloo has another transport, which nobody has tried.
+    let there = root.join(header).exists()
+        && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
+    if wanted && !there {
+        println!("cargo:warning=no process groups in this LibTorch: training on one process alone");
+    }
+    let mut build = compiler(root);
+    build.flag("-O2");
+    if !(wanted && there) {
+        build.file("cpp/dist_absent.cpp").compile("data2vec_torch_ext_dist");
+        return false;
+    }
+    build.define("USE_C10D_GLOO", None).include("cpp/stubs").file("cpp/dist.cpp");
+    let nccl = nccl_includes(root, lib);
+    if let Some(includes) = &nccl {
+        build.define("USE_C10D_NCCL", None).includes(includes);
+    }
+    build.compile("data2vec_torch_ext_dist");
+    nccl.is_some()
+}
+
+/// Where NCCL's and CUDA's headers are, if LibTorch has CUDA; `DATA2VEC_CUDA_INCLUDE` names more folders.
+fn nccl_includes(root: &Path, lib: &Path) -> Option<Vec<PathBuf>> {
+    if !lib.join("libtorch_cuda.so").exists() {
+        return None;
+    }
+    let more = std::env::var_os("DATA2VEC_CUDA_INCLUDE").unwrap_or_default();
+    let mut includes: Vec<PathBuf> = std::env::split_paths(&more).collect();
+    // Beside the torch package, and a toolkit.
+    for dir in ["../nvidia/cu13/include", "../nvidia/nccl/include"] {
+        includes.push(root.join(dir));
+    }
+    for toolkit in
+        [std::env::var_os("CUDA_HOME").map(PathBuf::from), Some("/usr/local/cuda".into())]
+    {
+        includes.extend(toolkit.map(|toolkit| toolkit.join("include")));
+    }
+    includes.push("/usr/include".into());
+    let found = |name: &str| includes.iter().any(|dir| dir.join(name).exists());
+    // The last two are packages of their own: nvidia-cuda-crt, nvidia-cuda-cccl.
+    let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "nv/target"];
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|name| !found(name) && !found(&format!("cccl/{name}"))).collect();
+    if !missing.is_empty() {
+        println!(
+            "cargo:warning=LibTorch has CUDA, but {} not found: no training on several GPUs; name the folders in DATA2VEC_CUDA_INCLUDE",
+            missing.join(", ")
+        );
+        return None;
+    }
+    let cccl: Vec<PathBuf> = includes.iter().map(|dir| dir.join("cccl")).collect();
+    includes.extend(cccl);
+    includes.retain(|dir| dir.is_dir() && dir != Path::new("/usr/include"));
+    Some(includes)
 }

@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::data::catalog::Catalog;
-use crate::repo;
 use crate::train::{self, Disk, FINETUNE, Files, Run, Train};
+use crate::{launch, repo};
 
 /// What the user typed.
 #[derive(Clone, Debug, Default, Args)]
@@ -65,9 +65,12 @@ pub fn run(root: &Path, finetune: &Finetune) -> Result<ExitCode> {
         repo::run(repo::with_libtorch(&mut program, &libtorch))?;
     }
     let own = own_arguments(finetune, &plan.encoder);
-    let mut program = Command::new(train::program(root));
-    program.args(train::arguments("finetune", &plan.finetune, &data, &finetune.run, &own));
-    repo::become_command(repo::with_libtorch(&mut program, &libtorch))
+    launch::run(&finetune.run.processes, || {
+        let mut program = Command::new(train::program(root));
+        program.args(train::arguments("finetune", &plan.finetune, &data, &finetune.run, &own));
+        repo::with_libtorch(&mut program, &libtorch);
+        program
+    })
 }
 
 /// Decides on everything, or says in one line what is wrong.

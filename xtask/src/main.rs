@@ -25,6 +25,7 @@ mod doctor;
 mod finetune;
 mod hash;
 mod http;
+mod launch;
 mod libtorch;
 mod lock;
 mod nearest;

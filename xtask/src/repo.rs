@@ -104,7 +104,7 @@ pub fn become_command(command: &mut Command) -> Result<ExitCode> {
 }
 
 /// As one would type it.
-fn line(command: &Command) -> String {
+pub fn line(command: &Command) -> String {
     let program = Path::new(command.get_program());
     // The toolchain's cargo has a long path that tells nobody anything.
     let program =

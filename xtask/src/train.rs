@@ -12,6 +12,7 @@ use crate::data::{
     self,
     catalog::{Catalog, DataSet},
 };
+use crate::launch::{self, Processes};
 use crate::libtorch::{self, LibTorch};
 use crate::{nearest, repo};
 
@@ -52,6 +53,9 @@ pub struct Run {
     /// Override a key of the recipe; may be given often
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
+    /// On how many processes.
+    #[command(flatten)]
+    pub processes: Processes,
     /// Further arguments for the `data2vec` program
     #[arg(last = true, value_name = "ARGS")]
     pub more: Vec<OsString>,
@@ -113,9 +117,12 @@ pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
     let libtorch = libtorch_for(root, &train.run)?;
     let data = fetch(root, &catalog, &plan.data)?;
     build(root, &libtorch)?;
-    let mut program = Command::new(program(root));
-    program.args(arguments("pretrain", &plan, &data, &train.run, &[]));
-    repo::become_command(repo::with_libtorch(&mut program, &libtorch))
+    launch::run(&train.run.processes, || {
+        let mut program = Command::new(program(root));
+        program.args(arguments("pretrain", &plan, &data, &train.run, &[]));
+        repo::with_libtorch(&mut program, &libtorch);
+        program
+    })
 }
 
 /// The LibTorch that a run needs, installed if need be.

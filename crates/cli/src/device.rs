@@ -30,6 +30,16 @@ pub fn choose(asked: Option<&str>) -> Result<Device> {
     }
 }
 
+/// The same for process number `local` of this machine: each has a GPU of its own, and all compute on GPUs if
+/// one of them does.
+pub fn choose_for(asked: Option<&str>, local: usize) -> Result<Device> {
+    match asked {
+        Some("cuda") => choose(Some(&format!("cuda:{local}"))),
+        None if usable(0).is_ok() => choose(Some(&format!("cuda:{local}"))),
+        asked => choose(asked),
+    }
+}
+
 /// CUDA device `n`, after trying it: it can be listed and still refuse every allocation.
 fn usable(n: usize) -> Result<Device, String> {
     let lib = libtorch_folder().ok_or("LibTorch's folder is not known")?;

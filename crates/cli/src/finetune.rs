@@ -7,10 +7,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use data2vec_core::encoder::read_config;
 use data2vec_core::loader::Plan;
-use data2vec_core::{HeadConfig, LabelledBatch, Snapshot, StepConfig, TuneState};
+use data2vec_core::{HeadConfig, LabelledBatch, Ranks, Snapshot, StepConfig, TuneState};
+use tch::Device;
 use toml::Table;
 
-use crate::device;
 use crate::judge::Judge;
 use crate::log::Log;
 use crate::metrics::{Line, TrainLine, ValidationLine};
@@ -20,6 +20,7 @@ use crate::run::RunFolder;
 use crate::signals::Stop;
 use crate::training::{Results, Run, Trainee, feed};
 use crate::tune_recipe::TuneRecipe;
+use crate::{device, ranks};
 
 /// What `finetune` is told.
 #[derive(clap::Args)]
@@ -54,6 +55,9 @@ pub struct Args {
     /// Write no report.html
     #[arg(long)]
     no_report: bool,
+    /// Seconds after which a process of several that does not answer is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
+    dist_timeout: u64,
     /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -78,19 +82,32 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
         data2vec_torch_ext::set_deterministic(true)?;
     }
     let stop = Stop::listen()?;
-    let device = device::choose(args.device.as_deref())?;
+    let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
+    ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
+}
+
+fn train<M: Tunable>(
+    args: &Args,
+    recipe: TuneRecipe<M>,
+    stop: &Stop,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<ExitCode> {
     let config = read_config::<M::Encoder>(&args.encoder)?;
-    let folder = RunFolder::open(&args.out)?;
     let train = recipe.train.clone();
+    feed::check_ranks(&train, ranks.count())?;
     let mut table = Table::try_from(&recipe)?;
     // Going on with another start would be another run.
     table.insert("from_scratch".into(), args.from_scratch.into());
-    folder.check_recipe(&table, args.resume)?;
-    folder.record(&args.data, &device::name(device))?;
+    let folder = ranks::folder(ranks, &args.out, |folder| {
+        folder.check_recipe(&table, args.resume)?;
+        folder.record(&args.data, &device::name(device))
+    })?;
+    ranks.agree("the recipe", &toml::to_string(&table)?)?;
 
     let cache = folder.join("cache");
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let examples = M::open_labelled(&Source {
+    let source = Source {
         path: &args.data,
         data: &recipe.data,
         encoder: &args.encoder,
@@ -99,7 +116,8 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
         labels: None,
         split: recipe.split(),
         cache: Some(&cache),
-    })?;
+    };
+    let examples = ranks.first_then_all(|| M::open_labelled(&source))?;
     let LabelledExamples { train: dataset, held_out, labels, summary, skipped, .. } = examples;
     tell!("data: {summary}");
     feed::tell_skipped(&train, &skipped)?;
@@ -109,11 +127,15 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
     if held_out.is_none() {
         note("nothing is held out: no evaluation, and the last model counts as the best");
     }
-    folder.check_meaning("labels.txt", "other labels", &labels.join("\n"))?;
+    if ranks.is_first() {
+        folder.check_meaning("labels.txt", "other labels", &labels.join("\n"))?;
+    }
+    ranks.agree("the labels", &labels.join("\n"))?;
+    ranks::same_data(ranks, &dataset)?;
 
     let head = HeadConfig { labels, ..recipe.head.clone() };
     let steps = StepConfig { steps: train.steps, clip_norm: train.clip_norm, seed: recipe.seed };
-    let state = TuneState::new(
+    let mut state = TuneState::new(
         &args.encoder,
         args.from_scratch,
         head,
@@ -129,13 +151,19 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
         device::name(device)
     );
 
+    state.join(ranks, train.shard_optimizer)?;
+    ranks::tell_division(ranks, &train, M::UNITS);
+
     let (mut bad, seed) = (skipped, recipe.seed);
     let parts = (&train, seed, M::UNITS);
-    let held_out = feed::held_out_batches(held_out.as_ref(), parts, &mut bad)?;
+    // Rank 0 evaluates.
+    let held_out = held_out.as_ref().filter(|_| ranks.is_first());
+    let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
     let dataset = Arc::new(dataset);
     let model = folder.join("model");
     let tunee = Tunee { recipe, state, held_out, dataset: dataset.clone(), best: None, model };
-    Run::resume(tunee, dataset, folder, parts, bad.len())?.reporting(!args.no_report).train(&stop)
+    let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone())?;
+    run.reporting(!args.no_report && ranks.is_first()).train(stop)
 }
 
 impl<M: Tunable> TuneRecipe<M> {
@@ -178,8 +206,12 @@ impl<M: Tunable> Trainee for Tunee<M> {
         self.state.step
     }
 
-    fn take_step(&mut self, batches: &[LabelledBatch]) -> Result<Option<TrainLine>> {
-        let report = self.state.step(batches)?;
+    fn device(&self) -> Device {
+        self.state.device()
+    }
+
+    fn take_step(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<Option<TrainLine>> {
+        let report = self.state.step_at(batches)?;
         Ok((!report.skipped).then(|| TrainLine {
             step: report.step,
             loss: report.loss,

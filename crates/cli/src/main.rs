@@ -18,6 +18,7 @@ mod page;
 mod plan;
 mod pretrain;
 mod probe;
+mod ranks;
 mod recipe;
 #[cfg(test)]
 mod recipe_tests;
@@ -103,6 +104,9 @@ pub struct PretrainArgs {
     /// Write no report.html
     #[arg(long)]
     no_report: bool,
+    /// Seconds after which a process of several that does not answer is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
+    dist_timeout: u64,
     /// Another value for a key of the recipe, as in --set transformer.depth=6
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,

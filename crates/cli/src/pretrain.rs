@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 use data2vec_core::loader::Plan;
 use data2vec_core::loss::spread_of;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Explained, Snapshot, TrainState};
+use data2vec_core::{Batch, Explained, Ranks, Snapshot, TrainState};
+use tch::Device;
 use toml::Table;
 
 use crate::log::Log;
@@ -19,7 +20,7 @@ use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
 use crate::training::{Results, Run, Trainee, feed};
-use crate::{PretrainArgs, device, plan};
+use crate::{PretrainArgs, device, plan, ranks};
 
 impl Task for &PretrainArgs {
     fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
@@ -30,18 +31,36 @@ impl Task for &PretrainArgs {
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
 fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
     let stop = Stop::listen()?;
-    let device = device::choose(args.device.as_deref())?;
-    let folder = RunFolder::open(&args.out)?;
-    let train = recipe.train.clone();
-    if !args.plan {
-        folder.check_recipe(&Table::try_from(&recipe)?, args.resume)?;
-        folder.record(&args.data, &device::name(device))?;
-    }
+    let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
+    ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
+}
 
-    let examples = open::<M>(args, &recipe, &folder)?;
-    if let Some(fingerprint) = M::meaning(&examples.train) {
+fn train<M: Modality>(
+    args: &PretrainArgs,
+    recipe: Recipe<M>,
+    stop: &Stop,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<ExitCode> {
+    let train = recipe.train.clone();
+    feed::check_ranks(&train, ranks.count())?;
+    let table = Table::try_from(&recipe)?;
+    let folder = ranks::folder(ranks, &args.out, |folder| {
+        if args.plan {
+            return Ok(());
+        }
+        folder.check_recipe(&table, args.resume)?;
+        folder.record(&args.data, &device::name(device))
+    })?;
+    ranks.agree("the recipe", &toml::to_string(&table)?)?;
+
+    let examples = ranks.first_then_all(|| open::<M>(args, &recipe, &folder))?;
+    let meaning = M::meaning(&examples.train);
+    if let Some(fingerprint) = meaning.as_ref().filter(|_| ranks.is_first()) {
         folder.check_meaning("tokenizer.sha256", "another tokenizer", fingerprint)?;
     }
+    ranks.agree("the tokenizer", &format!("{meaning:?}"))?;
+    ranks::same_data(ranks, &examples.train)?;
     let mut state = recipe.state(device)?;
     let (all, encoder) = state.model.parameters();
     tell!(
@@ -57,17 +76,20 @@ fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> 
         lines.iter().for_each(|line| out!("{line}"));
         return Ok(ExitCode::SUCCESS);
     }
+    state.join(ranks, train.shard_optimizer)?;
+    ranks::tell_division(ranks, &train, M::UNITS);
 
     let mut bad = examples.skipped;
     let parts = (&train, recipe.seed, M::UNITS);
-    let held_out = feed::held_out_batches(examples.held_out.as_ref(), parts, &mut bad)?;
+    // Rank 0 evaluates.
+    let held_out = examples.held_out.as_ref().filter(|_| ranks.is_first());
+    let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
     let dataset = Arc::new(examples.train);
     let seed = recipe.seed;
     let pretrainee = Pretrainee { recipe, state, held_out, dataset: dataset.clone() };
     let parts = (&train, seed, M::UNITS);
-    Run::resume(pretrainee, dataset, folder, parts, bad.len())?
-        .reporting(!args.no_report)
-        .train(&stop)
+    let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone())?;
+    run.reporting(!args.no_report && ranks.is_first()).train(stop)
 }
 
 /// Lists the examples and says what was found.
@@ -106,8 +128,12 @@ impl<M: Modality> Trainee for Pretrainee<M> {
         self.state.step
     }
 
-    fn take_step(&mut self, batches: &[Batch]) -> Result<Option<TrainLine>> {
-        let report = self.state.step(batches)?;
+    fn device(&self) -> Device {
+        self.state.model.device()
+    }
+
+    fn take_step(&mut self, batches: &[(u64, &Batch)]) -> Result<Option<TrainLine>> {
+        let report = self.state.step_at(batches)?;
         Ok((!report.skipped).then(|| TrainLine {
             step: report.step,
             loss: report.loss,

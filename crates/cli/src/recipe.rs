@@ -82,6 +82,10 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Unusable examples that are skipped before the run gives up.
     pub max_bad_examples: usize,
+    /// Where several processes train, each keeps the optimizer's moments of a part of the parameters alone:
+    /// less memory, more to exchange, the same numbers. Absent: no.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shard_optimizer: bool,
 }
 
 impl TrainConfig {
@@ -124,7 +128,7 @@ impl TrainConfig {
 }
 
 /// Keys that may change between stopping and going on: they do not touch what is learned.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "model.activation_checkpointing",
     "train.eval_batches",
     "train.eval_every",
@@ -134,6 +138,7 @@ const FREE: [&str; 9] = [
     "train.keep_every",
     "train.workers",
     "train.max_bad_examples",
+    "train.shard_optimizer",
 ];
 
 impl<M: Modality> Recipe<M> {

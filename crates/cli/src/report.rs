@@ -5,7 +5,7 @@ use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
@@ -14,7 +14,9 @@ use indicatif::ProgressBar;
 macro_rules! out {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($arg)*);
+        if crate::report::speaks() {
+            let _ = writeln!(std::io::stdout(), $($arg)*);
+        }
     }};
 }
 
@@ -22,11 +24,35 @@ macro_rules! out {
 macro_rules! tell {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($arg)*);
+        if crate::report::speaks() {
+            let _ = writeln!(std::io::stderr(), $($arg)*);
+        }
     }};
 }
 
 pub(crate) use {out, tell};
+
+/// What errors of this process begin with, where it is one of several.
+static WHO: OnceLock<(usize, String)> = OnceLock::new();
+
+/// From now on this is process `rank` of `count`: only the first one tells what goes on, and errors say whose
+/// they are.
+pub fn speak_for(rank: usize, count: usize) {
+    let _ = WHO.set((rank, format!("rank {rank} of {count}: "))); // the first call counts
+}
+
+/// Whether this process tells what goes on.
+pub fn speaks() -> bool {
+    WHO.get().is_none_or(|(rank, _)| *rank == 0)
+}
+
+/// An error's line, which all processes write.
+fn complain(what: &str) {
+    use std::io::Write as _;
+    let who = WHO.get().map_or("", |(_, who)| who);
+    // In one piece: other processes may write to the same terminal.
+    let _ = std::io::stderr().write_all(format!("error: {who}{what}\n").as_bytes());
+}
 
 /// One line about something that is not an error.
 pub fn note(text: impl AsRef<str>) {
@@ -90,18 +116,18 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
         Ok(Err(error)) => {
             let what = describe(&error);
             let hint = hint(&what).map_or("", |(_, hint)| hint);
-            tell!("error: {what}{hint}");
+            complain(&format!("{what}{hint}"));
             ExitCode::FAILURE
         }
         Err(panic) => {
             let what = message(panic.as_ref());
             // tch has no other way to say so.
             if let Some((kind, hint)) = hint(&what) {
-                tell!("error: {kind}: {what}{hint}");
+                complain(&format!("{kind}: {what}{hint}"));
                 return ExitCode::FAILURE;
             }
             let place = place.lock().unwrap_or_else(PoisonError::into_inner);
-            tell!("error: internal error: {what}; please report it{place}");
+            complain(&format!("internal error: {what}; please report it{place}"));
             ExitCode::from(PANIC)
         }
     }
@@ -122,7 +148,7 @@ fn hint(what: &str) -> Option<(&'static str, &'static str)> {
 }
 
 /// What a panic says, in one line: LibTorch's messages carry a C++ stack.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     let text = text.split("\\n").next().unwrap_or_default();

@@ -11,11 +11,11 @@ use toml::Table;
 use crate::recipe::{changes, toml_error};
 use crate::report::note;
 
-/// A run's folder, locked for this process.
+/// A run's folder, locked for the process that writes.
 pub struct RunFolder {
     path: PathBuf,
-    /// Held as long as the process trains.
-    _lock: File,
+    /// Held as long as the process trains; `None`: it is another process that writes.
+    _lock: Option<File>,
 }
 
 /// How a run came to be, kept beside its results.
@@ -37,12 +37,17 @@ impl RunFolder {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.with_context(|| lock_path.display().to_string())?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => {
                 bail!("another process trains in {}; give this one its own --out", path.display())
             }
             Err(TryLockError::Error(e)) => Err(e).with_context(|| lock_path.display().to_string()),
         }
+    }
+
+    /// The folder to which another process of the same run writes.
+    pub fn look_at(path: &Path) -> Self {
+        Self { path: path.to_owned(), _lock: None }
     }
 
     /// The folder.

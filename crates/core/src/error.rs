@@ -58,6 +58,9 @@ pub enum Error {
     /// The data loader cannot go on.
     #[error("data loader: {0}")]
     Loader(String),
+    /// Another process of this run is gone, does not answer, or was started in another way.
+    #[error("{0}")]
+    Dist(data2vec_torch_ext::dist::Error),
     /// LibTorch refused an operation.
     #[error("LibTorch: {}", first_line(.0))]
     Torch(#[from] tch::TchError),

@@ -95,6 +95,8 @@ pub struct Loader<B> {
     /// Turn of the worker that has the next batch.
     turn: usize,
     plan: Arc<Plan>,
+    /// From one batch to the next.
+    stride: u64,
     /// Batches in a row that had no usable example.
     barren: u64,
     max_bad: usize,
@@ -127,6 +129,20 @@ impl<B: Send + 'static> Loader<B> {
         config: LoaderConfig,
         start: u64,
     ) -> Result<Self> {
+        Self::every(dataset, config, start, 1)
+    }
+
+    /// The same for every `stride`th batch alone, from number `start` on: a rank's share. The others' are not
+    /// loaded.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn every<D: Dataset<Batch = B>>(
+        dataset: Arc<D>,
+        config: LoaderConfig,
+        start: u64,
+        stride: u64,
+    ) -> Result<Self> {
         config.validate()?;
         let max_examples = config.max_examples.unwrap_or(usize::MAX);
         let plan = Plan::new(dataset.as_ref(), config.budget, max_examples, config.tolerance)?;
@@ -137,6 +153,7 @@ impl<B: Send + 'static> Loader<B> {
             stop: Arc::clone(&stop),
             turn: 0,
             plan: Arc::clone(&plan),
+            stride,
             barren: 0,
             max_bad: config.max_bad,
             bad: BTreeMap::new(),
@@ -150,7 +167,7 @@ impl<B: Send + 'static> Loader<B> {
                 seed: config.seed,
                 stop: Arc::clone(&stop),
             };
-            let (from, step) = (start + first as u64, config.workers);
+            let (from, step) = (start + first as u64 * stride, config.workers * stride as usize);
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{first}"))
                 .spawn(move || {
@@ -206,7 +223,7 @@ impl<B: Send + 'static> Loader<B> {
                 self.barren = 0;
                 return Ok(loaded);
             }
-            self.barren += 1;
+            self.barren += self.stride;
             if self.barren >= self.plan.batches() {
                 let last = self.bad.values().last().map_or("", |(_, reason)| reason);
                 let number = made.number;

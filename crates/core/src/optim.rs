@@ -8,8 +8,12 @@ use tch::Tensor;
 
 use data2vec_torch_ext::{FusedAdamW, fused_adamw, scale, total_norm};
 
-use crate::checkpoint::assign;
-use crate::{Error, Result};
+use crate::checkpoint::{assign, read_tensors};
+use crate::{Error, Ranks, Result};
+
+mod shard;
+
+use shard::Owners;
 
 /// Released behaviour that departs from the papers' intent, for exact reproduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +112,17 @@ impl Group {
 pub struct AdamW {
     config: AdamWConfig,
     groups: Vec<Group>,
+    ranks: Ranks,
+    /// Who keeps which moments; `None`: every rank all of them.
+    owners: Option<Owners>,
+}
+
+/// A part of a group, with its gradients.
+struct Part {
+    params: Vec<Tensor>,
+    grads: Vec<Tensor>,
+    exp_avgs: Vec<Tensor>,
+    exp_avg_sqs: Vec<Tensor>,
 }
 
 impl AdamW {
@@ -146,7 +161,16 @@ impl AdamW {
                 group.add(name, param);
             }
         }
-        Self { config: config.clone(), groups }
+        Self { config: config.clone(), groups, ranks: Ranks::default(), owners: None }
+    }
+
+    /// From now on, gradients are sums over all `ranks`. With `shard` each keeps the moments of a part of the
+    /// parameters alone (ZeRO's first stage).
+    pub fn join(&mut self, ranks: &Ranks, shard: bool) {
+        self.ranks = ranks.clone();
+        if shard && ranks.count() > 1 {
+            self.owners = Some(Owners::divide(&mut self.groups, ranks));
+        }
     }
 
     /// Forgets all gradients.
@@ -165,7 +189,21 @@ impl AdamW {
         self.groups.iter().map(|group| group.params.iter().map(grad).collect()).collect()
     }
 
-    /// Divides the summed gradients by `count`, clips them to the norm `clip`, and takes step number
+    /// What this rank moves of a group.
+    fn part(&self, number: usize, grads: &[Tensor]) -> Part {
+        let group = &self.groups[number];
+        let is_mine = |i: &usize| self.owners.as_ref().is_none_or(|o| o.is_mine(number, *i));
+        let mine: Vec<usize> = (0..grads.len()).filter(is_mine).collect();
+        let of = |list: &[Tensor]| mine.iter().map(|&i| list[i].shallow_clone()).collect();
+        Part {
+            params: of(&group.params),
+            grads: of(grads),
+            exp_avgs: of(&group.exp_avgs),
+            exp_avg_sqs: of(&group.exp_avg_sqs),
+        }
+    }
+
+    /// Adds the gradients of all ranks, divides them by `count`, clips them to the norm `clip`, and takes step number
     /// `step` (counted from 1). Returns the norm before clipping; if that is not finite, nothing
     /// has been changed.
     ///
@@ -174,38 +212,44 @@ impl AdamW {
     pub fn step(&mut self, step: u64, lr: f64, count: f64, clip: Option<f64>) -> Result<f64> {
         let grads = tch::no_grad(|| self.grads());
         let all: Vec<Tensor> = grads.iter().flatten().map(Tensor::shallow_clone).collect();
+        self.ranks.sum(&all)?;
         let norm = total_norm(&all)?.double_value(&[]) / count;
         if !norm.is_finite() {
             return Ok(norm);
         }
         let clipped = clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
         scale(&all, clipped / count)?;
-        for (group, grads) in self.groups.iter().zip(&grads).filter(|(g, _)| step > g.pace.start) {
+        for (number, grads) in grads.iter().enumerate() {
+            let group = &self.groups[number];
+            if step <= group.pace.start {
+                continue;
+            }
             let (lr, weight_decay) = (lr * group.pace.scale, group.weight_decay);
             let step = step - group.pace.start;
+            let part = self.part(number, grads);
             if self.config.has(OptimizerCompat::FairseqEpsilon) {
-                fairseq_step(&self.config, group, grads, step, lr, weight_decay);
+                fairseq_step(&self.config, &part, step, lr, weight_decay);
             } else {
                 let AdamWConfig { betas, eps, .. } = self.config;
                 let settings = FusedAdamW { lr, betas, eps, weight_decay };
-                fused_adamw(
-                    settings,
-                    step,
-                    &group.params,
-                    grads,
-                    &group.exp_avgs,
-                    &group.exp_avg_sqs,
-                )?;
+                let Part { params, grads, exp_avgs, exp_avg_sqs } = &part;
+                fused_adamw(settings, step, params, grads, exp_avgs, exp_avg_sqs)?;
             }
+        }
+        if let Some(owners) = &self.owners {
+            owners.share_params(&self.groups, &self.ranks)?;
         }
         Ok(norm)
     }
 
-    /// Both moments of every parameter: `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    /// Both moments of every parameter that this rank keeps: `exp_avg.NAME`, `exp_avg_sq.NAME`.
     pub fn state(&self) -> HashMap<String, Tensor> {
         let mut state = HashMap::new();
         for group in &self.groups {
             for (i, name) in group.names.iter().enumerate() {
+                if group.exp_avgs[i].size() != group.params[i].size() {
+                    continue; // another rank's
+                }
                 state.insert(format!("exp_avg.{name}"), group.exp_avgs[i].shallow_clone());
                 state.insert(format!("exp_avg_sq.{name}"), group.exp_avg_sqs[i].shallow_clone());
             }
@@ -213,31 +257,44 @@ impl AdamW {
         state
     }
 
-    /// Takes over moments read from the file `path`.
+    /// The same of all ranks, on rank 0; all ranks have to call it. The others get what they keep.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if one is missing or of another shape.
-    pub fn load_state(&mut self, path: &Path, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        assign(path, &self.state(), state)
+    /// [`Error::Dist`] if a rank is gone.
+    pub fn gather(&self) -> Result<HashMap<String, Tensor>> {
+        match &self.owners {
+            None => Ok(self.state()),
+            Some(owners) => owners.gather(&self.groups, &self.ranks),
+        }
+    }
+
+    /// Takes over moments from the file `path`, which rank 0 reads for all.
+    ///
+    /// # Errors
+    /// If it cannot be read; [`Error::Tensor`] if moments are missing or of another shape.
+    pub fn load_state(&mut self, path: &Path) -> Result<()> {
+        let first = self.ranks.is_first();
+        let read = if first { read_tensors(path)? } else { BTreeMap::new() };
+        match &self.owners {
+            Some(owners) => owners.scatter(&self.groups, &self.ranks, path, &read),
+            None if first => {
+                assign(path, &self.state(), &read)?;
+                self.ranks.follow_first(self.state())
+            }
+            None => self.ranks.follow_first(self.state()),
+        }
     }
 }
 
 /// One step with epsilon outside the bias correction, in fairseq's order of operations.
-fn fairseq_step(
-    config: &AdamWConfig,
-    group: &Group,
-    grads: &[Tensor],
-    step: u64,
-    lr: f64,
-    weight_decay: f64,
-) {
+fn fairseq_step(config: &AdamWConfig, part: &Part, step: u64, lr: f64, weight_decay: f64) {
     let [beta1, beta2] = config.betas;
     let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
     let step_size = lr * corrected(beta2).sqrt() / corrected(beta1);
     tch::no_grad(|| {
-        for (i, grad) in grads.iter().enumerate() {
+        for (i, grad) in part.grads.iter().enumerate() {
             let [mut param, mut m, mut v] =
-                [&group.params[i], &group.exp_avgs[i], &group.exp_avg_sqs[i]]
+                [&part.params[i], &part.exp_avgs[i], &part.exp_avg_sqs[i]]
                     .map(Tensor::shallow_clone);
             let _ = m.g_mul_scalar_(beta1);
             let _ = m.g_add_(&(grad * (1.0 - beta1)));

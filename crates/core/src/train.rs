@@ -4,12 +4,13 @@ use std::path::Path;
 
 use data2vec_torch_ext::scope;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::loss::spread_of;
 use crate::random::{Purpose, seed_for, stream};
-use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Result, Schedule};
+use crate::ranks::{moments, spread_of_moments};
+use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Ranks, Result, Schedule};
 
 const MODEL: &str = "model.safetensors";
 const TEACHER: &str = "teacher.safetensors";
@@ -38,6 +39,7 @@ pub struct TrainState<F: FeatureEncoder> {
     pub step: u64,
     schedule: Schedule,
     config: StepConfig,
+    ranks: Ranks,
 }
 
 /// Figures of one optimizer step.
@@ -80,7 +82,26 @@ impl<F: FeatureEncoder> TrainState<F> {
             return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")));
         }
         let optimizer = AdamW::new(model.vars().variables(), optimizer);
-        Ok(Self { model, optimizer, step: 0, schedule, config })
+        let ranks = Ranks::default();
+        Ok(Self { model, optimizer, step: 0, schedule, config, ranks })
+    }
+
+    /// From now on this is one of several processes that train the model together. With `shard` each keeps
+    /// the moments of a part of the parameters alone.
+    ///
+    /// # Errors
+    /// If the others train another model, or are gone.
+    pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
+        ranks.agree_on_variables(&self.model.vars().variables())?;
+        self.optimizer.join(ranks, shard);
+        self.ranks = ranks.clone();
+        self.follow_first()
+    }
+
+    /// Takes over rank 0's weights and teacher.
+    fn follow_first(&self) -> Result<()> {
+        self.ranks.follow_first(self.model.vars().variables())?;
+        self.ranks.follow_first(self.model.teacher().variables())
     }
 
     /// One optimizer step on one or more micro-batches. Their gradients add up to that of one batch
@@ -89,29 +110,38 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// If a batch does not suit the model, or LibTorch refuses.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
+        self.step_at(&(0..).zip(batches).collect::<Vec<_>>())
+    }
+
+    /// The same on this rank's micro-batches of a step, each with its place among those of all ranks, on
+    /// which its masks and its dropout depend. Loss, gradients and figures are of all ranks.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and if another rank is gone.
+    pub fn step_at(&mut self, batches: &[(u64, &Batch)]) -> Result<StepReport> {
         let lr = self.schedule.at(self.step, self.config.steps);
         self.optimizer.zero_grad();
-        let (mut num_hidden, mut losses, mut masked_share) = (0, Vec::new(), 0.0);
-        let (mut targets, mut predictions) = (Vec::new(), Vec::new());
-        for (i, batch) in batches.iter().enumerate() {
-            let at = [self.step, i as u64];
+        let mut sums = Sums::default();
+        for &(place, batch) in batches {
+            let at = [self.step, place];
             // Dropout and noise draw from LibTorch's generator, all else from ours.
             tch::manual_seed(seed_for(self.config.seed, Purpose::Step, &at) as i64);
             let mut rng = stream(self.config.seed, Purpose::Step, &at);
             let batch = batch.to_device(self.model.device());
             let objective = self.model.forward(&batch, &mut rng, true)?;
             scope(c"backward", || objective.loss.f_backward())?;
-            num_hidden += objective.num_hidden;
-            masked_share += objective.masked_share / batches.len() as f64;
-            losses.push(objective.loss.detach());
-            targets.push(objective.target);
-            predictions.push(objective.prediction.detach());
+            sums.hidden += objective.num_hidden as f64;
+            sums.masked_share += objective.masked_share;
+            sums.losses.push(objective.loss.detach());
+            sums.targets.push(objective.target);
+            sums.predictions.push(objective.prediction.detach());
         }
-        let count = num_hidden as f64;
-        let loss = Tensor::stack(&losses, 0).sum(Kind::Float).double_value(&[]) / count;
+        let dim = self.model.config().transformer.dim;
+        let Means { loss, hidden, masked_share, target_var, pred_var } =
+            sums.means(&self.ranks, dim, self.model.device())?;
         let clip = self.config.clip_norm;
         let grad_norm = if loss.is_finite() {
-            scope(c"optimizer", || self.optimizer.step(self.step + 1, lr, count, clip))?
+            scope(c"optimizer", || self.optimizer.step(self.step + 1, lr, hidden, clip))?
         } else {
             f64::NAN
         };
@@ -124,8 +154,8 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(StepReport {
             step: self.step,
             loss,
-            target_var: spread_of(&targets).double_value(&[]),
-            pred_var: spread_of(&predictions).double_value(&[]),
+            target_var,
+            pred_var,
             grad_norm,
             lr,
             ema_decay,
@@ -137,12 +167,16 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// Copies weights, teacher and moments.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies.
+    /// [`Error::Torch`] if there is no memory for the copies. Of several processes rank 0 alone copies, but
+    /// all have to call it: [`Error::Dist`] if one is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
+        let moments = self.optimizer.gather()?;
         let mut snapshot = Snapshot::default();
-        snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
-        snapshot.add_tensors(TEACHER, &self.model.teacher().variables())?;
-        snapshot.add_tensors(OPTIMIZER, &self.optimizer.state())?;
+        if self.ranks.is_first() {
+            snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
+            snapshot.add_tensors(TEACHER, &self.model.teacher().variables())?;
+            snapshot.add_tensors(OPTIMIZER, &moments)?;
+        }
         Ok(snapshot)
     }
 
@@ -152,10 +186,69 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// If a file is missing, broken, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         let [model, teacher, optimizer] = [MODEL, TEACHER, OPTIMIZER].map(|name| dir.join(name));
-        assign(&model, &self.model.vars().variables(), &read_tensors(&model)?)?;
-        assign(&teacher, &self.model.teacher().variables(), &read_tensors(&teacher)?)?;
-        self.optimizer.load_state(&optimizer, &read_tensors(&optimizer)?)?;
+        // Rank 0 reads for all: the others may not see its folder.
+        if self.ranks.is_first() {
+            assign(&model, &self.model.vars().variables(), &read_tensors(&model)?)?;
+            assign(&teacher, &self.model.teacher().variables(), &read_tensors(&teacher)?)?;
+        }
+        self.follow_first()?;
+        self.optimizer.load_state(&optimizer)?;
         self.step = step;
         Ok(())
+    }
+}
+
+/// What a step's micro-batches add up to.
+#[derive(Default)]
+struct Sums {
+    hidden: f64,
+    masked_share: f64,
+    losses: Vec<Tensor>,
+    /// `(N, D)` each.
+    targets: Vec<Tensor>,
+    predictions: Vec<Tensor>,
+}
+
+/// See [`StepReport`].
+struct Means {
+    loss: f64,
+    hidden: f64,
+    masked_share: f64,
+    target_var: f64,
+    pred_var: f64,
+}
+
+impl Sums {
+    /// Over the micro-batches of all ranks.
+    fn means(&self, ranks: &Ranks, dim: i64, device: Device) -> Result<Means> {
+        let loss = match self.losses.is_empty() {
+            true => 0.0,
+            false => Tensor::stack(&self.losses, 0).sum(Kind::Float).double_value(&[]),
+        };
+        let count = self.losses.len() as f64;
+        if ranks.count() == 1 {
+            return Ok(Means {
+                loss: loss / self.hidden,
+                hidden: self.hidden,
+                masked_share: self.masked_share / count,
+                target_var: spread_of(&self.targets).double_value(&[]),
+                pred_var: spread_of(&self.predictions).double_value(&[]),
+            });
+        }
+        let numbers = Tensor::from_slice(&[loss, self.hidden, self.masked_share, count]);
+        let [targets, predictions] =
+            [&self.targets, &self.predictions].map(|rows| moments(rows, dim, device));
+        let all = Tensor::cat(&[numbers.to_device(device), targets, predictions], 0);
+        ranks.sum(&[all.shallow_clone()])?;
+        let all: Vec<f64> = (&all.to_device(Device::Cpu)).try_into()?;
+        let [loss, hidden, masked_share, count] = [all[0], all[1], all[2], all[3]];
+        let (targets, predictions) = all[4..].split_at(1 + 2 * dim as usize);
+        Ok(Means {
+            loss: loss / hidden,
+            hidden,
+            masked_share: masked_share / count,
+            target_var: spread_of_moments(targets),
+            pred_var: spread_of_moments(predictions),
+        })
     }
 }

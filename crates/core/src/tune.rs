@@ -16,7 +16,7 @@ use crate::random::{Purpose, seed_for, stream};
 use crate::tuned::{MASK_TOKEN, Tuned, read_mask_token, write_model};
 use crate::{
     AdamW, AdamWConfig, Batch, EncoderConfig, Error, FeatureEncoder, Hidden, LabelledBatch,
-    MaskStrategy, Precision, Result, Schedule, StepConfig, Tokens, TransformerConfig,
+    MaskStrategy, Precision, Ranks, Result, Schedule, StepConfig, Tokens, TransformerConfig,
 };
 
 const MODEL: &str = "model.safetensors";
@@ -119,6 +119,7 @@ pub struct TuneState<F: FeatureEncoder> {
     schedule: Schedule,
     config: TuneConfig,
     steps: StepConfig,
+    ranks: Ranks,
 }
 
 /// Figures of one optimizer step.
@@ -198,7 +199,31 @@ impl<F: FeatureEncoder> TuneState<F> {
         }
         let pace = |name: &str| config.pace(name, depth);
         let optimizer = AdamW::paced(vars.variables(), optimizer, pace);
-        Ok(Self { step: 0, vars, model, mask_token, masks, optimizer, schedule, config, steps })
+        let ranks = Ranks::default();
+        Ok(Self {
+            step: 0,
+            vars,
+            model,
+            mask_token,
+            masks,
+            optimizer,
+            schedule,
+            config,
+            steps,
+            ranks,
+        })
+    }
+
+    /// From now on this is one of several processes that train the model together. With `shard` each keeps
+    /// the moments of a part of the parameters alone.
+    ///
+    /// # Errors
+    /// If the others train another model, or are gone.
+    pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
+        ranks.agree_on_variables(&self.vars.variables())?;
+        self.optimizer.join(ranks, shard);
+        self.ranks = ranks.clone();
+        self.ranks.follow_first(self.vars.variables())
     }
 
     /// One optimizer step on one or more micro-batches, whose gradients add up to that of one batch as
@@ -207,11 +232,20 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// # Errors
     /// If a batch does not suit the model, or LibTorch refuses.
     pub fn step(&mut self, batches: &[LabelledBatch]) -> Result<TuneReport> {
+        self.step_at(&(0..).zip(batches).collect::<Vec<_>>())
+    }
+
+    /// The same on this rank's micro-batches of a step, each with its place among those of all ranks, on
+    /// which its dropout depends. Loss and gradients are of all ranks.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and if another rank is gone.
+    pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<TuneReport> {
         let lr = self.schedule.at(self.step, self.steps.steps);
         self.optimizer.zero_grad();
         let (mut count, mut losses) = (0, Vec::new());
-        for (i, batch) in batches.iter().enumerate() {
-            let at = [self.step, i as u64];
+        for &(place, batch) in batches {
+            let at = [self.step, place];
             tch::manual_seed(seed_for(self.steps.seed, Purpose::Step, &at) as i64);
             let mut rng = stream(self.steps.seed, Purpose::Step, &at);
             let scored = self.score(batch, Some(&mut rng))?;
@@ -219,8 +253,12 @@ impl<F: FeatureEncoder> TuneState<F> {
             count += batch.batch.rows();
             losses.push(scored.loss.detach());
         }
-        let count = count as f64;
-        let loss = Tensor::stack(&losses, 0).sum(Kind::Float).double_value(&[]) / count;
+        let loss = match losses.is_empty() {
+            true => 0.0,
+            false => Tensor::stack(&losses, 0).sum(Kind::Float).double_value(&[]),
+        };
+        let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;
+        let loss = loss / count;
         let grad_norm = match loss.is_finite() {
             true => self.optimizer.step(self.step + 1, lr, count, self.steps.clip_norm)?,
             false => f64::NAN,
@@ -310,11 +348,15 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// Copies weights and moments.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies.
+    /// [`Error::Torch`] if there is no memory for the copies. Of several processes rank 0 alone copies, but
+    /// all have to call it: [`Error::Dist`] if one is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
+        let moments = self.optimizer.gather()?;
         let mut snapshot = Snapshot::default();
-        snapshot.add_tensors(MODEL, &self.vars.variables())?;
-        snapshot.add_tensors(OPTIMIZER, &self.optimizer.state())?;
+        if self.ranks.is_first() {
+            snapshot.add_tensors(MODEL, &self.vars.variables())?;
+            snapshot.add_tensors(OPTIMIZER, &moments)?;
+        }
         Ok(snapshot)
     }
 
@@ -324,8 +366,11 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// If a file is missing, broken, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         let [model, optimizer] = [MODEL, OPTIMIZER].map(|name| dir.join(name));
-        assign(&model, &self.vars.variables(), &read_tensors(&model)?)?;
-        self.optimizer.load_state(&optimizer, &read_tensors(&optimizer)?)?;
+        if self.ranks.is_first() {
+            assign(&model, &self.vars.variables(), &read_tensors(&model)?)?;
+        }
+        self.ranks.follow_first(self.vars.variables())?;
+        self.optimizer.load_state(&optimizer)?;
         self.step = step;
         Ok(())
     }

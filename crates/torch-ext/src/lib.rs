@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod checkpoint;
+pub mod dist;
 mod foreach;
 mod layers;
 mod memory;

@@ -5,7 +5,7 @@ mod view;
 use std::fs::File;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::metrics::{self, Line, Metrics};
 use crate::run::RunFolder;
@@ -15,7 +15,8 @@ pub use view::clock;
 
 /// All that hears of a run.
 pub struct Log {
-    metrics: Metrics,
+    /// `None`: of a process that writes nothing.
+    metrics: Option<Metrics>,
     view: View,
     /// The last evaluation.
     last: Option<Line>,
@@ -33,11 +34,17 @@ impl Log {
         unit: &'static str,
     ) -> Result<(Self, Vec<Line>)> {
         let path = folder.join("metrics.jsonl");
-        let metrics = Metrics::open(&path, step)?;
+        let metrics = Some(Metrics::open(&path, step)?);
         let lines = metrics::read(&path)?;
         let last = lines.iter().rfind(|line| line.is_evaluation()).cloned();
         let began = (Instant::now(), step);
         Ok((Self { metrics, view: View::new(steps, unit), last, began, steps }, lines))
+    }
+
+    /// Of one of several processes that is not the one which writes.
+    pub fn silent((step, steps): (u64, u64), unit: &'static str) -> Self {
+        let view = View::new(steps, unit);
+        Self { metrics: None, view, last: None, began: (Instant::now(), step), steps }
     }
 
     /// Training begins.
@@ -53,7 +60,9 @@ impl Log {
 
     /// Keeps a line and shows it.
     pub fn line(&mut self, line: &Line) -> Result<()> {
-        self.metrics.write(line)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write(line)?;
+        }
         match line {
             Line::Train(line) => {
                 let (began, first) = self.began;
@@ -72,7 +81,7 @@ impl Log {
 
     /// The file of lines, to be flushed to the disk by somebody else.
     pub fn lines(&self) -> Result<File> {
-        self.metrics.handle()
+        self.metrics.as_ref().context("this process keeps no metrics.jsonl")?.handle()
     }
 
     /// A line of text, above whatever is redrawn.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::metrics::{Line, Pretraining, TrainLine};
-use crate::report::tell;
+use crate::report::{speaks, tell};
 
 /// What is seen of a run.
 pub struct View {
@@ -19,7 +19,7 @@ pub struct View {
 impl View {
     /// Of a run of `steps`, whose data are counted in `unit`. Nothing is drawn yet.
     pub fn new(steps: u64, unit: &'static str) -> Self {
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = std::io::stderr().is_terminal() && speaks();
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
         let style = "{bar:24} {pos}/{len} {msg} {elapsed_precise} left {eta_precise}";
         if let Ok(style) = ProgressStyle::with_template(style) {

@@ -15,7 +15,7 @@ pub use line::{HeldOutLine, Line, Pretraining, TrainLine, ValidationLine};
 
 /// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a
 /// run was stopped.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Pending {
     /// Steps since the last line.
     pub mean: Mean,
@@ -44,7 +44,7 @@ impl Pending {
 }
 
 /// Sums of steps until a line is due.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Mean {
     sum: TrainLine,
     count: f64,

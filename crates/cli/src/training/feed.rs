@@ -1,9 +1,11 @@
 //! From a data set to the batches of a run.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use data2vec_core::loader::{Plan, TOLERANCE};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, LoaderConfig};
+use data2vec_core::{Dataset, Loaded, Loader, LoaderConfig, Ranks};
 
 use crate::recipe::TrainConfig;
 use crate::report::note;
@@ -28,6 +30,65 @@ pub fn loader_config(train: &TrainConfig, seed: u64, units: Units) -> LoaderConf
         max_bad: train.max_bad_examples,
         tolerance: TOLERANCE,
     }
+}
+
+/// This process's part of the stream of batches. The batches of a step have consecutive numbers; rank r of R
+/// takes every Rth of them, from the rth on.
+pub struct Feed<B> {
+    /// What was loaded, waited for and found unusable.
+    pub loader: Loader<B>,
+    rank: u64,
+    ranks: u64,
+    accumulate: u64,
+    /// Of a later step: in between, no batch had a usable example.
+    ahead: Option<Loaded<B>>,
+}
+
+impl<B: Send + 'static> Feed<B> {
+    /// From the batch `next` on, which a step begins with.
+    pub fn new<D: Dataset<Batch = B>>(
+        dataset: Arc<D>,
+        config: LoaderConfig,
+        next: u64,
+        accumulate: usize,
+        ranks: &Ranks,
+    ) -> data2vec_core::Result<Self> {
+        let (rank, ranks) = (ranks.rank() as u64, ranks.count() as u64);
+        let loader = Loader::every(dataset, config, next + rank, ranks)?;
+        Ok(Self { loader, rank, ranks, accumulate: accumulate as u64, ahead: None })
+    }
+
+    /// This process's batches of the step that begins with the batch `first`, each with its place in the step.
+    pub fn step(&mut self, first: u64) -> data2vec_core::Result<Vec<(u64, Loaded<B>)>> {
+        let (end, mut next) = (first + self.accumulate, first + self.rank);
+        let mut batches = Vec::new();
+        while next < end {
+            let loaded = match self.ahead.take() {
+                Some(loaded) => loaded,
+                None => self.loader.next()?,
+            };
+            if loaded.number >= end {
+                self.ahead = Some(loaded);
+                break;
+            }
+            next = loaded.number + self.ranks;
+            batches.push((loaded.number - first, loaded));
+        }
+        Ok(batches)
+    }
+}
+
+/// Whether the batches of a step can be divided over the ranks.
+pub fn check_ranks(train: &TrainConfig, ranks: usize) -> Result<()> {
+    let (batch, accumulate) = (train.batch, train.accumulate);
+    if !accumulate.is_multiple_of(ranks) {
+        let total = batch * accumulate as f64;
+        bail!(
+            "train.accumulate = {accumulate} batches a step cannot be divided over {ranks} processes: set it to a multiple of {ranks}; with train.accumulate={ranks} and train.batch={} a step is as large as now",
+            total / ranks as f64
+        );
+    }
+    Ok(())
 }
 
 /// How the examples of `dataset` are put together.

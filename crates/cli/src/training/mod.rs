@@ -1,8 +1,10 @@
 //! The loop that pretraining and fine-tuning share: data in, steps, evaluations, checkpoints; and a clean
 //! end whenever it comes.
 
+mod agree;
 pub mod feed;
 mod saver;
+mod start;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,18 +13,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use data2vec_core::loader::Plan;
-use data2vec_core::{Checkpoints, Dataset, Loader, Position, Snapshot};
+use data2vec_core::{Checkpoints, Dataset, Position, Ranks, Snapshot};
+use data2vec_torch_ext::dist::ProcessGroup;
+use tch::Device;
 
 use crate::curve;
 use crate::log::{Log, clock};
 use crate::metrics::{Line, Pending, TrainLine};
 use crate::page::Reporter;
 use crate::recipe::TrainConfig;
-use crate::report::{describe, note, out, tell};
+use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use feed::{Units, check_bad, loader_config};
+use feed::{Feed, Units, loader_config};
 use saver::Saver;
+use start::{Start, newest};
 
 /// Steps in a row whose loss or gradient is not finite before the run gives up.
 const MAX_SKIPPED: u32 = 10;
@@ -38,8 +43,12 @@ pub trait Trainee {
     /// Completed optimizer steps.
     fn step(&self) -> u64;
 
-    /// Takes the next one. `None`: loss or gradient was not finite, and nothing has changed.
-    fn take_step(&mut self, batches: &[Self::Batch]) -> Result<Option<TrainLine>>;
+    /// Where it computes.
+    fn device(&self) -> Device;
+
+    /// Takes the next one, on this process's batches and their places among those of the step. `None`: loss
+    /// or gradient was not finite, and nothing has changed.
+    fn take_step(&mut self, batches: &[(u64, &Self::Batch)]) -> Result<Option<TrainLine>>;
 
     /// Before the first step: whether what is planned is possible.
     fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()>;
@@ -81,10 +90,12 @@ pub struct Run<T: Trainee, D> {
     next_batch: u64,
     /// Step of the newest checkpoint, which may still be written.
     saved: Option<u64>,
-    saver: Saver,
+    /// `None`: another process writes checkpoints.
+    saver: Option<Saver>,
     log: Log,
     /// `None`: nobody wants the page.
     reporter: Option<Reporter>,
+    ranks: Ranks,
     /// Unusable examples that were met before training.
     bad_before: usize,
     pending: Pending,
@@ -99,29 +110,35 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         folder: RunFolder,
         (train, seed, units): (&TrainConfig, u64, Units),
         bad_before: usize,
+        ranks: Ranks,
     ) -> Result<Self> {
-        let checkpoints =
-            Checkpoints::new(folder.join("checkpoints"), train.keep, train.keep_every)?;
-        let newest = checkpoints.newest()?;
-        for (path, reason) in &newest.damaged {
-            note(format!("{} is damaged ({reason}); trying the one before it", path.display()));
-        }
-        let (mut next_batch, mut saved, mut pending) = (0, None, Pending::default());
-        match newest.good {
-            Some((position, path)) => {
-                trainee.load(&path, position.step)?;
-                next_batch = position.next_batch;
-                pending = Pending::load(&path)?;
-                saved = Some(position.step);
-                tell!("going on from step {} ({})", position.step, path.display());
+        let checkpoints = match ranks.is_first() {
+            true => {
+                Some(Checkpoints::new(folder.join("checkpoints"), train.keep, train.keep_every)?)
             }
-            None if newest.damaged.is_empty() => {}
-            None => note("no checkpoint is whole: starting from step 0"),
+            false => None,
+        };
+        let newest = ranks.first_alone(|| newest(checkpoints.as_ref()))?.flatten();
+        let start = newest.as_ref().map(|(start, _)| start.clone()).unwrap_or_default();
+        let start: Start = toml::from_str(&ranks.from_first(&toml::to_string(&start)?)?)?;
+        let Start { step, next_batch, pending } = start;
+        if let Some(step) = step {
+            let path = newest.map(|(_, path)| path).unwrap_or_default();
+            trainee.load(&path, step)?;
+            tell!("going on from step {step} ({})", path.display());
         }
-        let (log, lines) = Log::open(&folder, (trainee.step(), train.steps), units.name)?;
-        for line in lines.iter().filter(|line| line.is_evaluation()) {
-            trainee.heed(line, false)?;
-        }
+        let saved = step;
+        let position = (trainee.step(), train.steps);
+        let log = match ranks.is_first() {
+            true => {
+                let (log, lines) = Log::open(&folder, position, units.name)?;
+                for line in lines.iter().filter(|line| line.is_evaluation()) {
+                    trainee.heed(line, false)?;
+                }
+                log
+            }
+            false => Log::silent(position, units.name),
+        };
         let train = train.clone();
         Ok(Self {
             trainee,
@@ -132,9 +149,10 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             dataset,
             next_batch,
             saved,
-            saver: Saver::new(checkpoints),
+            saver: checkpoints.map(Saver::new),
             log,
             reporter: None,
+            ranks,
             bad_before,
             pending,
         })
@@ -155,28 +173,35 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
         let mut config = loader_config(&train, self.seed, self.units);
         config.max_bad -= self.bad_before.min(config.max_bad);
-        let mut loader = Loader::new(self.dataset.clone(), config, self.next_batch)?;
+        let parts = (self.next_batch, train.accumulate);
+        let mut feed = Feed::new(self.dataset.clone(), config, parts.0, parts.1, &self.ranks)?;
         if self.trainee.step() == 0 {
-            self.trainee.rehearse(loader.plan(), &self.log)?;
+            self.trainee.rehearse(feed.loader.plan(), &self.log)?;
             self.evaluate()?;
             self.report();
         }
         self.log.begin();
-        let started = Instant::now();
+        let (started, spent) = (Instant::now(), self.spent());
         let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
         let (mut skipped, mut released) = (0, Instant::now());
-        while self.trainee.step() < train.steps && stop.exit_code().is_none() {
-            let mut batches = Vec::with_capacity(train.accumulate);
-            let mut epoch = 0.0;
-            while batches.len() < train.accumulate {
-                let loaded = loader.next();
-                self.meet_bad(&loader)?;
-                let loaded = loaded?;
-                self.next_batch = loaded.number + 1;
-                units += loaded.size as f64 / self.units.size;
-                epoch = self.next_batch as f64 / loader.batches_per_epoch() as f64;
-                batches.push(loaded.batch);
+        let mut stopped = None;
+        while self.trainee.step() < train.steps {
+            let batches = feed.step(self.next_batch);
+            let news = self.new_bad(&feed.loader)?;
+            let batches = batches?;
+            let size: u64 = batches.iter().map(|(_, loaded)| loaded.size).sum();
+            let all = self.agree(stop, batches.len(), size, &news)?;
+            stopped = all.stop;
+            if stopped.is_some() {
+                break;
             }
+            self.next_batch += train.accumulate as u64;
+            if all.batches == 0 {
+                continue; // not one usable example in all of them
+            }
+            units += all.size / self.units.size;
+            let epoch = self.next_batch as f64 / feed.loader.batches_per_epoch() as f64;
+            let batches: Vec<_> = batches.iter().map(|(place, l)| (*place, &l.batch)).collect();
             let line = self.trainee.take_step(&batches)?;
             let step = self.trainee.step();
             match &line {
@@ -195,7 +220,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 }
             }
             self.log.step(step);
-            self.saver.check()?;
+            self.saver.as_mut().map_or(Ok(()), Saver::check)?;
             if released.elapsed() > RELEASE_EVERY {
                 data2vec_torch_ext::release_freed_memory();
                 released = Instant::now();
@@ -206,9 +231,10 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 let mut line = self.pending.mean.take();
                 line.epoch = epoch;
                 line.units_per_second = units / took.as_secs_f64();
-                line.waiting = (loader.waited() - waited).as_secs_f64() / took.as_secs_f64();
+                let now = feed.loader.waited();
+                line.waiting = (now - waited).as_secs_f64() / took.as_secs_f64();
                 line.bad_examples = self.bad_before + self.pending.bad.len();
-                (since, units, waited) = (Instant::now(), 0.0, loader.waited());
+                (since, units, waited) = (Instant::now(), 0.0, now);
                 self.log.line(&Line::Train(line))?;
             }
             if step.is_multiple_of(train.eval_every) || last_step {
@@ -225,35 +251,41 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
         self.log.finish();
         let took = started.elapsed();
-        if let Some(code) = stop.exit_code() {
+        if let Some(code) = stopped {
             self.save()?;
-            self.saver.wait()?;
-            curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))?;
+            self.wait_for_saver()?;
+            self.ranks.first_alone(|| self.draw())?;
             self.report();
             tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
             return Ok(ExitCode::from(code));
         }
-        let waiting = loader.waited().as_secs_f64() / took.as_secs_f64();
-        tell!("waited for data {:.1} % of the time", 100.0 * waiting);
-        self.saver.wait()?;
+        let share = |time: Duration| 100.0 * time.as_secs_f64() / took.as_secs_f64();
+        tell!("waited for data {:.1} % of the time", share(feed.loader.waited()));
+        if self.ranks.count() > 1 {
+            let spent = self.spent().saturating_sub(spent);
+            tell!("exchanged with the other processes {:.1} % of the time", share(spent));
+        }
+        self.wait_for_saver()?;
         self.finish(took)
     }
 
-    /// Tells of unusable examples that are new, and ends the run if they are too many.
-    fn meet_bad(&mut self, loader: &Loader<T::Batch>) -> Result<()> {
-        for (name, reason) in loader.bad() {
-            if self.pending.bad.insert(name) {
-                self.log.say(&format!("note: skipped {reason}"));
-                check_bad(&self.train, self.bad_before + self.pending.bad.len(), &reason)?;
-            }
-        }
-        Ok(())
+    /// Time in exchanges with the other processes so far, waiting for them included.
+    fn spent(&self) -> Duration {
+        self.ranks.group().map(ProcessGroup::spent).unwrap_or_default()
     }
 
     fn evaluate(&mut self) -> Result<()> {
-        let Some(line) = self.trainee.evaluate()? else { return Ok(()) };
-        self.log.line(&line)?;
-        self.trainee.heed(&line, true)
+        let ranks = self.ranks.clone();
+        ranks.first_alone(|| {
+            let Some(line) = self.trainee.evaluate()? else { return Ok(()) };
+            self.log.line(&line)?;
+            self.trainee.heed(&line, true)
+        })?;
+        Ok(())
+    }
+
+    fn draw(&self) -> Result<()> {
+        curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))
     }
 
     /// Writes the page, if it is wanted, and says where it is. That it cannot be written is no reason to end a run.
@@ -267,26 +299,43 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
     }
 
+    /// Waits until no checkpoint is being written.
+    fn wait_for_saver(&mut self) -> Result<()> {
+        self.ranks.first_alone(|| self.saver.as_mut().map_or(Ok(()), Saver::wait))?;
+        Ok(())
+    }
+
     fn save(&mut self) -> Result<()> {
         let step = self.trainee.step();
         if self.saved == Some(step) {
             return Ok(());
         }
+        // The others may have moments that rank 0 has not: all copy at once.
+        self.wait_for_saver()?;
         let position = Position { step, next_batch: self.next_batch };
         let copy = || {
             let mut snapshot = self.trainee.snapshot()?;
             self.pending.save(&mut snapshot)?;
             Ok(snapshot)
         };
-        self.saver.save(position, copy, self.log.lines()?)?;
+        match &mut self.saver {
+            Some(saver) => saver.save(position, copy, self.log.lines()?)?,
+            None => drop(self.trainee.snapshot()?),
+        }
         self.saved = Some(step);
         Ok(())
     }
 
     /// Curve, what was learned, and where everything is.
     fn finish(&mut self, took: Duration) -> Result<ExitCode> {
+        let ranks = self.ranks.clone();
+        ranks.first_alone(|| self.leave_results(took))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn leave_results(&mut self, took: Duration) -> Result<()> {
+        self.draw()?;
         let curve = self.folder.join("curve.svg");
-        curve::draw(&self.folder.join("metrics.jsonl"), &curve)?;
         let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
         let report = self.report();
         out!();
@@ -302,6 +351,6 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         out!();
         out!("Next:");
         next.iter().for_each(|command| out!("  {command}"));
-        Ok(ExitCode::SUCCESS)
+        Ok(())
     }
 }

@@ -1,0 +1,190 @@
+//! Process groups: this test is the ranks' program as well, started once for each rank.
+
+#![cfg(all(target_os = "linux", feature = "distributed"))]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use data2vec_torch_ext::dist::{Backend, Launch, ProcessGroup, Reduce};
+use tch::{Device, Kind, Tensor};
+
+const TASK: &str = "DATA2VEC_DIST_TASK";
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Rank `rank` of `size`, which does `task`.
+fn rank(task: &str, rank: usize, size: usize, port: u16) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "a_rank", "--nocapture"]).env(TASK, task).env("OMP_NUM_THREADS", "1");
+    for (name, value) in [
+        ("RANK", rank.to_string()),
+        ("WORLD_SIZE", size.to_string()),
+        ("LOCAL_RANK", rank.to_string()),
+        ("LOCAL_WORLD_SIZE", size.to_string()),
+        ("MASTER_ADDR", "127.0.0.1".into()),
+        ("MASTER_PORT", port.to_string()),
+    ] {
+        command.env(name, value);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// All ranks of `size`; whether each succeeded, and what it said.
+fn all(task: &str, size: usize) -> Vec<(bool, String)> {
+    let port = free_port();
+    let children: Vec<Child> = (0..size).map(|r| rank(task, r, size, port)).collect();
+    let end = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    children.into_iter().map(end).collect()
+}
+
+fn group(seconds: u64) -> ProcessGroup {
+    ProcessGroup::from_env(Backend::Gloo, Duration::from_secs(seconds)).unwrap().unwrap()
+}
+
+/// What a rank does; nothing when the test runs as a test.
+#[test]
+fn a_rank() {
+    let Ok(task) = std::env::var(TASK) else { return };
+    match task.as_str() {
+        "collectives" => collectives(&group(20)),
+        "gone" | "hangs" => {
+            let group = group(if task == "gone" { 20 } else { 2 });
+            group.barrier().unwrap();
+            if group.rank() == 1 {
+                if task == "hangs" {
+                    std::thread::sleep(Duration::from_secs(5));
+                }
+                std::process::exit(0);
+            }
+            let start = Instant::now();
+            let error =
+                group.all_reduce(&[Tensor::from(1.0)], Reduce::Sum).unwrap_err().to_string();
+            assert!(error.starts_with("rank 0: all_reduce: "), "{error}");
+            assert!(!error.contains('\n'), "{error}");
+            let took = start.elapsed();
+            match task == "gone" {
+                true => assert!(took < Duration::from_secs(2), "{took:?}: {error}"),
+                false => assert!(took > Duration::from_secs(1), "{took:?}: {error}"),
+            }
+        }
+        other => panic!("no task {other}"),
+    }
+}
+
+fn collectives(group: &ProcessGroup) {
+    let (rank, size) = (group.rank() as i64, group.size() as i64);
+    let sum = size * (size - 1) / 2;
+    for kind in [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16, Kind::Int64, Kind::Int] {
+        let x = Tensor::full([3, 2], rank, (kind, Device::Cpu));
+        group.all_reduce(&[x.shallow_clone()], Reduce::Sum).unwrap();
+        assert_eq!(x.double_value(&[2, 1]), sum as f64, "{kind:?}");
+    }
+    let x = Tensor::from(rank);
+    group.all_reduce(&[x.shallow_clone()], Reduce::Max).unwrap();
+    assert_eq!(x.int64_value(&[]), size - 1);
+
+    // More than a bucket, of several kinds and shapes, one of them not contiguous.
+    let big = Tensor::full([7 << 20], rank, (Kind::Float, Device::Cpu));
+    let turned = Tensor::full([4, 3], rank, (Kind::Float, Device::Cpu)).tr();
+    let whole = Tensor::full([2, 2], rank, (Kind::Int64, Device::Cpu));
+    let last = Tensor::full([5], 1.5, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let list = [big, turned, whole, last].map(|x| x.shallow_clone());
+    group.all_reduce(&list, Reduce::Sum).unwrap();
+    for (x, expected) in list.iter().zip([sum as f64, sum as f64, sum as f64, 1.5 * size as f64]) {
+        let x = x.detach().to_kind(Kind::Double);
+        assert_eq!([x.min().double_value(&[]), x.max().double_value(&[])], [expected, expected]);
+    }
+
+    group.broadcast(&list, size as usize - 1).unwrap();
+    let mine = Tensor::from_slice(&[rank, rank + 10]);
+    let all = group.all_gather(&mine).unwrap();
+    assert_eq!(all.size(), [size, 2]);
+    assert_eq!(all.int64_value(&[size - 1, 1]), size + 9);
+    let parts = Tensor::arange(2 * size, (Kind::Float, Device::Cpu)).reshape([size, 2]);
+    let part = group.reduce_scatter(&parts).unwrap();
+    assert_eq!(Vec::<f32>::try_from(&part).unwrap()[0], (2 * rank * size) as f32);
+    let error = group.reduce_scatter(&Tensor::zeros([size + 1], (Kind::Float, Device::Cpu)));
+    assert!(error.unwrap_err().to_string().contains("number of ranks"));
+
+    group.barrier().unwrap();
+    group.monitored_barrier(Duration::from_secs(10)).unwrap();
+    let texts = group.gather_texts(&format!("{rank} ä")).unwrap();
+    assert_eq!(texts.last().unwrap(), &format!("{} ä", size - 1));
+    assert_eq!(group.gather_texts("").unwrap(), vec![""; size as usize]);
+    let store = group.store();
+    assert!(!store.has("nothing").unwrap());
+    let error = store.get("nothing", Duration::from_millis(50)).unwrap_err().to_string();
+    assert!(error.contains("store.get: `nothing`"), "{error}");
+    store.add("count", 2).unwrap();
+    group.barrier().unwrap();
+    assert_eq!(store.add("count", 0).unwrap(), 2 * size);
+    assert!(group.spent() > Duration::ZERO);
+    group.barrier().unwrap(); // rank 0 keeps the store
+    group.leave().unwrap();
+    assert!(group.barrier().unwrap_err().to_string().contains("left"));
+}
+
+#[test]
+fn collectives_of_one_two_and_four() {
+    for size in [1, 2, 4] {
+        for (rank, (success, said)) in all("collectives", size).into_iter().enumerate() {
+            assert!(success, "rank {rank} of {size}: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_is_gone_or_hangs_is_an_error_in_time() {
+    for task in ["gone", "hangs"] {
+        let (success, said) = all(task, 2).remove(0);
+        assert!(success, "{task}: {said}");
+    }
+}
+
+#[test]
+fn who_does_not_come_is_an_error() {
+    let launch = Launch {
+        rank: 1,
+        size: 2,
+        local_rank: 1,
+        local_size: 2,
+        host: "127.0.0.1".into(),
+        port: free_port(),
+        served: false,
+        prefix: "x".into(),
+    };
+    let short = Duration::from_millis(300);
+    let error = ProcessGroup::new(launch.clone(), Backend::Gloo, short).unwrap_err().to_string();
+    assert!(error.starts_with("rank 1: meeting the others: 127.0.0.1:"), "{error}");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let first = Launch { rank: 0, local_rank: 0, port, ..launch.clone() };
+    let error = ProcessGroup::new(first, Backend::Gloo, short).unwrap_err().to_string();
+    assert!(error.contains(&port.to_string()), "{error}");
+    if !Backend::Nccl.is_there() {
+        let error = ProcessGroup::new(launch, Backend::Nccl, short).unwrap_err().to_string();
+        assert!(error.contains("NCCL"), "{error}");
+    }
+}
+
+/// LibTorch's headers name Gloo's classes, of which only declarations are known here: nothing of them may be
+/// called, and no object of LibTorch's own that rests on them may be made.
+#[test]
+fn nothing_of_gloo_is_called() {
+    let nm = Command::new("nm").args(["-D", "-u"]).arg(std::env::current_exe().unwrap()).output();
+    let Ok(nm) = nm else { return }; // no binutils
+    let symbols = String::from_utf8_lossy(&nm.stdout).into_owned();
+    assert!(symbols.contains("ProcessGroupGloo"), "{symbols}");
+    for wrong in ["_ZN4gloo", "_ZNK4gloo", "_ZTVN4c10d16ProcessGroupGlooE"] {
+        assert!(!symbols.contains(wrong), "{wrong}");
+    }
+}
