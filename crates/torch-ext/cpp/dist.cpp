@@ -97,7 +97,7 @@ D2vStore *d2v_store(const char *host, int port, int serve, int ranks, int64_t ti
   D2vStore *made = nullptr;
   guarded(error, [&] {
     // What goes wrong is an error here, not lines of a log.
-    setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
+    setenv("TORCH_CPP_LOG_LEVEL", "FATAL", /*overwrite=*/0);
     c10::initLogging();
     c10d::TCPStoreOptions options;
     options.port = static_cast<uint16_t>(port);
