@@ -72,7 +72,7 @@ fn parameters(vars: &nn::VarStore) -> Vec<Tensor> {
     (0..12)
         .flat_map(|i| {
             [[2304, 768], [768, 768], [3072, 768], [768, 3072]].map(|size| {
-                let name = format!("{i}.{}.{}", size[0], size[1]);
+                let name = format!("{i}_{}_{}", size[0], size[1]);
                 vars.root().var(&name, &size, nn::Init::Const(0.5))
             })
         })

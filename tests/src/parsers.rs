@@ -36,13 +36,16 @@ pub const NAMES: [&str; 13] = [
 /// Says whether it could use the bytes.
 pub type Parser = Box<dyn FnMut(&[u8]) -> bool>;
 
+/// The same, with a folder to put them in.
+type InFolder = Box<dyn Fn(&Path, &[u8]) -> bool>;
+
 /// The parser of a name.
 ///
 /// # Panics
 /// If there is none of that name.
 pub fn parser(name: &str) -> Parser {
     let folder = tempfile::tempdir().expect("space");
-    let parse: Box<dyn Fn(&Path, &[u8]) -> bool> = match name {
+    let parse: InFolder = match name {
         "arpa" | "kenlm" => Box::new(language_model),
         "checkpoint" => Box::new(checkpoint),
         "dictionary" => Box::new(dictionary),
@@ -158,7 +161,7 @@ fn safetensors(folder: &Path, bytes: &[u8]) -> bool {
 }
 
 /// The first byte tells which kind of file it is.
-fn table() -> Box<dyn Fn(&Path, &[u8]) -> bool> {
+fn table() -> InFolder {
     let tokenizer = Arc::new(Tokenizer::train(["a"].into_iter(), 261).expect("enough text"));
     let config = LabelledTextConfig { max_tokens: 16 };
     Box::new(move |folder, bytes| {

@@ -338,6 +338,7 @@ mod tests {
             ("transformer.depth=deep", "in transformer.depth"),
             ("train.steps=0", "train.steps: must be at least 1"),
             ("train.held_out=1.5", "train.held_out"),
+            ("features.conv_layers=[[8,9,4294967295],[8,9,4294967295]]", "features.conv_layers"),
             ("train.keep_every=0", "train.keep_every: must be at least 1"),
             ("train.keep_every=7", "train.keep_every: 7 is not a multiple of train.save_every"),
             ("nonsense", "not KEY=VALUE"),

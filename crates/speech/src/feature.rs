@@ -53,6 +53,9 @@ pub enum WaveCompat {
     PaddingLeaks,
 }
 
+/// Most samples that a vector may see: days of sound.
+const LONGEST_FIELD: f64 = (1_u64 << 32) as f64;
+
 impl WaveEncoderConfig {
     /// Vectors that `samples` give: each covers the same stretch of signal, none the end that is too
     /// short for one.
@@ -155,6 +158,12 @@ impl FeatureEncoder for WaveEncoder {
         if let Some(layer) = config.conv_layers.iter().find(|l| l.iter().any(|&n| n < 1)) {
             let reason = format!("{layer:?} is not [channels, kernel, stride], all at least 1");
             return bad("conv_layers", reason);
+        }
+        let strides: f64 = config.conv_layers.iter().map(|[_, _, stride]| *stride as f64).product();
+        let kernels: f64 = config.conv_layers.iter().map(|[_, kernel, _]| *kernel as f64).sum();
+        if strides * kernels > LONGEST_FIELD {
+            let reason = "one vector would see more than any recording has; lower the strides";
+            return bad("conv_layers", reason.into());
         }
         if config.pos_layers > 0 {
             if config.pos_kernel < 1 {

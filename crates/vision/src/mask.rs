@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// Draws before a block mask gives up finding room for one more block.
 const ATTEMPTS: usize = 10;
+/// Longest side of a block: no image has more patches in a row.
+const MOST_PATCHES: usize = 1 << 16;
 
 /// How patches are hidden; in a recipe, `kind` tells which.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,8 +73,11 @@ impl VisionMaskConfig {
                 if !(inverse.probability > 0.0 && inverse.probability < 1.0) {
                     return bad("probability", "must be above 0 and below 1");
                 }
-                if inverse.length == 0 {
-                    return bad("length", "must be at least 1 patch");
+                if !(1..=MOST_PATCHES).contains(&inverse.length) {
+                    return bad(
+                        "length",
+                        "must be at least 1 patch, and no more than an image has",
+                    );
                 }
                 if !(0.0..1.0).contains(&inverse.adjust) {
                     return bad("adjust", "must be at least 0 and below 1");
