@@ -238,6 +238,6 @@ mod tests {
         };
         assert_eq!(run("exit 0"), format!("{:?}", ExitCode::SUCCESS));
         let code = format!("{:?}", ExitCode::from(7));
-        assert_eq!(run("if [ $RANK = 1 ]; then echo no >&2; exit 7; fi; sleep 0.1; exit 3"), code);
+        assert_eq!(run("if [ $RANK = 1 ]; then echo no >&2; exit 7; fi; sleep 1; exit 3"), code);
     }
 }
