@@ -354,7 +354,7 @@ fn weights_in_parts_are_read_like_whole_ones_and_from_their_folder_alone() {
 
     let refused = |map| {
         write(map).expect("written");
-        read(apart.path()).err().expect("a broken index").to_string()
+        read(apart.path()).expect_err("a broken index").to_string()
     };
     let mut outside = map.clone();
     outside.insert("x".into(), "../model.safetensors".into());

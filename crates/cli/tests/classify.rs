@@ -103,7 +103,7 @@ fn recordings() {
         for i in 0..12 {
             let mut samples = sound(1.0, i);
             if !is_loud {
-                let every = |at: usize| (at / 800) % 2 == 0;
+                let every = |at: usize| (at / 800).is_multiple_of(2);
                 samples
                     .iter_mut()
                     .enumerate()
