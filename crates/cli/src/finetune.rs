@@ -15,6 +15,7 @@ use crate::judge::Judge;
 use crate::log::Log;
 use crate::metrics::{Line, TrainLine, ValidationLine};
 use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
+use crate::page::{Exhibits, Judged};
 use crate::report::{note, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
@@ -161,7 +162,15 @@ fn train<M: Tunable>(
     let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
     let dataset = Arc::new(dataset);
     let model = folder.join("model");
-    let tunee = Tunee { recipe, state, held_out, dataset: dataset.clone(), best: None, model };
+    let tunee = Tunee {
+        recipe,
+        state,
+        held_out,
+        dataset: dataset.clone(),
+        best: None,
+        model,
+        judged: None,
+    };
     let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone())?;
     run.reporting(!args.no_report && ranks.is_first()).train(stop)
 }
@@ -187,6 +196,8 @@ struct Tunee<M: Tunable> {
     held_out: Vec<LabelledBatch>,
     /// The best figure so far.
     best: Option<f64>,
+    /// What came of the last evaluation.
+    judged: Option<Judged>,
     /// Folder of the best model.
     model: PathBuf,
 }
@@ -230,9 +241,11 @@ impl<M: Tunable> Trainee for Tunee<M> {
             return Ok(None);
         }
         let mut judge = Judge::new(self.recipe.head.task, self.state.model().labels(), None)?;
+        let mut answers = Vec::new();
         for batch in &self.held_out {
-            judge.add(&self.state.score(batch, None)?, &batch.targets)?;
+            answers.extend(judge.add(&self.state.score(batch, None)?, &batch.targets)?);
         }
+        self.judged = Some(Judged::new(&judge, answers, self.state.model().labels()));
         let (step, loss, figures) = (self.state.step, judge.loss(), judge.figures());
         Ok(Some(Line::Validation(ValidationLine { step, loss, figures })))
     }
@@ -256,6 +269,15 @@ impl<M: Tunable> Trainee for Tunee<M> {
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         Ok(self.state.load(dir, step)?)
+    }
+
+    fn exhibit(&self) -> Result<Option<Exhibits>> {
+        let judged = self.judged.clone();
+        Ok(judged.map(|judged| Exhibits {
+            step: self.state.step,
+            gallery: None,
+            judged: Some(judged),
+        }))
     }
 
     fn export(&mut self, _folder: &RunFolder) -> Result<Results> {

@@ -230,7 +230,7 @@ impl<'a> Judge<'a> {
 }
 
 /// What was said of an example.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Answer {
     /// What is right.
     pub right: String,

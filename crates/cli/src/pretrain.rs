@@ -15,6 +15,7 @@ use toml::Table;
 use crate::log::Log;
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
 use crate::modality::{Examples, Modality, Task, Tunable};
+use crate::page::{Curator, Exhibits};
 use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
@@ -84,9 +85,17 @@ fn train<M: Modality>(
     // Rank 0 evaluates.
     let held_out = examples.held_out.as_ref().filter(|_| ranks.is_first());
     let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
+    let curator = Curator::new(&recipe, &args.data, examples.held_out.is_some());
     let dataset = Arc::new(examples.train);
     let seed = recipe.seed;
-    let pretrainee = Pretrainee { recipe, state, held_out, dataset: dataset.clone() };
+    let pretrainee = Pretrainee {
+        recipe,
+        state,
+        held_out,
+        dataset: dataset.clone(),
+        curator,
+        shown: examples.held_out,
+    };
     let parts = (&train, seed, M::UNITS);
     let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone())?;
     run.reporting(!args.no_report && ranks.is_first()).train(stop)
@@ -119,6 +128,9 @@ struct Pretrainee<M: Modality> {
     state: TrainState<M::Encoder>,
     dataset: Arc<M::Dataset>,
     held_out: Vec<Batch>,
+    curator: Curator<M>,
+    /// What examples of the report are chosen from, if anything is held out.
+    shown: Option<M::Dataset>,
 }
 
 impl<M: Modality> Trainee for Pretrainee<M> {
@@ -196,6 +208,12 @@ impl<M: Modality> Trainee for Pretrainee<M> {
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         Ok(self.state.load(dir, step)?)
+    }
+
+    fn exhibit(&self) -> Result<Option<Exhibits>> {
+        let model = &self.state.model;
+        let examples = self.shown.as_ref().unwrap_or(&self.dataset);
+        self.curator.exhibit(examples, model.student(), model.device(), self.state.step).map(Some)
     }
 
     fn export(&mut self, folder: &RunFolder) -> Result<Results> {

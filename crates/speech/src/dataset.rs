@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     audio::{self, EXTENSIONS, SAMPLE_RATE},
-    corpus, index,
+    corpus, index, transcripts,
 };
 
 /// By how many samples a file may differ from its manifest: decoders do not agree on what the
@@ -273,6 +273,16 @@ impl SpeechDataset {
             audio::normalize(&mut wave);
         }
         Ok(wave)
+    }
+
+    /// What is said in the recordings at `indices`, where that is told beside them; `path` is what was opened.
+    ///
+    /// # Errors
+    /// If a file of transcripts cannot be read, or does not fit the recordings.
+    pub fn texts(&self, path: &Path, indices: &[usize]) -> Result<Vec<Option<String>>> {
+        let paths: Vec<&Path> = indices.iter().map(|&index| self.relative_path(index)).collect();
+        let mut texts = transcripts::texts(path, self.root(), &paths)?;
+        Ok(paths.into_iter().map(|path| texts.remove(path)).collect())
     }
 
     /// What relative paths are relative to.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use data2vec_core::Snapshot;
 use serde::{Deserialize, Serialize};
 
-pub use line::{HeldOutLine, Line, Pretraining, TrainLine, ValidationLine};
+pub use line::{ActionLine, HeldOutLine, Line, Pretraining, TrainLine, ValidationLine};
 
 /// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a
 /// run was stopped.

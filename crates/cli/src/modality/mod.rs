@@ -14,18 +14,20 @@ use data2vec_speech::{AudioClassifier, SpeechEncoder, WaveEncoder, audio};
 use data2vec_vision::{ImageClassifier, PatchEncoder, Pixels, VisionEncoder};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tch::Device;
+use tch::{Device, Tensor};
 use toml::Table;
 
 use crate::recipe::{nearest, read, toml_error};
 use crate::training::feed::Units;
 
 mod nlp;
+mod portrait;
 mod speech;
 mod tunable;
 mod vision;
 
 pub use nlp::Nlp;
+pub use portrait::{Portrait, Raster};
 pub use speech::Speech;
 pub use tunable::{LabelledExamples, Source, Split, Tunable};
 pub use vision::Vision;
@@ -73,6 +75,24 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
     /// What it depends on, besides the recipe, which inputs mean what: a run goes on with the same alone.
     fn meaning(_dataset: &Self::Dataset) -> Option<&str> {
         None
+    }
+
+    /// What an example looks like: a row of a batch's inputs, of which an encoder makes `tokens` tokens.
+    fn portray(
+        dataset: &Self::Dataset,
+        features: &<Self::Encoder as FeatureEncoder>::Config,
+        example: &Tensor,
+        tokens: i64,
+    ) -> Result<Portrait>;
+
+    /// What is known of the examples at `indices`: their class, or what is said in them. `data` is where the
+    /// user found them.
+    fn labels(
+        _dataset: &Self::Dataset,
+        _data: &Path,
+        indices: &[usize],
+    ) -> Result<Vec<Option<String>>> {
+        Ok(vec![None; indices.len()])
     }
 
     /// Writes to an exported encoder's folder what its users need besides.

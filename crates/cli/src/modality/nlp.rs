@@ -14,8 +14,9 @@ use data2vec_nlp::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
+use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
-use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, split};
+use crate::modality::{Examples, LabelledExamples, Modality, Portrait, Source, Tunable, split};
 use crate::training::feed::Units;
 
 /// Text, counted in tokens.
@@ -76,6 +77,15 @@ impl Modality for Nlp {
 
     fn meaning(dataset: &TextDataset) -> Option<&str> {
         Some(dataset.tokenizer().fingerprint())
+    }
+
+    fn portray(
+        dataset: &TextDataset,
+        _: &TokenEncoderConfig,
+        example: &Tensor,
+        _tokens: i64,
+    ) -> Result<Portrait> {
+        portrait::text(example, dataset.tokenizer())
     }
 
     fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {

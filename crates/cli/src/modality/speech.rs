@@ -12,8 +12,11 @@ use data2vec_speech::{
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::modality::portrait;
 use crate::modality::tunable::{Divide, divide};
-use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
+use crate::modality::{
+    Examples, LabelledExamples, Modality, Portrait, Source, Tunable, reasons, split,
+};
 use crate::training::feed::Units;
 
 /// Recordings, counted in seconds.
@@ -68,6 +71,23 @@ impl Modality for Speech {
     fn random(_: &WaveEncoderConfig, rows: i64, size: f64) -> Result<Batch> {
         let samples = (size * Self::UNITS.size) as i64;
         Ok(Batch::new(Tensor::randn([rows, samples], (Kind::Float, Device::Cpu)))?)
+    }
+
+    fn portray(
+        _: &SpeechDataset,
+        features: &WaveEncoderConfig,
+        example: &Tensor,
+        tokens: i64,
+    ) -> Result<Portrait> {
+        portrait::spectrogram(example, features, tokens)
+    }
+
+    fn labels(
+        dataset: &SpeechDataset,
+        data: &Path,
+        indices: &[usize],
+    ) -> Result<Vec<Option<String>>> {
+        Ok(dataset.texts(data, indices)?)
     }
 }
 

@@ -12,8 +12,11 @@ use data2vec_vision::{
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
-use crate::modality::{Examples, LabelledExamples, Modality, Source, Tunable, reasons, split};
+use crate::modality::{
+    Examples, LabelledExamples, Modality, Portrait, Source, Tunable, reasons, split,
+};
 use crate::training::feed::Units;
 
 /// Images, counted one by one.
@@ -59,6 +62,25 @@ impl Modality for Vision {
         let [height, width] = features.image_size;
         let size = [rows, features.channels, height, width];
         Ok(Batch::new(Tensor::randn(size, (Kind::Float, Device::Cpu)))?)
+    }
+
+    fn portray(
+        _: &VisionDataset,
+        features: &PatchEncoderConfig,
+        example: &Tensor,
+        _tokens: i64,
+    ) -> Result<Portrait> {
+        portrait::image(example, features)
+    }
+
+    fn labels(
+        dataset: &VisionDataset,
+        _data: &Path,
+        indices: &[usize],
+    ) -> Result<Vec<Option<String>>> {
+        let classes = dataset.classes();
+        let name = |&index: &usize| Some(format!("class {}", classes.get(dataset.label(index)?)?));
+        Ok(indices.iter().map(name).collect())
     }
 }
 

@@ -5,26 +5,19 @@ use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
+use crate::metrics::ActionLine;
 use crate::page::curves::{Group, Panel};
 
 /// Nothing is fetched, whatever a text says.
 const POLICY: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
-/// Something that was done to a run, marked in its curves.
-#[derive(Clone, Debug, Serialize)]
-pub struct Mark {
-    pub step: u64,
-    pub action: String,
-    pub reason: String,
-}
-
 /// What the page's script reads.
 #[derive(Serialize)]
 struct Data<'a> {
     /// Where the axis of steps ends.
     last: u64,
-    actions: &'a [Mark],
+    actions: &'a [ActionLine],
     panels: Vec<&'a Panel>,
 }
 
@@ -34,7 +27,7 @@ pub fn document(
     body: &Markup,
     groups: &[Group],
     last: u64,
-    actions: &[Mark],
+    actions: &[ActionLine],
 ) -> Result<String> {
     let panels = groups.iter().flat_map(|group| &group.panels).collect();
     // A text that ends the script would end it inside of strings as well.

@@ -1,19 +1,30 @@
 //! `report.html`: what a run is, how it goes and what it has learned, in one file that needs nothing else. The page
 //! knows curves, pictures and texts; what a modality's examples look like, the modality says.
 
+mod command;
+mod compare;
 mod curves;
+mod exhibits;
+mod features;
+mod gallery;
 mod html;
+mod known;
+mod picture;
 mod run_files;
 mod sections;
+mod views;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result};
 use maud::html;
 
-use crate::report::out;
 use run_files::RunFiles;
+
+pub use command::{Args, run};
+pub use exhibits::{Exhibits, Judged};
+pub use gallery::Curator;
 
 /// Name of the page in a run's folder.
 pub const FILE: &str = "report.html";
@@ -41,20 +52,23 @@ impl Reporter {
         Instant::now() >= self.next
     }
 
-    /// Writes the page. Returns where it is.
-    pub fn write(&mut self) -> Result<PathBuf> {
+    /// Writes the page, with what `exhibit` shows or, where that fails or is nothing, with what was shown last.
+    /// Returns what went wrong.
+    pub fn write(&mut self, exhibit: impl FnOnce() -> Result<Option<Exhibits>>) -> Vec<Error> {
         let started = Instant::now();
+        let shown = exhibit().and_then(|exhibits| match exhibits {
+            Some(exhibits) => exhibits.write(&self.folder),
+            None => Ok(()),
+        });
         let written = write(&self.folder);
         self.next = Instant::now() + EVERY.max(SHARE * started.elapsed());
-        written
+        [shown, written].into_iter().filter_map(Result::err).collect()
     }
 }
 
-/// Writes the page of the run in `folder`. Returns where it is.
-pub fn write(folder: &Path) -> Result<PathBuf> {
-    let path = folder.join(FILE);
-    crate::run::write(&path, &page(&RunFiles::read(folder)?)?)?;
-    Ok(path)
+/// Writes the page of the run in `folder`.
+fn write(folder: &Path) -> Result<()> {
+    crate::run::write(&folder.join(FILE), &page(&RunFiles::read(folder)?)?)
 }
 
 fn page(run: &RunFiles) -> Result<String> {
@@ -63,34 +77,10 @@ fn page(run: &RunFiles) -> Result<String> {
         main {
             (sections::head(run))
             (html::figures(&groups))
+            (views::exhibits(&run.exhibits)?)
             (sections::origin(run))
         }
     };
     let title = format!("{} – data2vec", run.name);
-    html::document(&title, &body, &groups, run.steps().max(run.step()), &[])
-}
-
-/// What `report` is told.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Folders of runs: of one, its page is written; several are compared
-    #[arg(required = true)]
-    runs: Vec<PathBuf>,
-    /// Where the page goes [default: report.html in the run's folder]
-    #[arg(long)]
-    out: Option<PathBuf>,
-}
-
-/// `data2vec report`.
-pub fn run(args: &Args) -> Result<()> {
-    let path = match (&args.runs[..], &args.out) {
-        ([one], None) => write(one)?,
-        ([one], Some(out)) => {
-            crate::run::write(out, &page(&RunFiles::read(one)?)?)?;
-            out.clone()
-        }
-        _ => bail!("not yet"),
-    };
-    out!("{}", path.display());
-    Ok(())
+    html::document(&title, &body, &groups, run.steps().max(run.step()), &run.marks)
 }

@@ -138,14 +138,13 @@
     read(figure, panel, svg, { x, y, left: MARGIN.left, right, last, cross, knobs, isLog });
   }
 
-  /** The point of `series` at or before `step`, or its first. */
+  /** The point of `series` at or before `step`, or its first. A run that was rolled back tells of steps twice. */
   function pointAt(series, step) {
-    let [from, to] = [0, series.points.length];
-    while (from < to) {
-      const middle = (from + to) >> 1;
-      if (series.points[middle][0] <= step) from = middle + 1; else to = middle;
+    let best = series.points[0];
+    for (const point of series.points) {
+      if (point[0] <= step && (point[0] >= best[0] || best[0] > step)) best = point;
     }
-    return series.points[Math.max(0, from - 1)];
+    return best;
   }
 
   /** Values under the pointer, or where arrow keys lead. */
@@ -217,6 +216,13 @@
     width = window.innerWidth;
   });
 
+  // Drawings do not tell whether their pictures have loaded; copies do, and the page waits for them.
+  const drawn = [...document.querySelectorAll("svg image")].map((image) => {
+    const copy = new Image();
+    copy.src = image.getAttribute("href");
+    return [image, copy];
+  });
+
   /** What a test asks for: whether all is there and fits. */
   function check() {
     for (const [figure, panel] of figures) {
@@ -232,6 +238,12 @@
     for (const image of document.images) {
       if (!image.complete || image.naturalWidth === 0) failures.push(`no picture: ${image.alt}`);
       if (!image.hasAttribute("alt")) failures.push("a picture without a text");
+    }
+    for (const svg of document.querySelectorAll("main svg[role=img]")) {
+      if (!svg.hasAttribute("aria-label")) failures.push("a drawing without a text");
+    }
+    for (const [image, copy] of drawn) {
+      if (!copy.complete || copy.naturalWidth === 0) failures.push(`no picture: ${image.closest("svg").ariaLabel}`);
     }
     const page = document.documentElement;
     if (page.scrollWidth > page.clientWidth) {

@@ -7,7 +7,9 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use toml::Table;
 
+use crate::metrics::{self, ActionLine, Line};
 use crate::page::curves::{self, Curves};
+use crate::page::exhibits::Exhibits;
 use crate::recipe::toml_error;
 
 /// The files of a run that a page is made of.
@@ -18,6 +20,9 @@ pub struct RunFiles {
     /// How the run came to be: names and values of `run.json`.
     pub record: Vec<(String, String)>,
     pub curves: Curves,
+    /// What was done to it, marked in its curves.
+    pub marks: Vec<ActionLine>,
+    pub exhibits: Exhibits,
 }
 
 impl RunFiles {
@@ -43,8 +48,15 @@ impl RunFiles {
         };
         let place = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
-        let curves = curves::read(&folder.join("metrics.jsonl"))?;
-        Ok(Self { name, recipe, record, curves })
+        let lines = metrics::read(&folder.join("metrics.jsonl"))?;
+        let curves = curves::curves(&lines);
+        let action = |line| match line {
+            Line::Action(action) => Some(action),
+            _ => None,
+        };
+        let marks = lines.into_iter().filter_map(action).collect();
+        let exhibits = Exhibits::read(folder)?;
+        Ok(Self { name, recipe, record, curves, marks, exhibits })
     }
 
     /// Last step that anything is known of.

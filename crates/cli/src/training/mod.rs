@@ -6,7 +6,7 @@ pub mod feed;
 mod saver;
 mod start;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use tch::Device;
 use crate::curve;
 use crate::log::{Log, clock};
 use crate::metrics::{Line, Pending, TrainLine};
-use crate::page::Reporter;
+use crate::page::{self, Exhibits, Reporter};
 use crate::recipe::TrainConfig;
 use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
@@ -64,6 +64,9 @@ pub trait Trainee {
 
     /// Takes over what a [`snapshot`](Self::snapshot) has written to `dir` after `step` steps.
     fn load(&mut self, dir: &Path, step: u64) -> Result<()>;
+
+    /// What the report shows of examples; `None`: nothing.
+    fn exhibit(&self) -> Result<Option<Exhibits>>;
 
     /// Leaves in the run's folder what users want of it. Returns what it is called, where it is, and
     /// what can be done with it.
@@ -178,7 +181,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         if self.trainee.step() == 0 {
             self.trainee.rehearse(feed.loader.plan(), &self.log)?;
             self.evaluate()?;
-            self.report();
+            self.report(true);
         }
         self.log.begin();
         let (started, spent) = (Instant::now(), self.spent());
@@ -241,7 +244,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 let before = Instant::now();
                 self.evaluate()?;
                 if !last_step && self.reporter.as_ref().is_some_and(Reporter::is_due) {
-                    self.report();
+                    self.report(true);
                 }
                 since += before.elapsed(); // an evaluation is no training time
             }
@@ -255,7 +258,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             self.save()?;
             self.wait_for_saver()?;
             self.ranks.first_alone(|| self.draw())?;
-            self.report();
+            self.report(false);
             tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
             return Ok(ExitCode::from(code));
         }
@@ -288,14 +291,13 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))
     }
 
-    /// Writes the page, if it is wanted, and says where it is. That it cannot be written is no reason to end a run.
-    fn report(&mut self) -> Option<PathBuf> {
-        match self.reporter.as_mut()?.write() {
-            Ok(path) => Some(path),
-            Err(error) => {
-                self.log.say(&format!("note: no report: {}", describe(&error)));
-                None
-            }
+    /// Writes the page, if it is wanted, and with new exhibits if there is time for them. That it cannot be written
+    /// is no reason to end a run.
+    fn report(&mut self, is_new: bool) {
+        let Some(reporter) = &mut self.reporter else { return };
+        let exhibit = || if is_new { self.trainee.exhibit() } else { Ok(None) };
+        for error in reporter.write(exhibit) {
+            self.log.say(&format!("note: the report lacks something: {}", describe(&error)));
         }
     }
 
@@ -337,15 +339,15 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         self.draw()?;
         let curve = self.folder.join("curve.svg");
         let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
-        let report = self.report();
+        self.report(true);
         out!();
         if !took.is_zero() {
             out!("Trained in {}.", clock(took));
         }
         out!("  run      {}", self.folder.path().display());
         out!("  curve    {}", curve.display());
-        if let Some(report) = report {
-            out!("  report   {}", report.display());
+        if self.reporter.is_some() {
+            out!("  report   {}", self.folder.join(page::FILE).display());
         }
         out!("  {name:<8} {place}");
         out!();
