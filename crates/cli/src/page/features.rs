@@ -6,9 +6,12 @@ use tch::{Kind, Tensor};
 /// Share of the values at each end that a colour does not tell apart.
 const CUT: f64 = 0.02;
 
+/// Red, green and blue of a token.
+type Colour = [u8; 3];
+
 /// The first three principal components of all rows of `features`, each `(T, D)`, as red, green and blue, and the
 /// share of the variance in each. What is alike has the same colour in all of them.
-pub fn colours(features: &[Tensor]) -> Result<(Vec<Vec<[u8; 3]>>, [f64; 3])> {
+pub fn colours(features: &[Tensor]) -> Result<(Vec<Vec<Colour>>, [f64; 3])> {
     let all = Tensor::f_cat(features, 0)?.f_to_kind(Kind::Double)?; // (N, D)
     ensure!(all.isfinite().all().f_int64_value(&[])? == 1, "features are not finite");
     let centred = &all - all.f_mean_dim(&[0_i64][..], true, Kind::Double)?;
