@@ -12,7 +12,7 @@ use crate::{libtorch, python, repo, train};
 /// What the tests read. They look in `data/sets`.
 const TEST_DATA: [&str; 2] = ["asterisk-core-sounds-en", "pocketsphinx-testdata"];
 
-/// Names an interpreter with transformers for the tests that want one.
+/// Names an interpreter with transformers and TensorBoard for the tests that want one.
 const PYTHON: &str = "DATA2VEC_PYTHON";
 
 /// xtask's own build folder: the one that the `cargo xtask` alias names.

@@ -11,9 +11,15 @@ use crate::{libtorch, repo};
 /// The interpreter all commands here run.
 pub const PYTHON: &str = "python3";
 
-/// What the peer needs besides PyTorch of our LibTorch's version.
-const PACKAGES: [&str; 5] =
-    ["torchvision==0.26.0", "transformers==5.23.0", "numpy", "soundfile", "pillow"];
+/// What the peer and tests need besides PyTorch of our LibTorch's version.
+const PACKAGES: [&str; 6] = [
+    "torchvision==0.26.0",
+    "transformers==5.23.0",
+    "numpy",
+    "soundfile",
+    "pillow",
+    "tensorboard==2.21.0",
+];
 
 /// Said whenever pip cannot be run.
 pub const PIP_HINT: &str =
@@ -196,7 +202,7 @@ pub fn pip_certificates() -> Option<PathBuf> {
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
 
-/// An interpreter with PyTorch, transformers and what goes with them, about 3 GB, made if need be.
+/// An interpreter with PyTorch, transformers, TensorBoard and what goes with them, about 3 GB, made if need be.
 pub fn environment(root: &Path) -> Result<PathBuf> {
     let dir = root.join("target/bench/venv");
     let python = dir.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });

@@ -81,6 +81,24 @@ pub fn name(device: Device) -> String {
     }
 }
 
+/// What the system calls the processor, and for a GPU the graphics cards of NVIDIA's that it knows.
+pub fn hardware(device: Device) -> Vec<String> {
+    let value = |text: &str, key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix(':'));
+        line.map(|name| name.trim().to_owned())
+    };
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    let mut names: Vec<String> =
+        value(&read("/proc/cpuinfo".into()), "model name").into_iter().collect();
+    if device.is_cuda() {
+        let cards = std::fs::read_dir("/proc/driver/nvidia/gpus").into_iter().flatten().flatten();
+        let mut cards: Vec<PathBuf> = cards.map(|card| card.path().join("information")).collect();
+        cards.sort();
+        names.extend(cards.into_iter().filter_map(|card| value(&read(card), "Model")));
+    }
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,10 +12,11 @@ use tch::Device;
 use toml::Table;
 
 use crate::judge::Judge;
-use crate::log::Log;
+use crate::log::{self, Log, Outlets};
 use crate::metrics::{Line, TrainLine, ValidationLine};
 use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
 use crate::page::{Exhibits, Judged};
+use crate::record::Record;
 use crate::report::{note, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
@@ -59,6 +60,8 @@ pub struct Args {
     /// Seconds after which a process of several that does not answer is given up
     #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
     dist_timeout: u64,
+    #[command(flatten)]
+    watch: log::Args,
     /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -82,6 +85,7 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
     if args.deterministic {
         data2vec_torch_ext::set_deterministic(true)?;
     }
+    args.watch.begin();
     let stop = Stop::listen()?;
     let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
     ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
@@ -100,9 +104,12 @@ fn train<M: Tunable>(
     let mut table = Table::try_from(&recipe)?;
     // Going on with another start would be another run.
     table.insert("from_scratch".into(), args.from_scratch.into());
+    let server = ranks.first_alone(|| args.watch.serve())?.flatten();
+    let mut record = None;
     let folder = ranks::folder(ranks, &args.out, |folder| {
         folder.check_recipe(&table, args.resume)?;
-        folder.record(&args.data, &device::name(device))
+        record = Some(Record::begin(folder, &args.data, device, recipe.seed)?);
+        Ok(())
     })?;
     ranks.agree("the recipe", &toml::to_string(&table)?)?;
 
@@ -155,6 +162,9 @@ fn train<M: Tunable>(
     state.join(ranks, train.shard_optimizer)?;
     ranks::tell_division(ranks, &train, M::UNITS);
 
+    if let Some(record) = &mut record {
+        record.examples(&dataset, held_out.as_ref())?;
+    }
     let (mut bad, seed) = (skipped, recipe.seed);
     let parts = (&train, seed, M::UNITS);
     // Rank 0 evaluates.
@@ -171,7 +181,8 @@ fn train<M: Tunable>(
         model,
         judged: None,
     };
-    let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone())?;
+    let outlets = record.map(|record| Outlets { record, server });
+    let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
     run.reporting(!args.no_report && ranks.is_first()).train(stop)
 }
 

@@ -4,6 +4,8 @@ mod bench;
 mod classify;
 mod curve;
 mod device;
+mod diff;
+mod energy;
 mod evaluate;
 mod export;
 mod extract;
@@ -22,8 +24,10 @@ mod ranks;
 mod recipe;
 #[cfg(test)]
 mod recipe_tests;
+mod record;
 mod report;
 mod run;
+mod screen;
 mod signals;
 mod tokenizer;
 mod training;
@@ -62,6 +66,8 @@ enum Command {
     Import(import::Args),
     /// Write a model for transformers or fairseq
     Export(export::Args),
+    /// Tell what differs between two runs; the exit code is 1 if anything does
+    Diff(diff::Args),
     /// Measure steps and forward passes of a recipe on random inputs, one for each line of standard
     /// input; `cargo xtask bench` is the way to use it
     #[command(subcommand)]
@@ -107,6 +113,8 @@ pub struct PretrainArgs {
     /// Seconds after which a process of several that does not answer is given up
     #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
     dist_timeout: u64,
+    #[command(flatten)]
+    watch: log::Args,
     /// Another value for a key of the recipe, as in --set transformer.depth=6
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -129,6 +137,7 @@ fn main() -> ExitCode {
         Command::Extract(args) => extract::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Import(args) => import::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Diff(args) => Ok(diff::run(&args)),
         Command::Bench(command) => bench::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => page::run(&args).map(|()| ExitCode::SUCCESS),

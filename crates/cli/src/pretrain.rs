@@ -12,11 +12,12 @@ use data2vec_core::{Batch, Explained, Ranks, Snapshot, TrainState};
 use tch::Device;
 use toml::Table;
 
-use crate::log::Log;
+use crate::log::{Log, Outlets};
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
 use crate::modality::{Examples, Modality, Task, Tunable};
 use crate::page::{Curator, Exhibits};
 use crate::recipe::Recipe;
+use crate::record::Record;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
@@ -31,6 +32,7 @@ impl Task for &PretrainArgs {
 
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
 fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
+    args.watch.begin();
     let stop = Stop::listen()?;
     let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
     ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
@@ -46,12 +48,15 @@ fn train<M: Modality>(
     let train = recipe.train.clone();
     feed::check_ranks(&train, ranks.count())?;
     let table = Table::try_from(&recipe)?;
+    let server = ranks.first_alone(|| args.watch.serve())?.flatten();
+    let mut record = None;
     let folder = ranks::folder(ranks, &args.out, |folder| {
         if args.plan {
             return Ok(());
         }
         folder.check_recipe(&table, args.resume)?;
-        folder.record(&args.data, &device::name(device))
+        record = Some(Record::begin(folder, &args.data, device, recipe.seed)?);
+        Ok(())
     })?;
     ranks.agree("the recipe", &toml::to_string(&table)?)?;
 
@@ -80,6 +85,9 @@ fn train<M: Modality>(
     state.join(ranks, train.shard_optimizer)?;
     ranks::tell_division(ranks, &train, M::UNITS);
 
+    if let Some(record) = &mut record {
+        record.examples(&examples.train, examples.held_out.as_ref())?;
+    }
     let mut bad = examples.skipped;
     let parts = (&train, recipe.seed, M::UNITS);
     // Rank 0 evaluates.
@@ -97,7 +105,8 @@ fn train<M: Modality>(
         shown: examples.held_out,
     };
     let parts = (&train, seed, M::UNITS);
-    let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone())?;
+    let outlets = record.map(|record| Outlets { record, server });
+    let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
     run.reporting(!args.no_report && ranks.is_first()).train(stop)
 }
 

@@ -2,32 +2,29 @@
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt::Arguments;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
+use serde::Serialize;
 
-/// What was asked for, to standard output. Whoever reads it may stop reading.
+use crate::screen;
+
+/// What was asked for, to standard output.
 macro_rules! out {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        if crate::report::speaks() {
-            let _ = writeln!(std::io::stdout(), $($arg)*);
-        }
-    }};
+    () => { $crate::report::result(format_args!("")) };
+    ($($arg:tt)*) => { $crate::report::result(format_args!($($arg)*)) };
 }
 
-/// What is going on, to standard error. That nobody listens is no reason to end a run.
+/// What is going on, to standard error.
 macro_rules! tell {
-    ($($arg:tt)*) => {{
-        use std::io::Write as _;
-        if crate::report::speaks() {
-            let _ = writeln!(std::io::stderr(), $($arg)*);
-        }
-    }};
+    ($($arg:tt)*) => { $crate::report::news(format_args!($($arg)*)) };
 }
 
 pub(crate) use {out, tell};
@@ -46,17 +43,67 @@ pub fn speaks() -> bool {
     WHO.get().is_none_or(|(rank, _)| *rank == 0)
 }
 
+/// Whether news are kept back.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether standard output is for JSON alone.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// For the rest of the process: `quiet` keeps back all but errors and results; with `json`, standard output
+/// is for [`json`] alone, and results go where news go.
+pub fn speak(quiet: bool, json: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+    JSON.store(json, Ordering::Relaxed);
+}
+
+/// Whether this process tells news.
+pub fn has_news() -> bool {
+    speaks() && !QUIET.load(Ordering::Relaxed)
+}
+
+/// See [`out!`]. Whoever reads it may stop reading.
+pub fn result(text: Arguments) {
+    match JSON.load(Ordering::Relaxed) {
+        true => news(text),
+        false if speaks() => screen::above(|| drop(writeln!(std::io::stdout(), "{text}"))),
+        false => {}
+    }
+}
+
+/// See [`tell!`]. That nobody listens is no reason to end a run.
+pub fn news(text: Arguments) {
+    if has_news() {
+        screen::above(|| drop(writeln!(std::io::stderr(), "{text}")));
+    }
+}
+
+/// An object of its own line on standard output, if that was asked for.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    if JSON.load(Ordering::Relaxed) && speaks() {
+        let text = serde_json::to_string(value)?;
+        screen::above(|| drop(writeln!(std::io::stdout(), "{text}")));
+    }
+    Ok(())
+}
+
 /// An error's line, which all processes write.
 fn complain(what: &str) {
-    use std::io::Write as _;
     let who = WHO.get().map_or("", |(_, who)| who);
     // In one piece: other processes may write to the same terminal.
-    let _ = std::io::stderr().write_all(format!("error: {who}{what}\n").as_bytes());
+    let line = format!("error: {who}{what}\n");
+    screen::above(|| drop(std::io::stderr().write_all(line.as_bytes())));
 }
 
 /// One line about something that is not an error.
 pub fn note(text: impl AsRef<str>) {
     tell!("note: {}", text.as_ref());
+}
+
+/// Tells an error, in one line.
+pub fn fail(error: &anyhow::Error) {
+    let what = describe(error);
+    let hint = hint(&what).map_or("", |(_, hint)| hint);
+    complain(&format!("{what}{hint}"));
 }
 
 /// Has `read` look at each file, and `write` take what it made of it. One broken file among many does not cost the
@@ -114,9 +161,7 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
     match result {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            let what = describe(&error);
-            let hint = hint(&what).map_or("", |(_, hint)| hint);
-            complain(&format!("{what}{hint}"));
+            fail(&error);
             ExitCode::FAILURE
         }
         Err(panic) => {

@@ -5,28 +5,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Serialize;
 use toml::Table;
 
 use crate::recipe::{changes, toml_error};
-use crate::report::note;
 
 /// A run's folder, locked for the process that writes.
 pub struct RunFolder {
     path: PathBuf,
     /// Held as long as the process trains; `None`: it is another process that writes.
     _lock: Option<File>,
-}
-
-/// How a run came to be, kept beside its results.
-#[derive(Serialize)]
-struct Record<'a> {
-    command: Vec<String>,
-    data: &'a Path,
-    device: &'a str,
-    data2vec: &'static str,
-    libtorch: String,
-    system: String,
 }
 
 impl RunFolder {
@@ -112,31 +99,6 @@ impl RunFolder {
         let is_one = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
         ["encoder", "model"].iter().any(|name| self.join(name).exists())
             || entries.into_iter().any(is_one)
-    }
-
-    /// Writes down how this process was started, and says so if its data are not the last one's.
-    pub fn record(&self, data: &Path, device: &str) -> Result<()> {
-        let path = self.join("run.json");
-        let before = fs::read(&path).ok();
-        let before: Option<serde_json::Value> =
-            before.and_then(|b| serde_json::from_slice(&b).ok());
-        if let Some(old) = before.as_ref().and_then(|record| record["data"].as_str())
-            && Path::new(old) != data
-        {
-            note(format!(
-                "this run was started on {old}; going on with {} is another run than either alone",
-                data.display()
-            ));
-        }
-        let record = Record {
-            command: std::env::args().collect(),
-            data,
-            device,
-            data2vec: env!("CARGO_PKG_VERSION"),
-            libtorch: data2vec_torch_ext::libtorch_version(),
-            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        };
-        write(&path, &serde_json::to_string_pretty(&record)?)
     }
 }
 

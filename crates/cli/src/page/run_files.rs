@@ -96,6 +96,11 @@ fn flatten(prefix: String, value: &Value, rows: &mut Vec<(String, String)>) {
             }
         }
         Value::Null => {}
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            for (number, item) in (1..).zip(items) {
+                flatten(format!("{prefix}.{number}"), item, rows);
+            }
+        }
         Value::Array(items) => {
             let words: Vec<String> = items.iter().map(plain).collect();
             rows.push((prefix, words.join(" ")));

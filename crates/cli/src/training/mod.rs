@@ -18,10 +18,11 @@ use data2vec_torch_ext::dist::ProcessGroup;
 use tch::Device;
 
 use crate::curve;
-use crate::log::{Log, clock};
+use crate::log::{Log, Outlets, clock};
 use crate::metrics::{Line, Pending, TrainLine};
 use crate::page::{self, Exhibits, Reporter};
 use crate::recipe::TrainConfig;
+use crate::record::End;
 use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
@@ -114,6 +115,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         (train, seed, units): (&TrainConfig, u64, Units),
         bad_before: usize,
         ranks: Ranks,
+        outlets: Option<Outlets>,
     ) -> Result<Self> {
         let checkpoints = match ranks.is_first() {
             true => {
@@ -132,15 +134,15 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
         let saved = step;
         let position = (trainee.step(), train.steps);
-        let log = match ranks.is_first() {
-            true => {
-                let (log, lines) = Log::open(&folder, position, units.name)?;
+        let log = match outlets {
+            Some(outlets) => {
+                let (log, lines) = Log::open(&folder, outlets, position, units.name)?;
                 for line in lines.iter().filter(|line| line.is_evaluation()) {
                     trainee.heed(line, false)?;
                 }
                 log
             }
-            false => Log::silent(position, units.name),
+            None => Log::silent(position, units.name),
         };
         let train = train.clone();
         Ok(Self {
@@ -252,12 +254,12 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 self.save()?;
             }
         }
-        self.log.finish();
         let took = started.elapsed();
         if let Some(code) = stopped {
             self.save()?;
             self.wait_for_saver()?;
             self.ranks.first_alone(|| self.draw())?;
+            self.log.end(End::Stopped);
             self.report(false);
             tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
             return Ok(ExitCode::from(code));
@@ -325,6 +327,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             None => drop(self.trainee.snapshot()?),
         }
         self.saved = Some(step);
+        self.log.saved();
         Ok(())
     }
 
@@ -339,6 +342,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         self.draw()?;
         let curve = self.folder.join("curve.svg");
         let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
+        self.log.end(End::Finished);
         self.report(true);
         out!();
         if !took.is_zero() {

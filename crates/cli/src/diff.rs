@@ -1,0 +1,321 @@
+//! `data2vec diff`: what differs between two runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::Serialize;
+use serde_json::json;
+use toml::{Table, Value};
+
+use crate::metrics;
+use crate::recipe::toml_error;
+use crate::record::{self, End, History, Start};
+use crate::report::{fail, out};
+
+/// What `diff` is told.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of a run
+    a: PathBuf,
+    /// Folder of another one
+    b: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// As `diff` does: 0 if nothing differs, 1 if something does, 2 if that cannot be told.
+pub fn run(args: &Args) -> ExitCode {
+    match tell(args) {
+        Ok(same) => ExitCode::from(u8::from(!same)),
+        Err(error) => {
+            fail(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Values of two runs under one name; `None`: a run has none.
+#[derive(Debug, PartialEq, Serialize)]
+struct Row {
+    name: String,
+    a: Option<String>,
+    b: Option<String>,
+}
+
+/// Rows by what they are about.
+type Parts = Vec<(&'static str, Vec<Row>)>;
+
+/// Prints what differs. Whether nothing does.
+fn tell(args: &Args) -> Result<bool> {
+    let (a, b) = (Run::read(&args.a)?, Run::read(&args.b)?);
+    let mut parts = differences(&a, &b);
+    let same = parts.iter().all(|(_, rows)| rows.is_empty());
+    if !same {
+        // No two runs take the same time, so that alone is no difference.
+        parts.push(("cost", rows(&a.cost(), &b.cost())));
+    }
+    if args.json {
+        let parts: BTreeMap<_, _> = parts.into_iter().collect();
+        out!("{}", json!({ "same": same, "differences": parts }));
+    } else {
+        table(&parts, [&args.a, &args.b]).iter().for_each(|line| out!("{line}"));
+    }
+    Ok(same)
+}
+
+/// What is known of a run.
+struct Run {
+    recipe: Table,
+    history: History,
+    /// The last values of all scalars, by tag.
+    figures: BTreeMap<String, f64>,
+    /// Last step that a line tells of.
+    step: u64,
+}
+
+impl Run {
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("recipe.toml");
+        ensure!(path.exists(), "{} is no run: it has no recipe.toml", folder.display());
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let recipe = text.parse();
+        let recipe =
+            recipe.map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
+        let path = folder.join(record::FILE);
+        let history = History::read(&path)
+            .with_context(|| format!("{}: missing, or not what a run writes", path.display()))?;
+        let lines = metrics::read(&folder.join("metrics.jsonl"))?;
+        let step = lines.iter().map(metrics::Line::step).max().unwrap_or(0);
+        let figures = lines.iter().flat_map(metrics::Line::scalars).collect();
+        Ok(Self { recipe, history, figures, step })
+    }
+
+    /// All processes, oldest first.
+    fn starts(&self) -> impl Iterator<Item = &Start> {
+        self.history.earlier.iter().chain([&self.history.last])
+    }
+
+    /// Keys with their sections, and values.
+    fn recipe(&self) -> BTreeMap<String, String> {
+        let mut keys = BTreeMap::new();
+        flatten(&mut keys, "", &self.recipe);
+        keys
+    }
+
+    fn data(&self) -> BTreeMap<String, String> {
+        let start = &self.history.last;
+        let examples = start.examples.map(|count| count.to_string());
+        let mut known =
+            vec![("examples", examples), ("sha256", start.data_sha256.as_deref().map(short))];
+        // The same data may lie in two places.
+        if start.data_sha256.is_none() {
+            known.push(("path", Some(start.data.display().to_string())));
+        }
+        named(known)
+    }
+
+    fn versions(&self) -> BTreeMap<String, String> {
+        let start = &self.history.last;
+        named(vec![
+            ("data2vec", Some(start.data2vec.clone())),
+            ("commit", start.commit.clone()),
+            ("libtorch", Some(start.libtorch.clone())),
+        ])
+    }
+
+    fn device(&self) -> BTreeMap<String, String> {
+        let start = &self.history.last;
+        let hardware = (!start.hardware.is_empty()).then(|| start.hardware.join(", "));
+        named(vec![
+            ("device", Some(start.device.clone())),
+            ("hardware", hardware),
+            ("system", Some(start.system.clone())),
+        ])
+    }
+
+    /// The command without paths of the program, the run and the data, which are compared by what is in them.
+    fn command(&self) -> BTreeMap<String, String> {
+        let mut words = self.history.last.command.iter().skip(1);
+        let mut kept = Vec::new();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--out" | "--data" => drop(words.next()),
+                word if word.starts_with("--out=") || word.starts_with("--data=") => {}
+                word => kept.push(word),
+            }
+        }
+        named(vec![("command", Some(kept.join(" ")))])
+    }
+
+    /// How it stands: steps and figures, but not how fast it was.
+    fn results(&self) -> BTreeMap<String, String> {
+        let clock = ["train/units_per_second", "train/waiting"];
+        let figures = self.figures.iter().filter(|(tag, _)| !clock.contains(&tag.as_str()));
+        let mut results: BTreeMap<String, String> =
+            figures.map(|(tag, value)| (tag.clone(), number(*value))).collect();
+        results.insert("step".into(), self.step.to_string());
+        let end = match self.history.last.end {
+            Some(End::Finished) => "finished",
+            Some(End::Stopped) => "stopped",
+            Some(End::Failed) => "failed",
+            None => "not ended, or killed",
+        };
+        results.insert("end".into(), end.into());
+        results
+    }
+
+    /// What its processes took together.
+    fn cost(&self) -> BTreeMap<String, String> {
+        let sum =
+            |value: fn(&Start) -> Option<f64>| self.starts().filter_map(value).reduce(|a, b| a + b);
+        let peak = self.starts().filter_map(|start| start.peak_memory_bytes).max();
+        let speed = self.figures.get("train/units_per_second");
+        named(vec![
+            ("processes", Some(self.starts().count().to_string())),
+            ("seconds", sum(|start| start.seconds).map(number)),
+            ("energy_joules", sum(|start| start.energy_joules).map(number)),
+            ("peak_memory_bytes", peak.map(|bytes| bytes.to_string())),
+            ("train/units_per_second", speed.copied().map(number)),
+        ])
+    }
+}
+
+fn named(values: Vec<(&str, Option<String>)>) -> BTreeMap<String, String> {
+    values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+}
+
+/// Six digits, which tell runs apart.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size != 0.0 && !(1e-4..1e9).contains(&size) => format!("{value:.5e}"),
+        _ => ((value * 1e6).round() / 1e6).to_string(),
+    }
+}
+
+/// Of a digest what suffices to tell two apart.
+fn short(digest: &str) -> String {
+    digest.chars().take(16).collect()
+}
+
+fn flatten(keys: &mut BTreeMap<String, String>, prefix: &str, table: &Table) {
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) => flatten(keys, &format!("{prefix}{key}."), inner),
+            value => drop(keys.insert(format!("{prefix}{key}"), value.to_string())),
+        }
+    }
+}
+
+/// What is not the same in `a` and `b`.
+fn rows(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<Row> {
+    let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let rows = names.into_iter().map(|name| Row {
+        name: name.clone(),
+        a: a.get(name).cloned(),
+        b: b.get(name).cloned(),
+    });
+    rows.filter(|row| row.a != row.b).collect()
+}
+
+fn differences(a: &Run, b: &Run) -> Parts {
+    vec![
+        ("recipe", rows(&a.recipe(), &b.recipe())),
+        ("data", rows(&a.data(), &b.data())),
+        ("versions", rows(&a.versions(), &b.versions())),
+        ("device", rows(&a.device(), &b.device())),
+        ("command", rows(&a.command(), &b.command())),
+        ("results", rows(&a.results(), &b.results())),
+    ]
+}
+
+/// Lines of a table with a column for each of `runs`; none if there are no rows. What is too long for a column
+/// stands in lines of its own.
+fn table(parts: &Parts, runs: [&Path; 2]) -> Vec<String> {
+    const LONGEST: usize = 40;
+    let known: Vec<_> = parts.iter().filter(|(_, rows)| !rows.is_empty()).collect();
+    if known.is_empty() {
+        return Vec::new();
+    }
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "–".into());
+    let [a, b] = runs.map(|run| run.display().to_string());
+    let all = || known.iter().flat_map(|(_, rows)| rows);
+    let width = |longest: Option<usize>| longest.unwrap_or(0);
+    let names = width(all().map(|row| row.name.chars().count()).max()) + 4;
+    let values = all().map(|row| text(&row.a).chars().count()).filter(|&count| count <= LONGEST);
+    let values = width(values.chain([a.chars().count().min(LONGEST)]).max()) + 2;
+    let mut lines = Vec::new();
+    let mut add = |name: &str, a: &str, b: &str| {
+        let cell = format!("  {name:<names$}");
+        match a.chars().count() + 2 <= values {
+            true => lines.push(format!("{cell}{a:<values$}{b}")),
+            false => lines.extend([format!("{cell}{a}"), format!("{:names$}  {b}", "")]),
+        }
+    };
+    add("", &a, &b);
+    for (title, rows) in known {
+        add(title, "", "");
+        rows.iter().for_each(|row| add(&format!("  {}", row.name), &text(&row.a), &text(&row.b)));
+    }
+    lines.iter_mut().for_each(|line| line.truncate(line.trim_end().len()));
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(recipe: &str, out: &str) -> Run {
+        let start = Start {
+            command: ["data2vec", "pretrain", "a.toml", "--out", out, "--steps", "3"]
+                .map(String::from)
+                .to_vec(),
+            seconds: Some(2.0),
+            ..Start::default()
+        };
+        Run {
+            recipe: recipe.parse().expect("a table"),
+            history: History { last: start, earlier: vec![] },
+            figures: [("train/loss".into(), 0.1 + 0.2), ("train/waiting".into(), 0.5)].into(),
+            step: 3,
+        }
+    }
+
+    #[test]
+    fn only_what_tells_runs_apart_is_a_difference() {
+        let (a, mut b) = (run("seed = 1", "a"), run("seed = 1", "b"));
+        b.figures.insert("train/waiting".into(), 0.1);
+        b.history.last.seconds = Some(9.0);
+        assert!(differences(&a, &b).iter().all(|(_, rows)| rows.is_empty()));
+        assert_eq!(table(&differences(&a, &b), ["a", "b"].map(Path::new)), Vec::<String>::new());
+
+        let mut b = run("seed = 1\n[train]\nsteps = 4", "b");
+        b.figures.insert("train/loss".into(), 0.25);
+        b.history.last.command.push("--quiet".into());
+        let lines = table(&differences(&a, &b), ["runs/a", "runs/b"].map(Path::new));
+        let expected = [
+            "                runs/a                      runs/b",
+            "  recipe",
+            "    train.steps  –                           4",
+            "  command",
+            "    command      pretrain a.toml --steps 3   pretrain a.toml --steps 3 --quiet",
+            "  results",
+            "    train/loss   0.3                         0.25",
+        ];
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let all = |lines: &[String]| lines.iter().map(|line| words(line)).collect::<Vec<_>>();
+        assert_eq!(all(&lines), all(&expected.map(String::from)));
+    }
+
+    #[test]
+    fn numbers_are_readable() {
+        for (value, text) in
+            [(0.1 + 0.2, "0.3"), (0.0, "0"), (3e-5, "3.00000e-5"), (f64::NAN, "NaN"), (-2.0, "-2")]
+        {
+            assert_eq!(number(value), text);
+        }
+    }
+}
