@@ -1,19 +1,17 @@
 //! `data2vec diff`: what differs between two runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::json;
-use toml::{Table, Value};
+use toml::Table;
 
-use crate::metrics;
-use crate::recipe::toml_error;
 use crate::record::{self, End, History, Start};
 use crate::report::{fail, out};
+use crate::{metrics, recipe};
 
 /// What `diff` is told.
 #[derive(clap::Args)]
@@ -79,12 +77,7 @@ struct Run {
 
 impl Run {
     fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("recipe.toml");
-        ensure!(path.exists(), "{} is no run: it has no recipe.toml", folder.display());
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let recipe = text.parse();
-        let recipe =
-            recipe.map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
+        let recipe = recipe::of_run(folder)?;
         let path = folder.join(record::FILE);
         let history = History::read(&path)
             .with_context(|| format!("{}: missing, or not what a run writes", path.display()))?;
@@ -101,9 +94,7 @@ impl Run {
 
     /// Keys with their sections, and values.
     fn recipe(&self) -> BTreeMap<String, String> {
-        let mut keys = BTreeMap::new();
-        flatten(&mut keys, "", &self.recipe);
-        keys
+        recipe::keys(&self.recipe).into_iter().collect()
     }
 
     fn data(&self) -> BTreeMap<String, String> {
@@ -199,15 +190,6 @@ fn number(value: f64) -> String {
 /// Of a digest what suffices to tell two apart.
 fn short(digest: &str) -> String {
     digest.chars().take(16).collect()
-}
-
-fn flatten(keys: &mut BTreeMap<String, String>, prefix: &str, table: &Table) {
-    for (key, value) in table {
-        match value {
-            Value::Table(inner) => flatten(keys, &format!("{prefix}{key}."), inner),
-            value => drop(keys.insert(format!("{prefix}{key}"), value.to_string())),
-        }
-    }
 }
 
 /// What is not the same in `a` and `b`.

@@ -12,15 +12,14 @@ use tch::Device;
 use toml::Table;
 
 use crate::judge::Judge;
-use crate::log::{self, Log, Outlets};
+use crate::log::Log;
 use crate::metrics::{Line, TrainLine, ValidationLine};
 use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
 use crate::page::{Exhibits, Judged};
-use crate::record::Record;
 use crate::report::{note, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::training::{Results, Run, Trainee, feed};
+use crate::training::{Conduct, Opening, Results, Run, Trainee, feed};
 use crate::tune_recipe::TuneRecipe;
 use crate::{device, ranks};
 
@@ -54,14 +53,8 @@ pub struct Args {
     /// CPU they are so anyway
     #[arg(long)]
     deterministic: bool,
-    /// Write no report.html
-    #[arg(long)]
-    no_report: bool,
-    /// Seconds after which a process of several that does not answer is given up
-    #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
-    dist_timeout: u64,
     #[command(flatten)]
-    watch: log::Args,
+    conduct: Conduct,
     /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -85,10 +78,8 @@ fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
     if args.deterministic {
         data2vec_torch_ext::set_deterministic(true)?;
     }
-    args.watch.begin();
-    let stop = Stop::listen()?;
-    let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
-    ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
+    let device = args.device.as_deref();
+    args.conduct.begin(device, |stop, ranks, device| train(args, recipe, stop, ranks, device))
 }
 
 fn train<M: Tunable>(
@@ -104,14 +95,15 @@ fn train<M: Tunable>(
     let mut table = Table::try_from(&recipe)?;
     // Going on with another start would be another run.
     table.insert("from_scratch".into(), args.from_scratch.into());
-    let server = ranks.first_alone(|| args.watch.serve())?.flatten();
-    let mut record = None;
-    let folder = ranks::folder(ranks, &args.out, |folder| {
-        folder.check_recipe(&table, args.resume)?;
-        record = Some(Record::begin(folder, &args.data, device, recipe.seed)?);
-        Ok(())
-    })?;
-    ranks.agree("the recipe", &toml::to_string(&table)?)?;
+    let run = Opening {
+        out: &args.out,
+        data: &args.data,
+        recipe: &table,
+        seed: recipe.seed,
+        resume: args.resume,
+        only_looks: false,
+    };
+    let (folder, mut outlets) = args.conduct.open(ranks, device, &run)?;
 
     let cache = folder.join("cache");
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
@@ -162,8 +154,8 @@ fn train<M: Tunable>(
     state.join(ranks, train.shard_optimizer)?;
     ranks::tell_division(ranks, &train, M::UNITS);
 
-    if let Some(record) = &mut record {
-        record.examples(&dataset, held_out.as_ref())?;
+    if let Some(outlets) = &mut outlets {
+        outlets.record.examples(&dataset, held_out.as_ref())?;
     }
     let (mut bad, seed) = (skipped, recipe.seed);
     let parts = (&train, seed, M::UNITS);
@@ -181,9 +173,8 @@ fn train<M: Tunable>(
         model,
         judged: None,
     };
-    let outlets = record.map(|record| Outlets { record, server });
     let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
-    run.reporting(!args.no_report && ranks.is_first()).train(stop)
+    run.reporting(args.conduct.reports(ranks)).train(stop)
 }
 
 impl<M: Tunable> TuneRecipe<M> {

@@ -39,6 +39,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::training::Conduct;
+
 /// Pretrain data2vec on your own data, and use what was pretrained.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
@@ -107,14 +109,8 @@ pub struct PretrainArgs {
     /// The same numbers from the same command on the same GPU, every time; slower. On a CPU they are so anyway
     #[arg(long)]
     deterministic: bool,
-    /// Write no report.html
-    #[arg(long)]
-    no_report: bool,
-    /// Seconds after which a process of several that does not answer is given up
-    #[arg(long, value_name = "SECONDS", default_value_t = ranks::TIMEOUT)]
-    dist_timeout: u64,
     #[command(flatten)]
-    watch: log::Args,
+    conduct: Conduct,
     /// Another value for a key of the recipe, as in --set transformer.depth=6
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,

@@ -12,16 +12,15 @@ use data2vec_core::{Batch, Explained, Ranks, Snapshot, TrainState};
 use tch::Device;
 use toml::Table;
 
-use crate::log::{Log, Outlets};
+use crate::log::Log;
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
 use crate::modality::{Examples, Modality, Task, Tunable};
 use crate::page::{Curator, Exhibits};
 use crate::recipe::Recipe;
-use crate::record::Record;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
-use crate::training::{Results, Run, Trainee, feed};
+use crate::training::{Opening, Results, Run, Trainee, feed};
 use crate::{PretrainArgs, device, plan, ranks};
 
 impl Task for &PretrainArgs {
@@ -32,10 +31,8 @@ impl Task for &PretrainArgs {
 
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
 fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
-    args.watch.begin();
-    let stop = Stop::listen()?;
-    let (ranks, device) = ranks::meet(args.device.as_deref(), args.dist_timeout)?;
-    ranks::settle(&ranks, || train(args, recipe, &stop, &ranks, device))
+    let device = args.device.as_deref();
+    args.conduct.begin(device, |stop, ranks, device| train(args, recipe, stop, ranks, device))
 }
 
 fn train<M: Modality>(
@@ -48,17 +45,15 @@ fn train<M: Modality>(
     let train = recipe.train.clone();
     feed::check_ranks(&train, ranks.count())?;
     let table = Table::try_from(&recipe)?;
-    let server = ranks.first_alone(|| args.watch.serve())?.flatten();
-    let mut record = None;
-    let folder = ranks::folder(ranks, &args.out, |folder| {
-        if args.plan {
-            return Ok(());
-        }
-        folder.check_recipe(&table, args.resume)?;
-        record = Some(Record::begin(folder, &args.data, device, recipe.seed)?);
-        Ok(())
-    })?;
-    ranks.agree("the recipe", &toml::to_string(&table)?)?;
+    let run = Opening {
+        out: &args.out,
+        data: &args.data,
+        recipe: &table,
+        seed: recipe.seed,
+        resume: args.resume,
+        only_looks: args.plan,
+    };
+    let (folder, mut outlets) = args.conduct.open(ranks, device, &run)?;
 
     let examples = ranks.first_then_all(|| open::<M>(args, &recipe, &folder))?;
     let meaning = M::meaning(&examples.train);
@@ -85,8 +80,8 @@ fn train<M: Modality>(
     state.join(ranks, train.shard_optimizer)?;
     ranks::tell_division(ranks, &train, M::UNITS);
 
-    if let Some(record) = &mut record {
-        record.examples(&examples.train, examples.held_out.as_ref())?;
+    if let Some(outlets) = &mut outlets {
+        outlets.record.examples(&examples.train, examples.held_out.as_ref())?;
     }
     let mut bad = examples.skipped;
     let parts = (&train, recipe.seed, M::UNITS);
@@ -105,9 +100,8 @@ fn train<M: Modality>(
         shown: examples.held_out,
     };
     let parts = (&train, seed, M::UNITS);
-    let outlets = record.map(|record| Outlets { record, server });
     let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
-    run.reporting(!args.no_report && ranks.is_first()).train(stop)
+    run.reporting(args.conduct.reports(ranks)).train(stop)
 }
 
 /// Lists the examples and says what was found.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, Error, FeatureEncoder,
     ModelConfig, RegressionLoss, Schedule, StepConfig, TargetConfig, TrainState, TransformerConfig,
@@ -277,6 +277,29 @@ pub fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> Option<
     let near = known.map(|k| (strsim::jaro_winkler(wrong, k), k));
     let best = near.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 > 0.75).then_some(best.1)
+}
+
+/// The recipe of the run in `folder`, as it was written there when it started.
+pub fn of_run(folder: &Path) -> Result<Table> {
+    let path = folder.join("recipe.toml");
+    ensure!(path.is_file(), "{} is no run: it has no recipe.toml", folder.display());
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    text.parse().map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))
+}
+
+/// A recipe's keys, with their sections, and values.
+pub fn keys(recipe: &Table) -> Vec<(String, String)> {
+    fn walk(prefix: &str, table: &Table, keys: &mut Vec<(String, String)>) {
+        for (key, value) in table {
+            match value {
+                Value::Table(inner) => walk(&format!("{prefix}{key}."), inner, keys),
+                value => keys.push((format!("{prefix}{key}"), value.to_string())),
+            }
+        }
+    }
+    let mut keys = Vec::new();
+    walk("", recipe, &mut keys);
+    keys
 }
 
 /// `KEY: OLD → NEW` for every key that differs and must not, between starting and going on.

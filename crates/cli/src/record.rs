@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use data2vec_core::Dataset;
+use data2vec_core::checkpoint::hex;
 use data2vec_torch_ext::memory;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -137,7 +138,9 @@ impl Record {
         let last = Start {
             command: std::env::args().collect(),
             data: data.to_owned(),
-            recipe_sha256: fs::read(folder.join("recipe.toml")).ok().map(|text| sha256(&text)),
+            recipe_sha256: fs::read(folder.join("recipe.toml"))
+                .ok()
+                .map(|text| hex(Sha256::digest(text))),
             seed: Some(seed),
             device: device::name(device),
             hardware: device::hardware(device),
@@ -215,9 +218,13 @@ impl Drop for Record {
     }
 }
 
+/// Time since 1970 began, in UTC.
+pub fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 fn now() -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    date(since.map_or(0, |since| since.as_secs()))
+    date(since_1970().as_secs())
 }
 
 /// As `2026-02-03T04:05:06Z`, of seconds since 1970.
@@ -241,15 +248,6 @@ fn date(seconds: u64) -> String {
     format!("{year}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", day + 1)
 }
 
-/// In hexadecimal digits.
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A digest of what the examples are called and how large they are. The path of the data does not count:
 /// a copy elsewhere is the same data.
 fn manifest<D: Dataset>(train: &D, held_out: Option<&D>, data: &Path) -> String {
@@ -263,7 +261,7 @@ fn manifest<D: Dataset>(train: &D, held_out: Option<&D>, data: &Path) -> String 
             digest.update(format!("{side}\0{name}\0{}\n", examples.size(index)));
         }
     }
-    hex(&digest.finalize())
+    hex(digest.finalize())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::{Result, ensure};
+use data2vec_core::panic_message;
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -194,8 +195,7 @@ fn hint(what: &str) -> Option<(&'static str, &'static str)> {
 
 /// What a panic says, in one line: LibTorch's messages carry a C++ stack.
 pub fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    let text = panic_message(panic);
     let text = text.split("\\n").next().unwrap_or_default();
     text.lines().next().unwrap_or_default().to_owned()
 }

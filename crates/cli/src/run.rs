@@ -102,6 +102,14 @@ impl RunFolder {
     }
 }
 
+/// The text of a file; `None` if there is none.
+pub fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        text => text.map(Some).with_context(|| path.display().to_string()),
+    }
+}
+
 /// Replaces a small file in one step.
 pub fn write(path: &Path, text: &str) -> Result<()> {
     let unfinished = path.with_extension("unfinished");

@@ -28,29 +28,14 @@ const TINY: [&str; 9] = [
     "schedule.lr=1e-2",
 ];
 
-/// A 24-bit BMP of 8 × 8 pixels around `level`.
-fn bmp(level: u8, rng: &mut StdRng) -> Vec<u8> {
-    let mut bytes = b"BM".to_vec();
-    bytes.extend((54_u32 + 192).to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(54_u32.to_le_bytes());
-    bytes.extend(40_u32.to_le_bytes());
-    bytes.extend(8_i32.to_le_bytes());
-    bytes.extend(8_i32.to_le_bytes());
-    bytes.extend(1_u16.to_le_bytes());
-    bytes.extend(24_u16.to_le_bytes());
-    bytes.extend([0; 24]);
-    bytes.extend((0..192).map(|_| level + rng.random_range(0..60_u8)));
-    bytes
-}
-
 /// 20 dark and 20 bright images, in a folder for each class.
 fn images(dir: &Path) -> PathBuf {
     let (data, mut rng) = (dir.join("images"), StdRng::seed_from_u64(5));
     for (class, level) in [("bright", 150), ("dark", 20)] {
         fs::create_dir_all(data.join(class)).unwrap();
         for i in 0..20 {
-            fs::write(data.join(class).join(format!("{i:02}.bmp")), bmp(level, &mut rng)).unwrap();
+            let around = bmp(|_| level + rng.random_range(0..60_u8));
+            fs::write(data.join(class).join(format!("{i:02}.bmp")), around).unwrap();
         }
     }
     data

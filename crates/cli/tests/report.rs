@@ -69,26 +69,11 @@ fn pictures(dir: &Path) -> PathBuf {
     for (class, level) in [("bright", 180_u8), ("dark <i>", 20)] {
         fs::create_dir_all(data.join(class)).unwrap();
         for i in 0..20_u8 {
-            fs::write(data.join(class).join(format!("{i:02}.bmp")), bmp(level, i)).unwrap();
+            let picture = bmp(|at| level.wrapping_add(at.wrapping_mul(i) % 50));
+            fs::write(data.join(class).join(format!("{i:02}.bmp")), picture).unwrap();
         }
     }
     data
-}
-
-/// A 24-bit BMP of 8 × 8 pixels.
-fn bmp(level: u8, seed: u8) -> Vec<u8> {
-    let mut bytes = b"BM".to_vec();
-    bytes.extend((54_u32 + 192).to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(54_u32.to_le_bytes());
-    bytes.extend(40_u32.to_le_bytes());
-    bytes.extend(8_i32.to_le_bytes());
-    bytes.extend(8_i32.to_le_bytes());
-    bytes.extend(1_u16.to_le_bytes());
-    bytes.extend(24_u16.to_le_bytes());
-    bytes.extend([0; 24]);
-    bytes.extend((0..192_u8).map(|i| level.wrapping_add(i.wrapping_mul(seed) % 50)));
-    bytes
 }
 
 /// What the page's script reads.

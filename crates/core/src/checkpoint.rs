@@ -242,7 +242,8 @@ fn record(path: &Path) -> Result<FileRecord> {
     Ok(FileRecord { bytes, sha256: hex(hash.finalize()) })
 }
 
-fn hex(digest: impl AsRef<[u8]>) -> String {
+/// A digest in hexadecimal digits.
+pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -93,13 +93,13 @@ impl Error {
 /// What `work` returns, or [`Error::File`].
 pub fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let what = message(panic.as_ref()).lines().next().unwrap_or_default();
+        let what = panic_message(panic.as_ref()).lines().next().unwrap_or_default();
         Err(Error::file(path, format!("the decoder gave up on its content ({what})")))
     })
 }
 
 /// What a panic says.
-pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }

@@ -41,7 +41,7 @@ pub use data::Dataset;
 pub use data2vec::{Data2Vec, Data2VecConfig, MaskedInput, ModelCompat, ModelConfig, Objective};
 pub use decoder::{Decoder, DecoderConfig};
 pub use encoder::{Encoder, EncoderConfig, Hidden};
-pub use error::{Error, Result, guarded};
+pub use error::{Error, Result, guarded, panic_message};
 pub use feature::FeatureEncoder;
 pub use head::{Head, HeadConfig, HeadTask, Pool};
 pub use loader::{Loaded, Loader, LoaderConfig};

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{
     Dataset, Error, Result,
-    error::message,
+    error::panic_message,
     random::{Purpose, stream},
 };
 
@@ -280,7 +280,7 @@ impl<D: Dataset> Maker<D> {
             let mut bad = Vec::new();
             let make = || self.make(number, epoch, order.batch(place), &mut bad);
             let batch = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
-                let what = message(panic.as_ref());
+                let what = panic_message(panic.as_ref());
                 Err(Error::Loader(format!("a worker panicked at batch {number}: {what}")))
             });
             planned = Some((epoch, order));

@@ -98,6 +98,15 @@ impl Group {
         Self { pace, weight_decay, names, params, exp_avgs, exp_avg_sqs }
     }
 
+    /// What a checkpoint calls the moments of parameter `i`.
+    fn moment_names(&self, i: usize) -> [String; 2] {
+        ["exp_avg", "exp_avg_sq"].map(|moment| format!("{moment}.{}", self.names[i]))
+    }
+
+    fn moments(&self, i: usize) -> [&Tensor; 2] {
+        [&self.exp_avgs[i], &self.exp_avg_sqs[i]]
+    }
+
     fn add(&mut self, name: &str, param: &Tensor) {
         let zeros = || tch::no_grad(|| param.zeros_like());
         self.names.push(name.to_owned());
@@ -189,11 +198,15 @@ impl AdamW {
         self.groups.iter().map(|group| group.params.iter().map(grad).collect()).collect()
     }
 
+    /// Whether this rank keeps the moments of parameter `i` of a group.
+    fn keeps(&self, number: usize, i: usize) -> bool {
+        self.owners.as_ref().is_none_or(|owners| owners.is_mine(number, i))
+    }
+
     /// What this rank moves of a group.
     fn part(&self, number: usize, grads: &[Tensor]) -> Part {
         let group = &self.groups[number];
-        let is_mine = |i: &usize| self.owners.as_ref().is_none_or(|o| o.is_mine(number, *i));
-        let mine: Vec<usize> = (0..grads.len()).filter(is_mine).collect();
+        let mine: Vec<usize> = (0..grads.len()).filter(|&i| self.keeps(number, i)).collect();
         let of = |list: &[Tensor]| mine.iter().map(|&i| list[i].shallow_clone()).collect();
         Part {
             params: of(&group.params),
@@ -203,9 +216,9 @@ impl AdamW {
         }
     }
 
-    /// Adds the gradients of all ranks, divides them by `count`, clips them to the norm `clip`, and takes step number
-    /// `step` (counted from 1). Returns the norm before clipping; if that is not finite, nothing
-    /// has been changed.
+    /// Adds the gradients of all ranks, divides them by `count`, clips them to the norm `clip`, and takes
+    /// step number `step` (counted from 1). Returns the norm before clipping; if that is not finite,
+    /// nothing has been changed.
     ///
     /// # Errors
     /// [`Error::Torch`] if LibTorch refuses.
@@ -245,13 +258,10 @@ impl AdamW {
     /// Both moments of every parameter that this rank keeps: `exp_avg.NAME`, `exp_avg_sq.NAME`.
     pub fn state(&self) -> HashMap<String, Tensor> {
         let mut state = HashMap::new();
-        for group in &self.groups {
-            for (i, name) in group.names.iter().enumerate() {
-                if group.exp_avgs[i].size() != group.params[i].size() {
-                    continue; // another rank's
-                }
-                state.insert(format!("exp_avg.{name}"), group.exp_avgs[i].shallow_clone());
-                state.insert(format!("exp_avg_sq.{name}"), group.exp_avg_sqs[i].shallow_clone());
+        for (number, group) in self.groups.iter().enumerate() {
+            for i in (0..group.names.len()).filter(|&i| self.keeps(number, i)) {
+                let moments = group.moments(i).map(Tensor::shallow_clone);
+                state.extend(group.moment_names(i).into_iter().zip(moments));
             }
         }
         state

@@ -180,7 +180,8 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(snapshot)
     }
 
-    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps. The teacher does not move.
+    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps.
+    /// The teacher does not move.
     ///
     /// # Errors
     /// If a file is missing, broken, or belongs to a model of other sizes.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crossbeam_channel::bounded;
+use data2vec_core::checkpoint::hex;
 use data2vec_core::{
     Batch, Dataset, Error, Result,
     random::{Purpose, hash, seed_for},
@@ -297,7 +298,7 @@ fn fingerprint(listing: &Listing, reading: &Reading) -> String {
         hash.update(file.path.as_os_str().as_encoded_bytes());
         hash.update(format!("\n{} {}\n", file.bytes, file.changed));
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash.finalize())
 }
 
 impl Dataset for TextDataset {

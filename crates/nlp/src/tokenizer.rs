@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
+use data2vec_core::checkpoint::hex;
 use data2vec_core::{Error, Result, guarded};
 use sha2::{Digest, Sha256};
 use tokenizers::decoders::DecoderWrapper;
@@ -392,5 +393,5 @@ fn fingerprint(parts: &[&[u8]]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(hash.finalize())
 }

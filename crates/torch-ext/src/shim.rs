@@ -29,6 +29,16 @@ pub fn returned(call: impl FnOnce(Raw, *mut *mut c_char) -> c_int) -> Result<Ten
     Ok(out)
 }
 
+/// What the shim makes and hands over; null where it could not.
+pub fn made<T>(call: impl FnOnce(*mut *mut c_char) -> *mut T) -> Result<*mut T, TchError> {
+    let mut made = std::ptr::null_mut();
+    check(|error| {
+        made = call(error);
+        c_int::from(made.is_null())
+    })?;
+    Ok(made)
+}
+
 /// Turns a shim's return code and message into a `Result`.
 pub fn check(call: impl FnOnce(*mut *mut c_char) -> c_int) -> Result<(), TchError> {
     let mut error: *mut c_char = std::ptr::null_mut();

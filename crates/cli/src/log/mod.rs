@@ -7,13 +7,13 @@ mod view;
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use data2vec_torch_ext::memory;
 
 use crate::metrics::{self, Line, Metrics};
-use crate::record::{End, Record};
+use crate::record::{End, Record, since_1970};
 use crate::report::{self, describe, note, tell};
 use crate::run::RunFolder;
 use tensorboard::Events;
@@ -125,9 +125,9 @@ impl Kept {
 
     fn saved(&mut self) {
         if let Some(server) = &self.outlets.server {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let help = "When the last checkpoint was taken, in seconds since 1970.";
-            server.set("last_checkpoint_timestamp_seconds", help, now.as_secs_f64());
+            let now = since_1970().as_secs_f64();
+            server.set("last_checkpoint_timestamp_seconds", help, now);
         }
         tell_failure(self.outlets.record.keep());
     }

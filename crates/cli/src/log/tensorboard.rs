@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
 use crate::metrics::Line;
+use crate::record::since_1970;
 
 /// What TensorBoard looks for in names.
 const PREFIX: &str = "events.out.tfevents.";
@@ -67,7 +67,7 @@ impl Events {
 
 /// Seconds since 1970.
 fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+    since_1970().as_secs_f64()
 }
 
 /// Event files in `dir`.

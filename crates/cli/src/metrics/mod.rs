@@ -3,7 +3,7 @@
 mod line;
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -127,15 +127,13 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
 
 /// The file as it is; nothing if there is none.
 fn text(path: &Path) -> Result<String> {
-    match fs::read_to_string(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        text => text.with_context(|| path.display().to_string()),
-    }
+    Ok(crate::run::read(path)?.unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn going_on_drops_later_and_broken_lines() {

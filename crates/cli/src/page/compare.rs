@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use maud::{Markup, html};
-use toml::{Table, Value};
 
 use crate::page::curves;
 use crate::page::html::{document, figures, number};
 use crate::page::run_files::RunFiles;
+use crate::recipe::keys;
 
 /// The page that compares the runs in `folders`.
 pub fn page(folders: &[PathBuf]) -> Result<String> {
@@ -75,7 +75,7 @@ fn ends(runs: &[RunFiles]) -> Markup {
 
 /// Keys of recipes and records whose values are not the same in all runs.
 fn differences(runs: &[RunFiles]) -> Markup {
-    let recipes: Vec<Vec<(String, String)>> = runs.iter().map(|run| flat(&run.recipe)).collect();
+    let recipes: Vec<Vec<(String, String)>> = runs.iter().map(|run| keys(&run.recipe)).collect();
     let records: Vec<Vec<(String, String)>> = runs.iter().map(|run| run.record.clone()).collect();
     let table = |title: &str, all: &[Vec<(String, String)>], same: &str| {
         let rows = differing(all);
@@ -116,28 +116,14 @@ fn differing(all: &[Vec<(String, String)>]) -> Vec<(String, Vec<String>)> {
     .collect()
 }
 
-/// A recipe's keys, with their sections, and values.
-fn flat(recipe: &Table) -> Vec<(String, String)> {
-    fn walk(prefix: &str, table: &Table, rows: &mut Vec<(String, String)>) {
-        for (key, value) in table {
-            match value {
-                Value::Table(inner) => walk(&format!("{prefix}{key}."), inner, rows),
-                value => rows.push((format!("{prefix}{key}"), value.to_string())),
-            }
-        }
-    }
-    let mut rows = Vec::new();
-    walk("", recipe, &mut rows);
-    rows
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use toml::Table;
 
     #[test]
     fn what_differs_is_told_key_by_key() {
-        let recipe = |text: &str| flat(&text.parse::<Table>().expect("a recipe"));
+        let recipe = |text: &str| keys(&text.parse::<Table>().expect("a recipe"));
         let one = recipe("seed = 1\n[train]\nsteps = 5\n[data.tokenizer]\ntrain = 300");
         let two =
             recipe("seed = 1\n[train]\nsteps = 6\nclip_norm = 1.0\n[data.tokenizer]\ntrain = 300");

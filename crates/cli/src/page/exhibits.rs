@@ -1,8 +1,6 @@
 //! What a page shows of examples. It is made while the model is at hand, and kept beside the run's other files, so
 //! that a page can be written again without it.
 
-use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -132,12 +130,9 @@ impl Exhibits {
     /// From a run's folder; nothing from a run that has shown none.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        match fs::read_to_string(&path) {
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Self::default()),
-            text => serde_json::from_str(&text.with_context(|| path.display().to_string())?)
-                .with_context(|| {
-                    format!("{}: remove it, the next report makes it anew", path.display())
-                }),
-        }
+        let Some(text) = crate::run::read(&path)? else { return Ok(Self::default()) };
+        serde_json::from_str(&text).with_context(|| {
+            format!("{}: remove it, the next report makes it anew", path.display())
+        })
     }
 }

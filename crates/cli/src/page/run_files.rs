@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use toml::Table;
 
 use crate::metrics::{self, ActionLine, Line};
 use crate::page::curves::{self, Curves};
 use crate::page::exhibits::Exhibits;
-use crate::recipe::toml_error;
+use crate::{recipe, record};
 
 /// The files of a run that a page is made of.
 pub struct RunFiles {
@@ -28,24 +28,15 @@ pub struct RunFiles {
 impl RunFiles {
     /// Reads `folder`.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join("recipe.toml");
-        ensure!(path.is_file(), "{} is no run: it has no recipe.toml", folder.display());
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let recipe =
-            text.parse().map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
-        let path = folder.join("run.json");
-        let record = match fs::read_to_string(&path) {
-            Ok(text) => {
-                let value = serde_json::from_str(&text);
-                let value: Value = value.with_context(|| path.display().to_string())?;
-                let mut record = Vec::new();
-                flatten(String::new(), &value, &mut record);
-                record
-            }
-            // A run is recorded when it starts; a folder that was put together may lack it.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(e).with_context(|| path.display().to_string()),
-        };
+        let recipe = recipe::of_run(folder)?;
+        let path = folder.join(record::FILE);
+        let mut record = Vec::new();
+        // A run is recorded when it starts; a folder that was put together may lack it.
+        if let Some(text) = crate::run::read(&path)? {
+            let value = serde_json::from_str(&text);
+            let value: Value = value.with_context(|| path.display().to_string())?;
+            flatten(String::new(), &value, &mut record);
+        }
         let place = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
         let lines = metrics::read(&folder.join("metrics.jsonl"))?;

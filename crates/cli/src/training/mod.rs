@@ -2,6 +2,7 @@
 //! end whenever it comes.
 
 mod agree;
+mod conduct;
 pub mod feed;
 mod saver;
 mod start;
@@ -26,6 +27,7 @@ use crate::record::End;
 use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
+pub use conduct::{Conduct, Opening};
 use feed::{Feed, Units, loader_config};
 use saver::Saver;
 use start::{Start, newest};
@@ -178,8 +180,8 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
         let mut config = loader_config(&train, self.seed, self.units);
         config.max_bad -= self.bad_before.min(config.max_bad);
-        let parts = (self.next_batch, train.accumulate);
-        let mut feed = Feed::new(self.dataset.clone(), config, parts.0, parts.1, &self.ranks)?;
+        let (dataset, next) = (self.dataset.clone(), self.next_batch);
+        let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.ranks)?;
         if self.trainee.step() == 0 {
             self.trainee.rehearse(feed.loader.plan(), &self.log)?;
             self.evaluate()?;

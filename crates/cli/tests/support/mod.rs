@@ -177,6 +177,22 @@ pub fn image(name: &str) -> PathBuf {
     repository().join("crates/vision/tests/fixtures").join(name)
 }
 
+/// A 24-bit BMP of 8 × 8 pixels, whose 192 values `value` tells one by one.
+pub fn bmp(value: impl FnMut(u8) -> u8) -> Vec<u8> {
+    let mut bytes = b"BM".to_vec();
+    bytes.extend((54_u32 + 192).to_le_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(54_u32.to_le_bytes());
+    bytes.extend(40_u32.to_le_bytes());
+    bytes.extend(8_i32.to_le_bytes());
+    bytes.extend(8_i32.to_le_bytes());
+    bytes.extend(1_u16.to_le_bytes());
+    bytes.extend(24_u16.to_le_bytes());
+    bytes.extend([0; 24]);
+    bytes.extend((0..192_u8).map(value));
+    bytes
+}
+
 /// A folder `texts` in `dir` with 12 files of 20 lines each.
 pub fn texts(dir: &Path) -> PathBuf {
     let data = dir.join("texts");

@@ -111,10 +111,8 @@ impl Owners {
         mut what: impl FnMut([String; 2], [&Tensor; 2], &Tensor, usize) -> Result<()>,
     ) -> Result<()> {
         for (group, owner) in groups.iter().zip(&self.owner) {
-            for (i, name) in group.names.iter().enumerate() {
-                let names = [format!("exp_avg.{name}"), format!("exp_avg_sq.{name}")];
-                let moments = [&group.exp_avgs[i], &group.exp_avg_sqs[i]];
-                what(names, moments, &group.params[i], owner[i])?;
+            for (i, &owner) in owner.iter().enumerate() {
+                what(group.moment_names(i), group.moments(i), &group.params[i], owner)?;
             }
         }
         Ok(())

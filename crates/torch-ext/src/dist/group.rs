@@ -1,14 +1,14 @@
 //! Collectives: what all ranks do together.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{c_char, c_int};
 use std::time::{Duration, Instant};
 
 use tch::{TchError, Tensor};
 
 use super::store::{Address, RawStore};
 use super::{Error, Launch, Store, millis};
-use crate::shim::{Raw, check, raw, returned};
+use crate::shim::{Raw, check, made, raw, returned};
 
 /// Bytes of small tensors that go together, so that each message is worth its journey.
 const BUCKET: usize = 25 << 20;
@@ -147,11 +147,9 @@ impl ProcessGroup {
         let store = Store::connect(&address, rank, size, timeout)?;
         // With all on one machine nothing depends on what its name resolves to.
         let here = if launch.local_size == size { c"127.0.0.1" } else { c"" };
-        let here = CString::from(here);
-        let mut group = std::ptr::null_mut();
-        check(|error| {
+        let group = made(|error| {
             // SAFETY: the store is alive, and kept beside the group; the string outlives the call.
-            group = unsafe {
+            unsafe {
                 d2v_group(
                     store.raw(),
                     c_int::from(backend == Backend::Nccl),
@@ -161,8 +159,7 @@ impl ProcessGroup {
                     here.as_ptr(),
                     error,
                 )
-            };
-            c_int::from(group.is_null())
+            }
         })
         .map_err(|e| failed(super::reason(&e)))?;
         Ok(Self {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::TchError;
 
 use super::{Error, millis};
-use crate::shim::check;
+use crate::shim::{check, made};
 
 #[repr(C)]
 pub(super) struct RawStore {
@@ -100,10 +100,9 @@ impl Store {
         };
         let text = |text: &str| CString::new(text).map_err(|e| failed(e.to_string()));
         let (host, prefix) = (text(address.host)?, text(address.prefix)?);
-        let mut store = std::ptr::null_mut();
-        check(|error| {
+        let store = made(|error| {
             // SAFETY: the strings outlive the call.
-            store = unsafe {
+            unsafe {
                 d2v_store(
                     host.as_ptr(),
                     address.port.into(),
@@ -113,8 +112,7 @@ impl Store {
                     prefix.as_ptr(),
                     error,
                 )
-            };
-            c_int::from(store.is_null())
+            }
         })
         .map_err(|e| failed(super::reason(&e)))?;
         Ok(Self { owned: Arc::new(Owned(store)), rank })
