@@ -1,0 +1,145 @@
+//! Tar shards as WebDataset writes them: consecutive files with the same path up to the first dot of
+//! the base name are one example, what follows the dot is the field.
+//!
+//! Nothing is ever unpacked to a path that an archive names.
+
+use std::io::Read;
+
+use bytes::Bytes;
+
+use crate::blob::{Blob, Cursor};
+use crate::example::Value;
+use crate::index::{Entry, Part};
+
+/// A sparse file may be this large, most of which the archive does not hold.
+const LARGEST_SPARSE: u64 = 1 << 27;
+
+/// Finds the examples of a shard; `found` says whether to go on.
+///
+/// # Errors
+/// What is wrong, and at which byte.
+pub(crate) fn scan(blob: &Blob, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
+    let mut cursor = Cursor::new(blob, 0);
+    let mut end = 0;
+    let scanned = members(&mut cursor, &mut end, blob.len(), found);
+    let place = cursor.place();
+    match scanned {
+        Ok(true) if cursor.at_end => Err(format!(
+            "ends at byte {place} without a tar's end mark: it is cut off, pack it again"
+        )),
+        Ok(_) => Ok(()),
+        Err(reason) => Err(format!("at byte {end}: {reason}")),
+    }
+}
+
+/// Whether all were found; `end` is where the last good member's content ends.
+fn members(
+    cursor: &mut Cursor,
+    end: &mut u64,
+    len: u64,
+    found: &mut dyn FnMut(Entry) -> bool,
+) -> Result<bool, String> {
+    let mut open: Option<Entry> = None;
+    let mut archive = ::tar::Archive::new(cursor);
+    for member in archive.entries_with_seek().map_err(|e| e.to_string())? {
+        let mut member = member.map_err(|e| e.to_string())?;
+        let kind = member.header().entry_type();
+        if !(kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()) {
+            continue; // folders, links, what concerns all of the archive
+        }
+        let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
+        let (start, size, sparse) = match kind.is_gnu_sparse() {
+            true => (member.raw_header_position(), member.size(), true),
+            false => (member.raw_file_position(), member.size(), false),
+        };
+        if !sparse && start.checked_add(size).is_none_or(|end| end > len) {
+            return Err(format!(
+                "{path} has {size} bytes, which the shard does not: it is cut off"
+            ));
+        }
+        if sparse && size > LARGEST_SPARSE {
+            return Err(format!("{path} is sparse and of {size} bytes: pack it as a plain file"));
+        }
+        if is_pax_sparse(&mut member) {
+            return Err(format!("{path} is sparse: pack it as a plain file"));
+        }
+        *end = if sparse { start } else { start + size };
+        let Some((key, field)) = split(&path) else { continue };
+        if open.as_ref().is_some_and(|entry| entry.key != key)
+            && !open.take().is_none_or(&mut *found)
+        {
+            return Ok(false);
+        }
+        let entry = open.get_or_insert_with(|| Entry { key: key.into(), ..Entry::default() });
+        if entry.parts.iter().any(|part| part.name == field) {
+            return Err(format!("{path} is there twice in a row"));
+        }
+        entry.parts.push(Part { name: field, start, size, sparse });
+    }
+    Ok(open.is_none_or(found))
+}
+
+/// Holes as PAX archives tell of them: the content begins with a list that is not the file's.
+fn is_pax_sparse(member: &mut ::tar::Entry<impl Read>) -> bool {
+    let Ok(Some(extensions)) = member.pax_extensions() else { return false };
+    extensions.flatten().any(|extension| extension.key_bytes().starts_with(b"GNU.sparse"))
+}
+
+/// Key and field of a path; files without either, and WebDataset's own notes, belong to no example.
+fn split(path: &str) -> Option<(&str, String)> {
+    let base = path.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = base + path[base..].find('.')?;
+    let (key, field) = (&path[..dot], &path[dot + 1..]);
+    let note = path.starts_with("__") && path.ends_with("__");
+    (dot > base && !field.is_empty() && !note).then(|| (key, field.to_lowercase()))
+}
+
+/// Reads the fields of an example, in one piece where they lie side by side.
+///
+/// # Errors
+/// What is wrong, and at which byte.
+pub(crate) fn read(blob: &Blob, entry: &Entry) -> Result<Vec<(String, Value)>, String> {
+    let plain = || entry.parts.iter().filter(|part| !part.sparse);
+    let start = plain().map(|part| part.start).min().unwrap_or(0);
+    let end = plain().map(|part| part.start.saturating_add(part.size)).max().unwrap_or(0);
+    let failed = |at: u64| move |error: std::io::Error| format!("at byte {at}: {error}");
+    let all = Bytes::from(blob.range(start, end - start).map_err(failed(start))?);
+    let mut fields = Vec::with_capacity(entry.parts.len());
+    for part in &entry.parts {
+        let bytes = if part.sparse {
+            sparse(blob, part).map_err(failed(part.start))?
+        } else {
+            let from = (part.start - start) as usize;
+            all.slice(from..from + part.size as usize)
+        };
+        fields.push((part.name.clone(), Value::Bytes(bytes)));
+    }
+    Ok(fields)
+}
+
+fn sparse(blob: &Blob, part: &Part) -> std::io::Result<Bytes> {
+    let mut archive = ::tar::Archive::new(Cursor::new(blob, part.start));
+    let mut member = archive.entries()?.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
+    let mut bytes = Vec::new();
+    member.by_ref().take(LARGEST_SPARSE).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 == part.size {
+        true => Ok(bytes.into()),
+        false => Err(std::io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn keys_and_fields_are_webdatasets() {
+        let of = |path| split(path).map(|(key, field)| format!("{key} {field}"));
+        assert_eq!(of("utt17.flac").as_deref(), Some("utt17 flac"));
+        assert_eq!(of("a.b/utt17.seg.PNG").as_deref(), Some("a.b/utt17 seg.png"));
+        assert_eq!(of("./a/1.5.wav").as_deref(), Some("./a/1 5.wav"));
+        for none in ["readme", "a/readme", ".hidden", "a/.hidden", "a.", "__key.x__", ""] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+}
