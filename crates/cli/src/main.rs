@@ -3,6 +3,7 @@
 mod bench;
 mod classify;
 mod curve;
+mod data;
 mod device;
 mod diff;
 mod energy;
@@ -10,6 +11,7 @@ mod evaluate;
 mod export;
 mod extract;
 mod finetune;
+mod histogram;
 mod hub;
 mod import;
 mod judge;
@@ -74,6 +76,9 @@ enum Command {
     /// input; `cargo xtask bench` is the way to use it
     #[command(subcommand)]
     Bench(bench::Command),
+    /// Look at data before training on them
+    #[command(subcommand)]
+    Data(data::Command),
     /// Make a tokenizer of one's own
     #[command(subcommand)]
     Tokenizer(tokenizer::Command),
@@ -135,6 +140,7 @@ fn main() -> ExitCode {
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Diff(args) => Ok(diff::run(&args)),
         Command::Bench(command) => bench::run(&command),
+        Command::Data(command) => data::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => page::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Transcribe(args) => transcribe::run(&args).map(|()| ExitCode::SUCCESS),

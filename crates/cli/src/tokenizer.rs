@@ -3,10 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use data2vec_nlp::{
-    Documents, InvalidUtf8, Packing, TOKENIZER_FILE, TextDataConfig, TokenizerSource,
-    train_tokenizer,
-};
+use data2vec_nlp::{InvalidUtf8, TOKENIZER_FILE, TextDataConfig, train_tokenizer};
 use indicatif::ProgressBar;
 
 use crate::report::out;
@@ -39,12 +36,9 @@ pub struct Train {
 pub fn run(command: &Command) -> Result<()> {
     let Command::Train(Train { data, entries, json_key, out: folder }) = command;
     let reading = TextDataConfig {
-        tokenizer: TokenizerSource::Train(*entries),
-        block: 512,
-        packing: Packing::Stream,
-        documents: Documents::File,
         json_key: json_key.clone(),
         invalid_utf8: InvalidUtf8::Replace,
+        ..TextDataConfig::usual()
     };
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let bar = ProgressBar::new_spinner().with_message("reading and counting");

@@ -64,6 +64,19 @@ pub enum Packing {
 }
 
 impl TextDataConfig {
+    /// How texts are read by those who have no recipe: a file is a document, JSON lines have their text in
+    /// `text`, and what is not UTF-8 is refused.
+    pub fn usual() -> Self {
+        Self {
+            tokenizer: TokenizerSource::Train(8192),
+            block: 512,
+            packing: Packing::Stream,
+            documents: Documents::File,
+            json_key: "text".into(),
+            invalid_utf8: InvalidUtf8::Refuse,
+        }
+    }
+
     /// Checks what can be checked without the data.
     ///
     /// # Errors
@@ -89,7 +102,7 @@ impl TextDataConfig {
         Ok(())
     }
 
-    fn reading(&self) -> Reading {
+    pub(crate) fn reading(&self) -> Reading {
         let Self { documents, json_key, invalid_utf8, .. } = self;
         Reading { documents: *documents, json_key: json_key.clone(), invalid_utf8: *invalid_utf8 }
     }

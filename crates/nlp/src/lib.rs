@@ -9,6 +9,7 @@ mod dataset;
 mod dictionary;
 mod encoder;
 mod feature;
+mod files;
 mod glue;
 mod labelled;
 mod mask;
@@ -26,6 +27,7 @@ pub use dataset::{
 };
 pub use encoder::TextEncoder;
 pub use feature::{TokenEncoder, TokenEncoderConfig};
+pub use files::{TextFile, TextFiles};
 pub use glue::LabelledFiles;
 pub use labelled::{LabelledTextConfig, LabelledTexts};
 pub use mask::{OtherTokens, SpanMask, TextMaskConfig, TokenMask};

@@ -45,7 +45,7 @@ const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 /// More channels than any recording has.
 const MAX_CHANNELS: usize = 64;
 /// A header that claims more, or a file that holds more, is wrong or wants to be cut up first.
-const MAX_SECONDS: u64 = 12 * 3600;
+pub(crate) const MAX_SECONDS: u64 = 12 * 3600;
 
 /// What a file's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,14 @@ pub struct AudioInfo {
 /// [`Error::Io`] if it cannot be read, [`Error::File`] if it is not audio, damaged, cut off,
 /// empty, silent, or holds samples that are not numbers.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<f32>> {
+    Ok(read_with_info(path)?.0)
+}
+
+/// As [`read`], and what was found on the way: the length is that of the samples.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with_info(path: impl AsRef<Path>) -> Result<(Vec<f32>, AudioInfo)> {
     let path = path.as_ref();
     guarded(path, || finish(path, decode(open(path)?, path)?))
 }
@@ -81,7 +89,7 @@ pub fn read_from(
     name: impl AsRef<Path>,
 ) -> Result<Vec<f32>> {
     let name = name.as_ref();
-    guarded(name, || finish(name, decode(sized(source, name)?, name)?))
+    Ok(guarded(name, || finish(name, decode(sized(source, name)?, name)?))?.0)
 }
 
 /// Length, rate and channels: from the header where it tells them, else by decoding.
@@ -133,8 +141,8 @@ struct Sound {
 }
 
 /// Judges a decoded signal and brings it to [`SAMPLE_RATE`].
-fn finish(path: &Path, sound: Sound) -> Result<Vec<f32>> {
-    let Sound { mono, rate, .. } = sound;
+fn finish(path: &Path, sound: Sound) -> Result<(Vec<f32>, AudioInfo)> {
+    let Sound { mono, rate, channels } = sound;
     let Some(&first) = mono.first() else {
         return Err(Error::file(path, "holds no samples"));
     };
@@ -145,10 +153,12 @@ fn finish(path: &Path, sound: Sound) -> Result<Vec<f32>> {
     if mono.iter().all(|&x| x == first) {
         return Err(Error::file(path, "silent: all its samples are equal"));
     }
-    if rate == SAMPLE_RATE {
-        return Ok(mono);
-    }
-    resample(&mono, rate).map_err(|reason| Error::file(path, reason))
+    let wave = match rate {
+        SAMPLE_RATE => mono,
+        _ => resample(&mono, rate).map_err(|reason| Error::file(path, reason))?,
+    };
+    let info = AudioInfo { samples: wave.len() as u64, rate, channels };
+    Ok((wave, info))
 }
 
 fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {

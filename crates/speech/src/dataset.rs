@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
-    audio::{self, EXTENSIONS, SAMPLE_RATE},
+    audio::{self, AudioInfo, EXTENSIONS, SAMPLE_RATE},
     corpus, index, transcripts,
 };
 
@@ -45,6 +45,12 @@ pub enum Batching {
 }
 
 impl SpeechDataConfig {
+    /// All recordings that can be read at all, whole.
+    pub fn everything() -> Self {
+        let min_seconds = 1.0 / f64::from(SAMPLE_RATE);
+        Self { min_seconds, max_seconds: audio::MAX_SECONDS as f64, batching: Batching::Pad }
+    }
+
     /// Checks what can be checked without the data.
     ///
     /// # Errors
@@ -257,9 +263,25 @@ impl SpeechDataset {
     /// # Errors
     /// As [`audio::read`], or if it is shorter than `min_seconds` or not as long as the manifest says.
     pub fn read(&self, index: usize) -> Result<Vec<f32>> {
+        let mut wave = self.decode(index)?.0;
+        if self.normalize {
+            audio::normalize(&mut wave);
+        }
+        Ok(wave)
+    }
+
+    /// Decodes a whole recording, to tell what it is: length, and its own rate and channels.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn inspect(&self, index: usize) -> Result<AudioInfo> {
+        Ok(self.decode(index)?.1)
+    }
+
+    fn decode(&self, index: usize) -> Result<(Vec<f32>, AudioInfo)> {
         let path = self.path(index);
-        let mut wave = audio::read(&path)?;
-        let (found, told) = (wave.len() as u64, self.samples(index));
+        let (wave, info) = audio::read_with_info(&path)?;
+        let (found, told) = (info.samples, self.samples(index));
         if self.corpus.from_manifest && found.abs_diff(told) > MANIFEST_SLACK {
             let reason = format!("{found} samples at {SAMPLE_RATE} Hz, the manifest says {told}");
             return Err(Error::file(path, reason));
@@ -269,10 +291,7 @@ impl SpeechDataset {
             let least = self.config.min_seconds;
             return Err(Error::file(path, format!("{seconds:.2} s, min_seconds is {least}")));
         }
-        if self.normalize {
-            audio::normalize(&mut wave);
-        }
-        Ok(wave)
+        Ok((wave, info))
     }
 
     /// What is said in the recordings at `indices`, where that is told beside them; `path` is what was opened.

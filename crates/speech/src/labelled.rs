@@ -13,14 +13,11 @@ use tch::Tensor;
 
 use crate::{
     Batching, HeldOut, SpeechDataConfig, SpeechDataset, WaveEncoderConfig,
-    audio::SAMPLE_RATE,
+    audio::{MAX_SECONDS, SAMPLE_RATE},
     ctc::Labels,
     transcripts::{self, Case, normalize},
     vocabulary,
 };
-
-/// Longer recordings are refused anyway.
-const NO_LIMIT: f64 = 12.0 * 3600.0;
 
 /// Which labelled recordings are used, and what their labels are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,7 +115,7 @@ impl LabelledSpeech {
     ) -> Result<Self> {
         let path = path.as_ref();
         let least = features.receptive_field() as f64 / f64::from(SAMPLE_RATE);
-        let most = config.max_seconds.unwrap_or(NO_LIMIT);
+        let most = config.max_seconds.unwrap_or(MAX_SECONDS as f64);
         let listed = SpeechDataConfig {
             min_seconds: config.min_seconds.unwrap_or(least).max(least),
             max_seconds: most,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::encoder::to_array;
+use crate::images;
 use crate::labelled::LabelledImages;
-use crate::source;
 use crate::{PatchEncoder, Pixels};
 
 /// File in a model's folder that tells what is done to images; without it, all that fits is looked at.
@@ -55,7 +55,7 @@ impl ImageClassifier {
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
         let model = Tuned::<PatchEncoder>::load(dir, device)?;
-        source::check(&model.config().features)?;
+        images::check(&model.config().features)?;
         let task = model.head_config().task;
         if task != HeadTask::Classification {
             let reason = format!("its head is for {task:?}, not for classification");

@@ -10,15 +10,15 @@ use tch::Tensor;
 
 use crate::augment::{VisionDataConfig, central};
 use crate::feature::PatchEncoderConfig;
+use crate::images::{self, Images};
 use crate::pixels::Pixels;
-use crate::source::{self, Source};
 
 /// Images on disk: `load` gives one as `(C, H, W)` values, a batch is `(B, C, H, W)` f32.
 ///
 /// A clone, and both sides of a [`split`](Self::split), share what was listed.
 #[derive(Clone, Debug)]
 pub struct VisionDataset {
-    source: Arc<Source>,
+    images: Arc<Images>,
     /// Which of its images.
     chosen: Arc<[u32]>,
     config: VisionDataConfig,
@@ -39,11 +39,11 @@ impl VisionDataset {
         features: &PatchEncoderConfig,
     ) -> Result<Self> {
         config.validate()?;
-        source::check(features)?;
-        let source = Source::open(path.as_ref())?;
+        images::check(features)?;
+        let images = Images::open(path)?;
         Ok(Self {
-            chosen: (0..source.count()?).collect(),
-            source: Arc::new(source),
+            chosen: images.all(),
+            images: Arc::new(images),
             config: config.clone(),
             features: features.clone(),
             augment: true,
@@ -59,8 +59,9 @@ impl VisionDataset {
         // Whether an image is held out depends on its own name alone, so that a folder can grow
         // without moving any from one side to the other.
         let below = (held_out.clamp(0.0, 1.0) * 2_f64.powi(64)) as u64;
-        let rank =
-            |&&chosen: &&u32| seed_for(seed, Purpose::Split, &[self.source.identity(chosen)]);
+        let rank = |&&chosen: &&u32| {
+            seed_for(seed, Purpose::Split, &[self.images.identity(chosen as usize)])
+        };
         let (held, rest): (Vec<u32>, Vec<u32>) =
             self.chosen.iter().partition(|chosen| rank(chosen) < below);
         if held.is_empty() || rest.is_empty() {
@@ -87,23 +88,28 @@ impl VisionDataset {
     /// # Errors
     /// As [`Pixels::read`].
     pub fn read(&self, index: usize) -> Result<Pixels> {
-        self.source.read(self.chosen[index], self.features.channels)
+        self.images.read(self.at(index))?.with_channels(self.features.channels as usize)
     }
 
     /// The image's class: the folder right below the root that holds it, or its label in an IDX
     /// file. `None` where there is none.
     pub fn label(&self, index: usize) -> Option<usize> {
-        self.source.label(self.chosen[index])
+        self.images.label(self.at(index))
     }
 
     /// Names of the classes; in IDX files, their numbers.
     pub fn classes(&self) -> Vec<String> {
-        self.source.classes()
+        self.images.classes()
     }
 
     /// What could not be looked into, and why.
     pub fn skipped(&self) -> &[(PathBuf, String)] {
-        self.source.skipped()
+        self.images.skipped()
+    }
+
+    /// The image's number among all.
+    fn at(&self, index: usize) -> usize {
+        self.chosen[index] as usize
     }
 }
 
@@ -120,7 +126,7 @@ impl Dataset for VisionDataset {
     }
 
     fn name(&self, index: usize) -> String {
-        self.source.name(self.chosen[index])
+        self.images.name(self.at(index))
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {

@@ -11,8 +11,8 @@ use tch::Tensor;
 
 use crate::erase::erase;
 use crate::feature::PatchEncoderConfig;
+use crate::images::{self, Images};
 use crate::mixup::soft_classes;
-use crate::source::{self, Source};
 
 mod config;
 mod layout;
@@ -26,11 +26,11 @@ use layout::Listing;
 /// A clone, and all parts of one, share what was listed.
 #[derive(Clone, Debug)]
 pub struct LabelledImages {
-    source: Arc<Source>,
-    /// The class of each image of the source.
+    images: Arc<Images>,
+    /// The class of each of them.
     labels: Arc<[u32]>,
     classes: Arc<[String]>,
-    /// Which images of the source.
+    /// Which of them.
     chosen: Arc<[u32]>,
     config: AugmentConfig,
     features: PatchEncoderConfig,
@@ -63,12 +63,12 @@ impl LabelledImages {
         features: &PatchEncoderConfig,
     ) -> Result<(Self, Option<Self>)> {
         config.validate()?;
-        source::check(features)?;
+        images::check(features)?;
         let (train, validation) = layout::sides(path.as_ref())?;
         let of = |listing: Listing| -> Result<Self> {
             Ok(Self {
-                chosen: (0..listing.source.count()?).collect(),
-                source: Arc::new(listing.source),
+                chosen: listing.images.all(),
+                images: Arc::new(listing.images),
                 labels: listing.labels.into(),
                 classes: listing.classes.into(),
                 config: config.clone(),
@@ -103,7 +103,7 @@ impl LabelledImages {
                     classes.len(),
                     known.join(", ")
                 );
-                Error::file(self.source.path(), reason)
+                Error::file(self.images.path(), reason)
             })
         };
         let labels: Result<Vec<u32>> = self.labels.iter().map(label).collect();
@@ -153,7 +153,8 @@ impl LabelledImages {
 
     /// Class and identity of each image.
     fn ranked(&self) -> Vec<(u64, u64)> {
-        let of = |&at: &u32| (u64::from(self.labels[at as usize]), self.source.identity(at));
+        let of =
+            |&at: &u32| (u64::from(self.labels[at as usize]), self.images.identity(at as usize));
         self.chosen.iter().map(of).collect()
     }
 
@@ -175,7 +176,7 @@ impl LabelledImages {
 
     /// The image's class.
     pub fn class(&self, index: usize) -> usize {
-        self.labels[self.chosen[index] as usize] as usize
+        self.labels[self.at(index)] as usize
     }
 
     /// See [`AugmentConfig::eval_crop`].
@@ -185,7 +186,12 @@ impl LabelledImages {
 
     /// What could not be looked into, and why.
     pub fn skipped(&self) -> &[(PathBuf, String)] {
-        self.source.skipped()
+        self.images.skipped()
+    }
+
+    /// The image's number among all.
+    fn at(&self, index: usize) -> usize {
+        self.chosen[index] as usize
     }
 }
 
@@ -202,12 +208,12 @@ impl Dataset for LabelledImages {
     }
 
     fn name(&self, index: usize) -> String {
-        self.source.name(self.chosen[index])
+        self.images.name(self.at(index))
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<LabelledImage> {
         let (config, features, class) = (&self.config, &self.features, self.class(index));
-        let pixels = self.source.read(self.chosen[index], features.channels)?;
+        let pixels = self.images.read(self.at(index))?.with_channels(features.channels as usize)?;
         let [height, width] = features.image_size.map(|side| side as usize);
         if !self.augment {
             let pixels = pixels.centre(config.eval_crop, height, width);

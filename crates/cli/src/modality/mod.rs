@@ -1,5 +1,5 @@
 //! The one place that knows which modalities there are. Adding one: a type below that implements
-//! [`Modality`], and an arm in [`with_recipe`], [`with_model`], [`extractor`] and
+//! [`Modality`], and an arm in [`with_recipe`], [`with_modality`], [`with_model`], [`extractor`] and
 //! [`classifier`].
 
 use std::fmt::{Debug, Display};
@@ -23,12 +23,14 @@ use crate::training::feed::Units;
 mod nlp;
 mod portrait;
 mod speech;
+mod stored;
 mod tunable;
 mod vision;
 
 pub use nlp::Nlp;
 pub use portrait::{Portrait, Raster};
 pub use speech::Speech;
+pub use stored::{Measure, Sight, Stored};
 pub use tunable::{LabelledExamples, Source, Split, Tunable};
 pub use vision::Vision;
 
@@ -64,6 +66,9 @@ pub trait Modality: Clone + Debug + PartialEq + 'static {
         seed: u64,
         cache: &Path,
     ) -> Result<Examples<Self::Dataset>>;
+
+    /// What is at `path`, as it is stored; `data` tells how a recipe reads it.
+    fn stored(path: &Path, data: Option<&Self::Data>) -> Result<Stored>;
 
     /// A batch of `rows` random inputs, of `size` units each where sizes are free.
     fn random(
@@ -151,14 +156,32 @@ pub fn with_recipe(
         "speech" => task.run::<Speech>(path, table),
         "vision" => task.run::<Vision>(path, table),
         "nlp" => task.run::<Nlp>(path, table),
-        other => {
-            let hint = nearest(other, MODALITIES.into_iter()).map_or_else(
-                || format!("there are {}", MODALITIES.join(", ")),
-                |near| format!("did you mean `{near}`?"),
-            );
-            bail!("{recipe}: unknown modality `{other}`; {hint}")
-        }
+        other => bail!("{recipe}: {}", unknown_modality(other)),
     }
+}
+
+/// Something to do for a modality that is named, without a recipe.
+pub trait NamedTask {
+    /// Does it.
+    fn run<M: Tunable>(self) -> Result<ExitCode>;
+}
+
+/// Does `task` for the modality `name`.
+pub fn with_modality(name: &str, task: impl NamedTask) -> Result<ExitCode> {
+    match name {
+        "speech" => task.run::<Speech>(),
+        "vision" => task.run::<Vision>(),
+        "nlp" => task.run::<Nlp>(),
+        other => bail!("--modality: {}", unknown_modality(other)),
+    }
+}
+
+fn unknown_modality(name: &str) -> String {
+    let hint = nearest(name, MODALITIES.into_iter()).map_or_else(
+        || format!("there are {}", MODALITIES.join(", ")),
+        |near| format!("did you mean `{near}`?"),
+    );
+    format!("unknown modality `{name}`; {hint}")
 }
 
 /// Something to do with a model's folder, whatever its modality.

@@ -8,15 +8,18 @@ use data2vec_core::split::Amount;
 use data2vec_core::tune::TuneMasks;
 use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
 use data2vec_nlp::{
-    LabelledFiles, LabelledTextConfig, LabelledTexts, TextDataConfig, TextDataset, TextMaskConfig,
-    TokenEncoder, TokenEncoderConfig, Tokenizer,
+    LabelledFiles, LabelledTextConfig, LabelledTexts, TextDataConfig, TextDataset, TextFile,
+    TextFiles, TextMaskConfig, TokenEncoder, TokenEncoderConfig, Tokenizer,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
-use crate::modality::{Examples, LabelledExamples, Modality, Portrait, Source, Tunable, split};
+use crate::modality::{
+    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
+    reasons, split,
+};
 use crate::training::feed::Units;
 
 /// Text, counted in tokens.
@@ -68,6 +71,38 @@ impl Modality for Nlp {
             held_out.as_ref().map_or("none".into(), amount),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn stored(path: &Path, data: Option<&Self::Data>) -> Result<Stored> {
+        let as_usual = TextDataConfig::usual();
+        let all = TextFiles::open(path, data.unwrap_or(&as_usual))?;
+        Ok(Stored {
+            noun: "documents",
+            files: all.len(),
+            measures: &[Measure { name: "letters", adds_up: true }],
+            fates: Vec::new(),
+            notes: Vec::new(),
+            broken: reasons(all.skipped()),
+            look: Box::new(move |at| {
+                let TextFile { documents, labels, unusable, replaced } = all.read(at)?;
+                let path = all.path(at).display();
+                let not_text = (replaced > 0).then(|| format!("{replaced} places are not UTF-8"));
+                let empty = documents.is_empty() && unusable.is_empty();
+                let empty = empty.then(|| "no text in it".to_owned());
+                let broken = unusable.into_iter().chain(not_text).chain(empty);
+                Ok(Sight {
+                    kind: all
+                        .path(at)
+                        .extension()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned(),
+                    sizes: documents.into_iter().map(|letters| letters as f64).collect(),
+                    labels,
+                    broken: broken.map(|why| format!("{path}: {why}")).collect(),
+                })
+            }),
+        })
     }
 
     fn random(features: &TokenEncoderConfig, rows: i64, size: f64) -> Result<Batch> {

@@ -15,7 +15,8 @@ use tch::{Device, Kind, Tensor};
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, divide};
 use crate::modality::{
-    Examples, LabelledExamples, Modality, Portrait, Source, Tunable, reasons, split,
+    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
+    reasons, split,
 };
 use crate::training::feed::Units;
 
@@ -66,6 +67,43 @@ impl Modality for Speech {
             held_out.as_ref().map_or("none".into(), amount),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn stored(path: &Path, data: Option<&Self::Data>) -> Result<Stored> {
+        let all = SpeechDataset::open(path, &SpeechDataConfig::everything(), None)?;
+        let mut broken = reasons(all.skipped());
+        let mut notes = Vec::new();
+        match all.texts(path, &(0..all.len()).collect::<Vec<_>>()) {
+            Ok(texts) => match texts.iter().flatten().count() {
+                0 => {}
+                count => notes.push(format!("with texts: {count}")),
+            },
+            Err(error) => broken.push(error.to_string()),
+        }
+        let fates = data.iter().flat_map(|data| {
+            let (least, most) = (data.min_seconds, data.max_seconds);
+            [
+                (format!("shorter than data.min_seconds = {least}, left out"), 0.0..least),
+                (format!("longer than data.max_seconds = {most}, cut"), most..f64::INFINITY),
+            ]
+        });
+        Ok(Stored {
+            noun: "recordings",
+            files: all.len(),
+            measures: &[Measure { name: "seconds", adds_up: true }],
+            fates: fates.collect(),
+            notes,
+            look: Box::new(move |at| {
+                let audio::AudioInfo { samples, rate, channels } = all.inspect(at)?;
+                let s = if channels == 1 { "" } else { "s" };
+                Ok(Sight {
+                    kind: format!("{rate} Hz, {channels} channel{s}"),
+                    sizes: vec![samples as f64 / Self::UNITS.size],
+                    ..Sight::default()
+                })
+            }),
+            broken,
+        })
     }
 
     fn random(_: &WaveEncoderConfig, rows: i64, size: f64) -> Result<Batch> {

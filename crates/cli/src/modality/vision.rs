@@ -7,7 +7,7 @@ use data2vec_core::split::Amount;
 use data2vec_core::tune::TuneMasks;
 use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
 use data2vec_vision::{
-    AugmentConfig, LabelledImages, PatchEncoder, PatchEncoderConfig, VisionDataConfig,
+    AugmentConfig, Images, LabelledImages, PatchEncoder, PatchEncoderConfig, VisionDataConfig,
     VisionDataset, VisionMaskConfig,
 };
 use tch::{Device, Kind, Tensor};
@@ -15,7 +15,8 @@ use tch::{Device, Kind, Tensor};
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
 use crate::modality::{
-    Examples, LabelledExamples, Modality, Portrait, Source, Tunable, reasons, split,
+    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
+    reasons, split,
 };
 use crate::training::feed::Units;
 
@@ -56,6 +57,32 @@ impl Modality for Vision {
             held_out.as_ref().map_or("none".into(), |held_out| held_out.len().to_string()),
         );
         Ok(Examples { train, held_out, summary, skipped })
+    }
+
+    fn stored(path: &Path, _data: Option<&Self::Data>) -> Result<Stored> {
+        let all = Images::open(path)?;
+        let (files, broken, classes) = (all.len(), reasons(all.skipped()), all.classes());
+        Ok(Stored {
+            noun: "images",
+            files,
+            measures: &[
+                Measure { name: "width", adds_up: false },
+                Measure { name: "height", adds_up: false },
+            ],
+            fates: Vec::new(),
+            notes: Vec::new(),
+            look: Box::new(move |at| {
+                let pixels = all.read(at)?;
+                let class = all.label(at).and_then(|label| classes.get(label));
+                Ok(Sight {
+                    kind: if pixels.channels() == 1 { "grey" } else { "colour" }.into(),
+                    sizes: vec![pixels.width() as f64, pixels.height() as f64],
+                    labels: class.map(|class| (class.clone(), 1)).into_iter().collect(),
+                    broken: Vec::new(),
+                })
+            }),
+            broken,
+        })
     }
 
     fn random(features: &PatchEncoderConfig, rows: i64, _size: f64) -> Result<Batch> {

@@ -8,7 +8,7 @@ use data2vec_core::{Error, Result};
 
 use crate::folder::Folder;
 use crate::idx;
-use crate::source::Source;
+use crate::images::Images;
 
 /// A list of labels in a folder of images.
 const TABLE: &str = "labels.tsv";
@@ -23,7 +23,7 @@ const EXPECTED: &str = "expected is a folder of images for each class, a labels.
 /// Images, and the class of each.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    pub(crate) source: Source,
+    pub(crate) images: Images,
     /// Numbers of `classes`.
     pub(crate) labels: Vec<u32>,
     pub(crate) classes: Vec<String>,
@@ -72,19 +72,19 @@ impl Listing {
         if meta.is_file() && path.extension().is_some_and(|extension| extension == "tsv") {
             return Self::from_table(path);
         }
-        let source = Source::open(path)?;
-        let classes = source.classes();
-        let mut labels = Vec::with_capacity(source.count()? as usize);
-        for at in 0..source.count()? {
-            match source.label(at) {
+        let images = Images::open(path)?;
+        let classes = images.classes();
+        let mut labels = Vec::with_capacity(images.len());
+        for at in 0..images.len() {
+            match images.label(at) {
                 Some(label) => labels.push(label as u32),
                 None => {
-                    let reason = format!("{} has no label; {EXPECTED}", source.name(at));
+                    let reason = format!("{} has no label; {EXPECTED}", images.name(at));
                     return Err(Error::file(path, reason));
                 }
             }
         }
-        Ok(Self { source, labels, classes })
+        Ok(Self { images, labels, classes })
     }
 
     /// Lists the images that a table names, relative to its own folder.
@@ -121,7 +121,7 @@ impl Listing {
             skipped: Vec::new(),
             classes: Vec::new(),
         };
-        Ok(Self { source: Source::Folder(folder), labels: numbers, classes })
+        Ok(Self { images: Images::of_folder(folder)?, labels: numbers, classes })
     }
 
     /// Checks that there is something to learn: validation images may all be of one class.
@@ -129,7 +129,7 @@ impl Listing {
         if self.classes.len() < 2 {
             let only = self.classes.first().map_or("none", String::as_str);
             let reason = format!("all images are of one class, {only}; {EXPECTED}");
-            return Err(Error::file(self.source.path(), reason));
+            return Err(Error::file(self.images.path(), reason));
         }
         Ok(self)
     }
