@@ -6,6 +6,7 @@ mod curve;
 mod data;
 mod device;
 mod diff;
+mod doctor;
 mod energy;
 mod evaluate;
 mod export;
@@ -72,6 +73,9 @@ enum Command {
     Export(export::Args),
     /// Tell what differs between two runs; the exit code is 1 if anything does
     Diff(diff::Args),
+    /// Tell whether a run learns, has collapsed or diverged, and by which figures; the exit code is 0 if
+    /// nothing grave is wrong, 1 if it has collapsed or diverged, 2 if that cannot be told
+    Doctor(doctor::Args),
     /// Measure steps and forward passes of a recipe on random inputs, one for each line of standard
     /// input; `cargo xtask bench` is the way to use it
     #[command(subcommand)]
@@ -139,6 +143,7 @@ fn main() -> ExitCode {
         Command::Import(args) => import::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Export(args) => export::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Diff(args) => Ok(diff::run(&args)),
+        Command::Doctor(args) => Ok(doctor::run(&args)),
         Command::Bench(command) => bench::run(&command),
         Command::Data(command) => data::run(&command),
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),

@@ -21,7 +21,7 @@ use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
 use crate::training::{Opening, Results, Run, Trainee, feed};
-use crate::{PretrainArgs, device, plan, ranks};
+use crate::{PretrainArgs, device, doctor, plan, ranks};
 
 impl Task for &PretrainArgs {
     fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
@@ -171,6 +171,11 @@ impl<M: Modality> Trainee for Pretrainee<M> {
             log.say(&format!("note: {warning}"));
         }
         Ok(())
+    }
+
+    fn examine(&self, batches: &[(u64, &Batch)]) -> Result<Option<Line>> {
+        let at = (self.recipe.seed, self.state.step);
+        batches.first().map(|(_, batch)| doctor::examine(&self.state.model, batch, at)).transpose()
     }
 
     /// Predicts held-out examples: the same masks each time, no dropout.

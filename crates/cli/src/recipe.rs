@@ -287,6 +287,12 @@ pub fn of_run(folder: &Path) -> Result<Table> {
     text.parse().map_err(|e| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))
 }
 
+/// Steps of the whole run that a recipe tells of.
+pub fn steps(recipe: &Table) -> u64 {
+    let steps = recipe.get("train").and_then(|train| train.get("steps"));
+    steps.and_then(Value::as_integer).map_or(0, |steps| steps.max(0) as u64)
+}
+
 /// A recipe's keys, with their sections, and values.
 pub fn keys(recipe: &Table) -> Vec<(String, String)> {
     fn walk(prefix: &str, table: &Table, keys: &mut Vec<(String, String)>) {

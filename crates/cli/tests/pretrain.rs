@@ -55,15 +55,20 @@ fn metrics_are_in_order_and_finite() {
         of_kind.map(|line| line["step"].as_u64().unwrap()).collect()
     };
     assert_eq!(steps("train"), [2, 4, 6, 8, 10, 12]);
+    assert_eq!(steps("health"), [2, 4, 6, 8, 10, 12]);
     assert_eq!(steps("held_out"), [0, 6, 12]);
     let order: Vec<u64> = lines.iter().map(|line| line["step"].as_u64().unwrap()).collect();
     assert!(order.is_sorted());
     for line in &lines {
-        for (key, value) in line.as_object().unwrap() {
-            let finite = value.as_f64().is_some_and(f64::is_finite);
-            assert!(key == "kind" || finite, "{key} in {line}");
+        for (key, value) in numbers(line) {
+            assert!(value.is_some_and(f64::is_finite), "{key} in {line}");
         }
-        assert!(line["target_var"].as_f64() > Some(0.0), "{line}");
+        let spread = if line["kind"] == "health" {
+            &line["figures"]["local_var"]
+        } else {
+            &line["target_var"]
+        };
+        assert!(spread.as_f64() > Some(0.0), "{line}");
     }
     let train: Vec<_> = lines.iter().filter(|line| line["kind"] == "train").collect();
     assert!(train.windows(2).all(|pair| pair[0]["epoch"].as_f64() < pair[1]["epoch"].as_f64()));

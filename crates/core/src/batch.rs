@@ -1,5 +1,7 @@
 //! Batches of raw signal, and the tokens that a feature encoder makes of them.
 
+use rand::rngs::StdRng;
+use rand::seq::index::sample;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
@@ -62,6 +64,22 @@ impl Batch {
     /// The same batch on `device`.
     pub fn to_device(&self, device: Device) -> Self {
         Self { inputs: self.inputs.to_device(device), lengths: self.lengths.clone() }
+    }
+
+    /// At most `count` of the sequences, of which `rng` says which, as long as the longest of them.
+    pub fn some(&self, count: usize, rng: &mut StdRng) -> Self {
+        let rows = self.rows() as usize;
+        let mut chosen = sample(rng, rows, count.min(rows)).into_vec();
+        chosen.sort_unstable();
+        let places: Vec<i64> = chosen.iter().map(|&row| row as i64).collect();
+        let inputs = self
+            .inputs
+            .index_select(0, &Tensor::from_slice(&places).to_device(self.inputs.device()));
+        let Some(lengths) = &self.lengths else { return Self { inputs, lengths: None } };
+        let lengths: Vec<i64> = chosen.iter().map(|&row| lengths[row]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let padded = lengths.iter().any(|&n| n < longest);
+        Self { inputs: inputs.narrow(1, 0, longest), lengths: padded.then_some(lengths) }
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Purpose {
     HeldOut = 6,
     /// Which examples are held out.
     Split = 7,
+    /// Which of a step's tokens are looked at for figures of health.
+    Health = 8,
 }
 
 /// A number that depends on all its inputs, for seeding.

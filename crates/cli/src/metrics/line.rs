@@ -36,6 +36,9 @@ pub struct TrainLine {
     /// Norm of the gradient before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    /// Share of the steps whose gradient was longer than `train.clip_norm`; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped: Option<f64>,
     /// Of the last step.
     pub lr: f64,
     /// What pretraining tells besides.
@@ -182,6 +185,7 @@ impl Line {
                     ("waiting", line.waiting),
                     ("bad_examples", line.bad_examples as f64),
                 ];
+                figures.extend(line.clipped.map(|share| ("clipped", share)));
                 if let Some(line) = &line.pretraining {
                     figures.extend([
                         ("target_var", line.target_var),
@@ -274,7 +278,7 @@ mod tests {
     #[test]
     fn lines_are_read_as_they_were_written_and_so_are_old_ones() {
         let lines = [
-            r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"lr":0.0003,"target_var":0.7,"pred_var":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
+            r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"clipped":0.25,"lr":0.0003,"target_var":0.7,"pred_var":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
             r#"{"kind":"health","step":20,"figures":{"student_norm":31.5,"target_rank":17.25}}"#,
             r#"{"kind":"probe","step":20,"k":10,"accuracy":0.75,"chance":0.125}"#,
             r#"{"kind":"action","step":20,"action":"roll_back","reason":"collapse"}"#,

@@ -11,7 +11,9 @@ use anyhow::{Context, Result};
 use data2vec_core::Snapshot;
 use serde::{Deserialize, Serialize};
 
-pub use line::{ActionLine, HeldOutLine, Line, Pretraining, TrainLine, ValidationLine};
+pub use line::{
+    Action, ActionLine, HealthLine, HeldOutLine, Line, Pretraining, TrainLine, ValidationLine,
+};
 
 /// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a
 /// run was stopped.
@@ -51,13 +53,16 @@ pub struct Mean {
 }
 
 impl Mean {
-    /// Adds a step.
-    pub fn add(&mut self, line: &TrainLine) {
+    /// Adds a step, whose gradient was shortened to `clip`.
+    pub fn add(&mut self, line: &TrainLine, clip: Option<f64>) {
         let sum = &mut self.sum;
         self.count += 1.0;
         (sum.step, sum.lr) = (line.step, line.lr);
         sum.loss += line.loss;
         sum.grad_norm += line.grad_norm;
+        if let Some(clip) = clip {
+            *sum.clipped.get_or_insert_default() += f64::from(line.grad_norm > clip);
+        }
         if let Some(line) = &line.pretraining {
             let sum = sum.pretraining.get_or_insert_default();
             sum.target_var += line.target_var;
@@ -72,6 +77,7 @@ impl Mean {
         let (mut line, n) = (std::mem::take(&mut self.sum), self.count);
         line.loss /= n;
         line.grad_norm /= n;
+        line.clipped = line.clipped.map(|count| count / n);
         if let Some(line) = &mut line.pretraining {
             line.target_var /= n;
             line.pred_var /= n;
@@ -153,6 +159,20 @@ mod tests {
         Metrics::open(&path, 0).expect("the same file");
         assert!(steps().is_empty());
         fs::remove_file(&path).expect("the file");
+    }
+
+    #[test]
+    fn steps_add_up_to_means() {
+        let step =
+            |step, grad_norm| TrainLine { step, grad_norm, loss: 2.0, ..TrainLine::default() };
+        let mut mean = Mean::default();
+        for (at, norm) in [(1, 0.5), (2, 1.0), (3, 1.5), (4, 5.0)] {
+            mean.add(&step(at, norm), Some(1.0));
+        }
+        let line = mean.take();
+        assert_eq!((line.step, line.loss, line.grad_norm, line.clipped), (4, 2.0, 2.0, Some(0.5)));
+        mean.add(&step(5, 7.0), None);
+        assert_eq!(mean.take().clipped, None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod known;
 mod picture;
 mod run_files;
 mod sections;
+mod verdict;
 mod views;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use run_files::RunFiles;
 pub use command::{Args, run};
 pub use exhibits::{Exhibits, Judged};
 pub use gallery::Curator;
+pub use html::number;
 
 /// Name of the page in a run's folder.
 pub const FILE: &str = "report.html";
@@ -76,11 +78,12 @@ fn page(run: &RunFiles) -> Result<String> {
     let body = html! {
         main {
             (sections::head(run))
+            (verdict::verdict(&run.diagnosis))
             (html::figures(&groups))
             (views::exhibits(&run.exhibits)?)
             (sections::origin(run))
         }
     };
     let title = format!("{} – data2vec", run.name);
-    html::document(&title, &body, &groups, run.steps().max(run.step()), &run.marks)
+    html::document(&title, &body, &groups, run.steps().max(run.step()), &run.diagnosis.actions)
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use toml::Table;
 
-use crate::metrics::{self, ActionLine, Line};
+use crate::doctor::Diagnosis;
+use crate::metrics;
 use crate::page::curves::{self, Curves};
 use crate::page::exhibits::Exhibits;
 use crate::{recipe, record};
@@ -20,8 +21,8 @@ pub struct RunFiles {
     /// How the run came to be: names and values of `run.json`.
     pub record: Vec<(String, String)>,
     pub curves: Curves,
-    /// What was done to it, marked in its curves.
-    pub marks: Vec<ActionLine>,
+    /// How it is, and what was done to it.
+    pub diagnosis: Diagnosis,
     pub exhibits: Exhibits,
 }
 
@@ -41,13 +42,9 @@ impl RunFiles {
         let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
         let lines = metrics::read(&folder.join("metrics.jsonl"))?;
         let curves = curves::curves(&lines);
-        let action = |line| match line {
-            Line::Action(action) => Some(action),
-            _ => None,
-        };
-        let marks = lines.into_iter().filter_map(action).collect();
+        let diagnosis = Diagnosis::of(&lines, recipe::steps(&recipe));
         let exhibits = Exhibits::read(folder)?;
-        Ok(Self { name, recipe, record, curves, marks, exhibits })
+        Ok(Self { name, recipe, record, curves, diagnosis, exhibits })
     }
 
     /// Last step that anything is known of.
@@ -57,8 +54,7 @@ impl RunFiles {
 
     /// Steps of the whole run.
     pub fn steps(&self) -> u64 {
-        let steps = self.recipe.get("train").and_then(|train| train.get("steps"));
-        steps.and_then(toml::Value::as_integer).map_or(0, |steps| steps.max(0) as u64)
+        recipe::steps(&self.recipe)
     }
 
     /// The newest value of a curve.

@@ -56,6 +56,11 @@ pub trait Trainee {
     /// Before the first step: whether what is planned is possible.
     fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()>;
 
+    /// What its insides look like on some of the batches of the last step; `None`: nothing to see.
+    fn examine(&self, _batches: &[(u64, &Self::Batch)]) -> Result<Option<Line>> {
+        Ok(None)
+    }
+
     /// What it makes of examples that it never trains on; `None` if there are none.
     fn evaluate(&mut self) -> Result<Option<Line>>;
 
@@ -214,7 +219,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             match &line {
                 Some(line) => {
                     skipped = 0;
-                    self.pending.mean.add(line);
+                    self.pending.mean.add(line, train.clip_norm);
                 }
                 None => {
                     skipped += 1;
@@ -243,6 +248,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 line.bad_examples = self.bad_before + self.pending.bad.len();
                 (since, units, waited) = (Instant::now(), 0.0, now);
                 self.log.line(&Line::Train(line))?;
+                self.examine(&batches)?;
             }
             if step.is_multiple_of(train.eval_every) || last_step {
                 let before = Instant::now();
@@ -279,6 +285,15 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     /// Time in exchanges with the other processes so far, waiting for them included.
     fn spent(&self) -> Duration {
         self.ranks.group().map(ProcessGroup::spent).unwrap_or_default()
+    }
+
+    fn examine(&mut self, batches: &[(u64, &T::Batch)]) -> Result<()> {
+        let ranks = self.ranks.clone();
+        ranks.first_alone(|| match self.trainee.examine(batches)? {
+            Some(line) => self.log.line(&line),
+            None => Ok(()),
+        })?;
+        Ok(())
     }
 
     fn evaluate(&mut self) -> Result<()> {

@@ -307,6 +307,14 @@ pub fn timeless_metrics(run: &Path) -> Vec<Value> {
     lines
 }
 
+/// All numbers that a line of `metrics.jsonl` tells, by name; `None`: it is none.
+pub fn numbers(line: &Value) -> BTreeMap<String, Option<f64>> {
+    let fields = line.as_object().unwrap();
+    let inner = fields.values().filter_map(Value::as_object).flatten();
+    let own = fields.iter().filter(|(_, value)| !value.is_object() && !value.is_string());
+    own.chain(inner).map(|(name, value)| (name.clone(), value.as_f64())).collect()
+}
+
 /// Steps that have a checkpoint, sorted.
 pub fn checkpoints(run: &Path) -> Vec<u64> {
     let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return Vec::new() };

@@ -1,0 +1,81 @@
+//! `data2vec doctor`: what it says of runs that learn, of runs that do not, and of what is left of a run.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use support::*;
+
+/// Exit code, and what is said on standard output.
+fn doctor(run: &Path, more: &[&str]) -> (Option<i32>, String) {
+    let output = output(program(&["doctor"]).arg(run).args(more));
+    assert_eq!(stderr(&output), "");
+    (output.status.code(), stdout(&output))
+}
+
+fn diagnosis(run: &Path) -> Value {
+    serde_json::from_str(&doctor(run, &["--json"]).1).unwrap()
+}
+
+/// A run's folder of `lines` alone.
+fn told(dir: &Path, lines: &[Value], end: &str) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("recipe.toml"), "modality = \"speech\"\n[train]\nsteps = 100\n").unwrap();
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    fs::write(dir.join("metrics.jsonl"), text + end).unwrap();
+}
+
+/// Lines of training, as they were before there were figures of health.
+fn lines(target_var: impl Fn(u64) -> f64) -> Vec<Value> {
+    let line = |i: u64| {
+        json!({"kind": "train", "step": 10 * i, "epoch": 0.1, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1,
+            "target_var": target_var(i), "pred_var": 0.5 * target_var(i), "masked_share": 0.5,
+            "ema_decay": 0.99, "units_per_second": 1.0, "waiting": 0.0, "bad_examples": 0})
+    };
+    (1..=10).map(line).collect()
+}
+
+#[test]
+fn a_run_of_old_lines_has_a_verdict_while_it_goes_on_and_after_its_end() {
+    let dir = folder();
+    let run = dir.path().join("run");
+    told(&run, &lines(|_| 0.6), "");
+    let (code, said) = doctor(&run, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("healthy, at step 100 of 100"), "{said}");
+
+    // In the middle of a line, as a run writes it.
+    told(&run, &lines(|i| if i < 5 { 0.6 } else { 0.004 }), "{\"kind\":\"tra");
+    let (code, said) = doctor(&run, &[]);
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "collapsed, at step 100",
+        "step 60: collapsed targets: targets vary by 0.004",
+        "what helps",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+    let found = diagnosis(&run);
+    assert_eq!(found["verdict"], "collapsed");
+    assert_eq!(found["findings"][0]["sign"], "targets");
+    assert_eq!(found["findings"][0]["step"], 60);
+
+    for few in [0, 3] {
+        told(&run, &lines(|_| 0.6)[..few], "");
+        let (code, said) = doctor(&run, &[]);
+        assert!(code == Some(0) && said.contains("too early to tell"), "{said}");
+    }
+}
+
+#[test]
+fn what_is_no_run_is_one_error() {
+    let dir = folder();
+    let output = output(program(&["doctor"]).arg(dir.path()));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).starts_with("error: ") && stderr(&output).contains("is no run"));
+    assert_eq!(stderr(&output).lines().count(), 1);
+}
