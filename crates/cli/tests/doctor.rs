@@ -79,3 +79,62 @@ fn what_is_no_run_is_one_error() {
     assert!(stderr(&output).starts_with("error: ") && stderr(&output).contains("is no run"));
     assert_eq!(stderr(&output).lines().count(), 1);
 }
+
+/// What a healthy run of a recipe tells; exit code 0, and nothing grave at any time.
+fn stays_healthy(recipe: &str) {
+    let dir = folder();
+    let (data, run) = (small::data(recipe, dir.path()), dir.path().join("run"));
+    let more = ["train.steps=60", "train.log_every=2"];
+    succeed(small::pretrain(recipe, &more, &data, &run).arg("--no-report"));
+    let found = diagnosis(&run);
+    assert_eq!(doctor(&run, &[]).0, Some(0), "{recipe}: {found:#}");
+    let findings = found["findings"].as_array().unwrap();
+    assert!(findings.iter().all(|finding| finding["is_grave"] == false), "{recipe}: {found:#}");
+}
+
+#[test]
+fn healthy_runs_of_speech_are_not_flagged() {
+    small::RECIPES[..2].iter().for_each(|recipe| stays_healthy(recipe));
+}
+
+#[test]
+fn healthy_runs_of_images_are_not_flagged() {
+    small::RECIPES[2..4].iter().for_each(|recipe| stays_healthy(recipe));
+}
+
+#[test]
+fn healthy_runs_of_texts_are_not_flagged() {
+    small::RECIPES[4..].iter().for_each(|recipe| stays_healthy(recipe));
+}
+
+/// Targets that nothing normalises, and a rate that is far too high: the student's features collapse at once, and
+/// the doctor knows by step 40. The same targets at a usual rate are no trouble.
+#[test]
+fn a_run_that_collapses_is_caught_within_forty_steps() {
+    let dir = folder();
+    let data = texts(dir.path());
+    let train = |name: &str, rate: &str| {
+        let run = dir.path().join(name);
+        let set = [
+            "train.steps=40",
+            "train.log_every=5",
+            "transformer.depth=4",
+            "transformer.dim=64",
+            "target.top_k=3",
+            "target.layer_norm=none",
+            rate,
+        ];
+        succeed(pretrain_texts(&data, &run, &set).arg("--no-report"));
+        (doctor(&run, &[]), diagnosis(&run))
+    };
+    let ((code, said), found) = train("collapsed", "schedule.lr=3e-2");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("collapsed, at step 40 of 40"), "{said}");
+    assert!(
+        found["findings"].as_array().unwrap().iter().any(|f| f["sign"] == "features"),
+        "{said}"
+    );
+    let ((code, said), found) = train("usual", "schedule.lr=1e-3");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(found["findings"].as_array().unwrap().iter().all(|f| f["is_grave"] == false), "{said}");
+}

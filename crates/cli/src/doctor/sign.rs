@@ -18,6 +18,8 @@ pub enum Sign {
     TargetRank,
     /// The student says the same everywhere, after it did not.
     Predictions,
+    /// What a block of the student makes of its input lies on one line.
+    Features,
     /// What looks at the raw signal first says the same everywhere.
     LocalEncoder,
     /// Features vary in few directions, of those that they varied in at first.
@@ -41,6 +43,7 @@ impl Sign {
             | Self::Targets
             | Self::TargetRank
             | Self::Predictions
+            | Self::Features
             | Self::LocalEncoder => true,
             Self::FewDirections
             | Self::Gradient
@@ -59,7 +62,11 @@ impl Sign {
     pub fn patience(self) -> u32 {
         match self {
             Self::NotFinite | Self::Unlearned | Self::TooEasy => 1,
-            Self::Targets | Self::TargetRank | Self::LocalEncoder | Self::Unlearning => 2,
+            Self::Targets
+            | Self::TargetRank
+            | Self::Features
+            | Self::LocalEncoder
+            | Self::Unlearning => 2,
             Self::Diverging | Self::Predictions | Self::FewDirections | Self::Gradient => 3,
         }
     }
@@ -70,7 +77,7 @@ impl Sign {
             Self::NotFinite | Self::Diverging => {
                 "lower schedule.lr, warm up longer, or set train.clip_norm"
             }
-            Self::Targets | Self::TargetRank | Self::Predictions => {
+            Self::Targets | Self::TargetRank | Self::Predictions | Self::Features => {
                 "normalise the targets (target.layer_norm, target.target_norm), move the teacher more slowly (ema.decay), lower schedule.lr, or hide more"
             }
             Self::LocalEncoder => {
@@ -97,6 +104,7 @@ impl Display for Sign {
             Self::Targets => "collapsed targets",
             Self::TargetRank => "targets on one line",
             Self::Predictions => "collapsed predictions",
+            Self::Features => "collapsed features",
             Self::LocalEncoder => "collapsed local encoder",
             Self::FewDirections => "features in few directions",
             Self::Gradient => "growing gradients",

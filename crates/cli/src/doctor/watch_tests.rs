@@ -97,18 +97,20 @@ fn ranks_are_compared_with_the_first_ones() {
     let fall = |name: &str, from: f64, to: f64| -> Vec<Line> {
         (1..=5).map(|i| health(i, &[(name, if i < 3 { from } else { to })])).collect()
     };
-    assert_eq!(
-        told(5, &fall("target_rank", 20.0, 1.2)),
-        [(4, Sign::TargetRank), (5, Sign::FewDirections)]
-    );
+    assert_eq!(told(5, &fall("target_rank", 20.0, 1.2)), [(4, Sign::TargetRank)]);
     assert_eq!(told(5, &fall("target_rank", 20.0, 3.0)), []);
     assert_eq!(told(5, &fall("block_07_rank", 135.0, 4.5)), [(5, Sign::FewDirections)]);
-    assert_eq!(
-        told(5, &fall("local_rank", 20.0, 1.1)),
-        [(4, Sign::LocalEncoder), (5, Sign::FewDirections)]
-    );
+    assert_eq!(told(5, &fall("block_07_rank", 135.0, 1.2)), [(4, Sign::Features)]);
+    assert_eq!(told(5, &fall("local_rank", 20.0, 1.1)), [(4, Sign::LocalEncoder)]);
+    assert_eq!(told(5, &fall("local_rank", 20.0, 1.9)), [(5, Sign::FewDirections)]);
     assert_eq!(told(5, &fall("local_var", 0.5, 0.004)), [(4, Sign::LocalEncoder)]);
     assert_eq!(told(5, &fall("local_rank", 1.3, 1.2)), [], "data of one direction");
+    let ranks = |step, low| {
+        health(step, &[("block_1_rank", 50.0), ("block_2_rank", low), ("block_3_rank", low / 2.0)])
+    };
+    let lines = [(1, 40.0), (2, 2.0), (3, 2.0), (4, 2.0)].map(|(step, low)| ranks(step, low));
+    let evidence = "block 3 varies in 1 directions, at first in 20, since step 2";
+    assert_eq!(Diagnosis::of(&lines, 5).findings[0].symptom.evidence, evidence);
 }
 
 #[test]
