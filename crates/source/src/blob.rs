@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use crate::cache::Cache;
 use crate::places::Shard;
-use crate::{Error, Result};
+use crate::{Error, Result, gzip};
 
 /// An open shard.
 #[derive(Debug)]
@@ -15,21 +17,27 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Opens a shard that is as it was when it was listed.
-    pub fn open(shard: &Shard) -> Result<Self> {
+    /// Opens a shard that is as it was when it was listed; one that is compressed as a whole is unpacked
+    /// into the cache.
+    pub fn open(shard: &Shard, cache: &Cache) -> Result<Arc<Self>> {
         let open = || {
             let file = File::open(&shard.path)?;
             let len = file.metadata()?.len();
-            Ok(Self { file, len })
+            Ok((file, len))
         };
-        let blob: Self = open().map_err(|e| Error::io(&shard.path, e))?;
-        if blob.len != shard.bytes {
-            let (now, then) = (blob.len, shard.bytes);
+        let (file, len) = open().map_err(|e| Error::io(&shard.path, e))?;
+        if len != shard.bytes {
+            let then = shard.bytes;
             let reason =
-                format!("has {now} bytes, had {then} when this run began: it is written to");
+                format!("has {len} bytes, had {then} when this run began: it is written to");
             return Err(Error::shard(&shard.name, reason));
         }
-        Ok(blob)
+        if !shard.gzip {
+            return Ok(Arc::new(Self { file, len }));
+        }
+        let file = gzip::unpacked(shard, file, cache)?;
+        let len = file.metadata().map_err(|e| Error::io(cache.folder(), e))?.len();
+        Ok(Arc::new(Self { file, len }))
     }
 
     pub fn len(&self) -> u64 {
@@ -64,17 +72,17 @@ impl Blob {
 
 /// Reads a blob from `start` on; the position counts from there.
 #[derive(Debug)]
-pub(crate) struct Cursor<'a> {
-    blob: &'a Blob,
+pub(crate) struct Cursor {
+    blob: Arc<Blob>,
     start: u64,
     position: u64,
     /// Whether the last read found nothing left.
     pub at_end: bool,
 }
 
-impl<'a> Cursor<'a> {
-    pub fn new(blob: &'a Blob, start: u64) -> Self {
-        Self { blob, start, position: 0, at_end: false }
+impl Cursor {
+    pub fn new(blob: &Arc<Blob>, start: u64) -> Self {
+        Self { blob: Arc::clone(blob), start, position: 0, at_end: false }
     }
 
     /// Where in the blob the next byte is.
@@ -83,7 +91,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-impl Read for Cursor<'_> {
+impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.blob.read_at(self.place(), buffer)?;
         self.at_end = got == 0 && !buffer.is_empty();
@@ -92,7 +100,7 @@ impl Read for Cursor<'_> {
     }
 }
 
-impl Seek for Cursor<'_> {
+impl Seek for Cursor {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let position = match to {
             SeekFrom::Start(position) => Some(position),

@@ -7,9 +7,10 @@ use std::sync::Mutex;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::blob::Blob;
+use crate::cache::Cache;
 use crate::index::{Entry, Index, Writer};
 use crate::places::{Format, Shard};
-use crate::{Error, Progress, Result, tar, varint};
+use crate::{Error, Progress, Result, jsonl, parquet, tar, varint};
 
 /// Bytes of records that go to the writer at once.
 const BATCH: usize = 1 << 16;
@@ -23,12 +24,13 @@ type Batch = Result<Vec<u8>>;
 pub(crate) fn build(
     path: &Path,
     shards: &[Shard],
+    cache: &Cache,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Index> {
     let folder = path.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let draft = path.with_extension(format!("{}.part", std::process::id()));
-    let built = write(&draft, shards, progress)
+    let built = write(&draft, shards, cache, progress)
         .and_then(|()| fs::rename(&draft, path).map_err(|e| Error::io(path, e)));
     if let Err(error) = built {
         let _ = fs::remove_file(&draft); // what matters is the first error
@@ -39,7 +41,12 @@ pub(crate) fn build(
         .ok_or_else(|| Error::shard(place, "cannot be read back; is another run writing it?"))
 }
 
-fn write(draft: &Path, shards: &[Shard], progress: &mut dyn FnMut(Progress)) -> Result<()> {
+fn write(
+    draft: &Path,
+    shards: &[Shard],
+    cache: &Cache,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
     let io = |error| Error::io(draft, error);
     let mut writer = Writer::create(draft).map_err(io)?;
     // A shard's turn comes in order, so the one that is waited for is always being looked through.
@@ -54,7 +61,7 @@ fn write(draft: &Path, shards: &[Shard], progress: &mut dyn FnMut(Progress)) -> 
                     let mut turns = turns.lock().unwrap_or_else(|e| e.into_inner());
                     turns.next()
                 } {
-                    look_through(number as u32, shard, &send);
+                    look_through(number as u32, shard, cache, &send);
                 }
             });
         }
@@ -76,7 +83,7 @@ fn write(draft: &Path, shards: &[Shard], progress: &mut dyn FnMut(Progress)) -> 
 }
 
 /// Finds the examples of a shard; stops when nobody wants them any more.
-fn look_through(number: u32, shard: &Shard, send: &Sender<Batch>) {
+fn look_through(number: u32, shard: &Shard, cache: &Cache, send: &Sender<Batch>) {
     let (mut batch, mut record) = (Vec::new(), Vec::new());
     let mut found = |mut entry: Entry| {
         entry.shard = number;
@@ -86,9 +93,11 @@ fn look_through(number: u32, shard: &Shard, send: &Sender<Batch>) {
         batch.extend_from_slice(&record);
         batch.len() < BATCH || send.send(Ok(std::mem::take(&mut batch))).is_ok()
     };
-    let scanned = Blob::open(shard).and_then(|blob| {
+    let scanned = Blob::open(shard, cache).and_then(|blob| {
         let scanned = match shard.format {
             Format::Tar => tar::scan(&blob, &mut found),
+            Format::JsonLines => jsonl::scan(&blob, &mut found),
+            Format::Parquet => parquet::scan(&blob, &mut found),
         };
         scanned.map_err(|reason| Error::shard(&shard.name, reason))
     });

@@ -46,8 +46,19 @@ pub(crate) struct Part {
     /// Where its bytes start in the shard; of a sparse file, its header.
     pub start: u64,
     pub size: u64,
-    /// With holes that the shard does not hold.
-    pub sparse: bool,
+    pub kind: Kind,
+}
+
+/// How a field's bytes are to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// As they are.
+    #[default]
+    Plain,
+    /// A file of a tar shard with holes that the shard does not hold.
+    Sparse,
+    /// A line that is none.
+    Broken,
 }
 
 impl Entry {
@@ -60,7 +71,7 @@ impl Entry {
         for part in &self.parts {
             varint::put_str(out, &part.name);
             varint::put_signed(out, part.start.wrapping_sub(end) as i64);
-            varint::put(out, part.size << 1 | u64::from(part.sparse));
+            varint::put(out, part.size << 2 | part.kind as u64);
             end = part.start.wrapping_add(part.size);
         }
     }
@@ -73,9 +84,15 @@ impl Entry {
         for _ in 0..count {
             let name = bytes.str()?.to_owned();
             let start = end.wrapping_add(bytes.signed()? as u64);
-            let size = bytes.number()?;
-            let (size, sparse) = (size >> 1, size & 1 == 1);
-            parts.push(Part { name, start, size, sparse });
+            let number = bytes.number()?;
+            let kind = match number & 3 {
+                0 => Kind::Plain,
+                1 => Kind::Sparse,
+                2 => Kind::Broken,
+                _ => return None,
+            };
+            let size = number >> 2;
+            parts.push(Part { name, start, size, kind });
             end = start.wrapping_add(size);
         }
         Some(Self { shard, key, parts })

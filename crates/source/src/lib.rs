@@ -3,13 +3,19 @@
 mod blob;
 mod braces;
 mod build;
+mod cache;
 mod error;
 mod example;
+mod gzip;
 mod index;
+mod jsonl;
 mod lru;
+#[cfg_attr(not(feature = "parquet"), path = "parquet_absent.rs")]
+mod parquet;
 mod places;
 mod source;
 mod tar;
+mod turns;
 mod varint;
 
 pub use error::{Error, Result};

@@ -15,14 +15,27 @@ use crate::{Error, Result};
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Format {
     Tar,
+    JsonLines,
+    Parquet,
 }
 
 impl Format {
-    pub const KNOWN: &str = ".tar";
+    pub const KNOWN: &str = ".tar, .tar.gz, .tgz, .jsonl, .ndjson, .jsonl.gz, .ndjson.gz, .parquet";
 
-    pub fn of(name: &str) -> Option<Self> {
+    /// The format of a file of that name, and whether all of it is compressed.
+    pub fn of(name: &str) -> Option<(Self, bool)> {
         let name = name.to_ascii_lowercase();
-        name.ends_with(".tar").then_some(Self::Tar)
+        let (name, gzip) = match name.strip_suffix(".gz") {
+            Some(name) => (name, true),
+            None => (&name[..], false),
+        };
+        Some(match name.rsplit_once('.')?.1 {
+            "tar" => (Self::Tar, gzip),
+            "tgz" if !gzip => (Self::Tar, true),
+            "jsonl" | "ndjson" => (Self::JsonLines, gzip),
+            "parquet" if !gzip => (Self::Parquet, false),
+            _ => return None,
+        })
     }
 }
 
@@ -34,6 +47,8 @@ pub(crate) struct Shard {
     pub name: String,
     pub path: PathBuf,
     pub format: Format,
+    /// Compressed as a whole.
+    pub gzip: bool,
     pub bytes: u64,
     /// When this is the same and the size too, so is the content: the time of the last change.
     pub stamp: String,
@@ -48,7 +63,10 @@ pub(crate) fn shards(places: &[String]) -> Result<Vec<Shard>> {
             add(&place, &mut found)?;
         }
         if found.len() == before {
-            return Err(Error::shard(place, format!("no shards here ({})", Format::KNOWN)));
+            return Err(Error::shard(
+                place,
+                format!("no shards here (their names end in {})", Format::KNOWN),
+            ));
         }
     }
     let mut seen = HashSet::new();
@@ -123,13 +141,13 @@ fn file(path: &Path, root: &Path, found: &mut Vec<Shard>) -> Result<()> {
     let below = path.strip_prefix(root).unwrap_or(path);
     // The same name on every system.
     let name = below.to_string_lossy().replace('\\', "/");
-    let Some(format) = Format::of(&name) else {
-        let reason = format!("is no shard of a known kind ({})", Format::KNOWN);
+    let Some((format, gzip)) = Format::of(&name) else {
+        let reason = format!("is no shard: their names end in {}", Format::KNOWN);
         return Err(Error::shard(path.display().to_string(), reason));
     };
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let stamp = changed.unwrap_or_default().as_nanos().to_string();
-    found.push(Shard { name, path: path.to_owned(), format, bytes: meta.len(), stamp });
+    found.push(Shard { name, path: path.to_owned(), format, gzip, bytes: meta.len(), stamp });
     Ok(())
 }

@@ -1,29 +1,44 @@
 //! All examples of a list of shards, by number.
 
-use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::blob::Blob;
 use crate::build::build;
-use crate::example::{Example, Field};
+use crate::cache::Cache;
+use crate::example::{Example, Field, Fields};
 use crate::index::{Entry, Index};
 use crate::lru::Lru;
-use crate::places::{self, Format};
-use crate::{Error, Result, tar};
+use crate::parquet::{Rows, Table};
+use crate::places::{self, Format, Shard};
+use crate::{Error, Result, jsonl, tar};
 
 /// Shards that are kept open.
 const OPEN: u64 = 64;
 
-/// Where shards are.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where shards are, and what may be spent on reading them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// Folders (with shards anywhere below), files, names with `{000..017}`, `{a,b}`, `*` and `?`, or
     /// `.txt` and `.list` files that name one of these a line, relative to themselves.
     pub shards: Vec<String>,
+    /// Bytes on disk of what is kept of shards, for all processes that share the folder. Shards that are
+    /// compressed as a whole are unpacked there.
+    pub cache_bytes: u64,
+    /// Bytes in memory of decoded row groups of Parquet; the newest is kept whatever its size.
+    pub memory_bytes: u64,
+}
+
+impl Default for SourceConfig {
+    /// No shards, 32 GiB of disk, 1 GiB of memory.
+    fn default() -> Self {
+        Self { shards: Vec::new(), cache_bytes: 32 << 30, memory_bytes: 1 << 30 }
+    }
 }
 
 /// How far the making of an index has come.
@@ -38,10 +53,18 @@ pub struct Progress {
 }
 
 /// The examples of a list of shards, found once and then read by number from any thread.
-#[derive(Debug)]
 pub struct Source {
     index: Index,
-    open: Lru<u32, Blob>,
+    cache: Cache,
+    open: Lru<u32, Opened>,
+    groups: Lru<(u32, usize), Rows>,
+}
+
+enum Opened {
+    /// Examples are ranges of bytes.
+    Bytes(Arc<Blob>),
+    /// Examples are rows.
+    Table(Box<Table>),
 }
 
 impl Source {
@@ -61,15 +84,17 @@ impl Source {
         }
         let shards = places::shards(&config.shards)?;
         let path = cache.join(index_name(&config.shards));
+        let cache = Cache::new(cache.join("pieces"), config.cache_bytes);
         let index = match Index::open(&path, &shards) {
             Some(index) => index,
-            None => build(&path, &shards, progress)?,
+            None => build(&path, &shards, &cache, progress)?,
         };
         if index.examples == 0 {
             let reason = format!("no example in {} shards", index.shards.len());
             return Err(Error::shard(config.shards.join(", "), reason));
         }
-        Ok(Self { index, open: Lru::new(OPEN) })
+        let (open, groups) = (Lru::new(OPEN), Lru::new(config.memory_bytes));
+        Ok(Self { index, cache, open, groups })
     }
 
     /// How many examples there are, at least one.
@@ -85,38 +110,92 @@ impl Source {
     /// If there are not so many; so does everything that takes an `index`.
     pub fn name(&self, index: usize) -> String {
         match self.index.entry(index as u64) {
-            Ok(entry) => format!("{}/{}", self.index.shards[entry.shard as usize].name, entry.key),
+            Ok(entry) => format!("{}/{}", self.shard(&entry).name, entry.key),
             Err(_) => format!("example {index}"), // reading it tells what is wrong
         }
     }
 
-    /// What fields an example has, without reading them.
+    /// What fields an example has, without reading them; those of Parquet that it can have.
     ///
     /// # Errors
-    /// [`Error`] if the index cannot be read any more.
+    /// If the index, or a Parquet shard's footer, cannot be read.
     pub fn fields(&self, index: usize) -> Result<Vec<Field>> {
         let entry = self.index.entry(index as u64)?;
-        let field = |part: crate::index::Part| Field { name: part.name, size: Some(part.size) };
-        Ok(entry.parts.into_iter().map(field).collect())
+        if self.shard(&entry).format == Format::Parquet {
+            let opened = self.opened(entry.shard)?;
+            let Opened::Table(table) = &*opened else { return Ok(Vec::new()) };
+            let columns = table.columns().into_iter();
+            return Ok(columns.map(|name| Field { name, size: None }).collect());
+        }
+        let parts = entry.parts.into_iter();
+        Ok(parts.map(|part| Field { name: part.name, size: Some(part.size) }).collect())
+    }
+
+    /// What the numbers in a column of classes mean, if the first shard is Parquet whose writer noted it as
+    /// Hugging Face's `ClassLabel` does.
+    ///
+    /// # Errors
+    /// If the shard's footer cannot be read.
+    pub fn classes(&self, column: &str) -> Result<Option<Vec<String>>> {
+        if self.index.shards[0].format != Format::Parquet {
+            return Ok(None);
+        }
+        Ok(match &*self.opened(0)? {
+            Opened::Table(table) => table.classes(column),
+            Opened::Bytes(_) => None,
+        })
     }
 
     /// Reads an example.
     ///
     /// # Errors
-    /// [`Error::Shard`] that names shard, example and byte if it is not what the index says;
+    /// [`Error::Shard`] that names shard and example if it is not what the index says, or no JSON;
     /// [`Error::Io`] if the shard cannot be opened.
     pub fn read(&self, index: usize) -> Result<Example> {
         let entry = self.index.entry(index as u64)?;
-        let shard = &self.index.shards[entry.shard as usize];
-        let blob = self.open.get(entry.shard, || Ok::<_, Error>((Blob::open(shard)?, 1)))?;
-        let fields = match shard.format {
-            Format::Tar => tar::read(&blob, &entry),
+        let shard = self.shard(&entry);
+        let fields = match &*self.opened(entry.shard)? {
+            Opened::Bytes(blob) if shard.format == Format::Tar => tar::read(blob, &entry),
+            Opened::Bytes(blob) => jsonl::read(blob, &entry),
+            Opened::Table(table) => self.row(table, &entry),
         };
         let Entry { key, .. } = entry;
         match fields {
             Ok(fields) => Ok(Example { key, fields }),
             Err(reason) => Err(Error::shard(format!("{}/{key}", shard.name), reason)),
         }
+    }
+
+    fn row(&self, table: &Table, entry: &Entry) -> std::result::Result<Fields, String> {
+        let changed = || "is not there: the shard has changed".to_owned();
+        let (group, row) = table.place(&entry.key).ok_or_else(changed)?;
+        let rows = self.groups.get((entry.shard, group), || table.row_group(group))?;
+        rows.get(row).cloned().ok_or_else(changed)
+    }
+
+    fn shard(&self, entry: &Entry) -> &Shard {
+        &self.index.shards[entry.shard as usize]
+    }
+
+    fn opened(&self, number: u32) -> Result<Arc<Opened>> {
+        self.open.get(number, || {
+            let shard = &self.index.shards[number as usize];
+            let blob = Blob::open(shard, &self.cache)?;
+            let opened = match shard.format {
+                Format::Tar | Format::JsonLines => Opened::Bytes(blob),
+                Format::Parquet => Opened::Table(Box::new(
+                    Table::open(&blob).map_err(|reason| Error::shard(&shard.name, reason))?,
+                )),
+            };
+            Ok((opened, 1))
+        })
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (shards, examples) = (self.index.shards.len(), self.index.examples);
+        f.debug_struct("Source").field("shards", &shards).field("examples", &examples).finish()
     }
 }
 

@@ -4,12 +4,13 @@
 //! Nothing is ever unpacked to a path that an archive names.
 
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::blob::{Blob, Cursor};
-use crate::example::Value;
-use crate::index::{Entry, Part};
+use crate::example::{Fields, Value};
+use crate::index::{Entry, Kind, Part};
 
 /// A sparse file may be this large, most of which the archive does not hold.
 const LARGEST_SPARSE: u64 = 1 << 27;
@@ -18,7 +19,7 @@ const LARGEST_SPARSE: u64 = 1 << 27;
 ///
 /// # Errors
 /// What is wrong, and at which byte.
-pub(crate) fn scan(blob: &Blob, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
+pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
     let mut cursor = Cursor::new(blob, 0);
     let mut end = 0;
     let scanned = members(&mut cursor, &mut end, blob.len(), found);
@@ -48,9 +49,11 @@ fn members(
             continue; // folders, links, what concerns all of the archive
         }
         let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
-        let (start, size, sparse) = match kind.is_gnu_sparse() {
-            true => (member.raw_header_position(), member.size(), true),
-            false => (member.raw_file_position(), member.size(), false),
+        let size = member.size();
+        let sparse = kind.is_gnu_sparse();
+        let (start, kind) = match sparse {
+            true => (member.raw_header_position(), Kind::Sparse),
+            false => (member.raw_file_position(), Kind::Plain),
         };
         if !sparse && start.checked_add(size).is_none_or(|end| end > len) {
             return Err(format!(
@@ -74,7 +77,7 @@ fn members(
         if entry.parts.iter().any(|part| part.name == field) {
             return Err(format!("{path} is there twice in a row"));
         }
-        entry.parts.push(Part { name: field, start, size, sparse });
+        entry.parts.push(Part { name: field, start, size, kind });
     }
     Ok(open.is_none_or(found))
 }
@@ -98,15 +101,15 @@ fn split(path: &str) -> Option<(&str, String)> {
 ///
 /// # Errors
 /// What is wrong, and at which byte.
-pub(crate) fn read(blob: &Blob, entry: &Entry) -> Result<Vec<(String, Value)>, String> {
-    let plain = || entry.parts.iter().filter(|part| !part.sparse);
+pub(crate) fn read(blob: &Arc<Blob>, entry: &Entry) -> Result<Fields, String> {
+    let plain = || entry.parts.iter().filter(|part| part.kind == Kind::Plain);
     let start = plain().map(|part| part.start).min().unwrap_or(0);
     let end = plain().map(|part| part.start.saturating_add(part.size)).max().unwrap_or(0);
     let failed = |at: u64| move |error: std::io::Error| format!("at byte {at}: {error}");
     let all = Bytes::from(blob.range(start, end - start).map_err(failed(start))?);
     let mut fields = Vec::with_capacity(entry.parts.len());
     for part in &entry.parts {
-        let bytes = if part.sparse {
+        let bytes = if part.kind == Kind::Sparse {
             sparse(blob, part).map_err(failed(part.start))?
         } else {
             let from = (part.start - start) as usize;
@@ -117,7 +120,7 @@ pub(crate) fn read(blob: &Blob, entry: &Entry) -> Result<Vec<(String, Value)>, S
     Ok(fields)
 }
 
-fn sparse(blob: &Blob, part: &Part) -> std::io::Result<Bytes> {
+fn sparse(blob: &Arc<Blob>, part: &Part) -> std::io::Result<Bytes> {
     let mut archive = ::tar::Archive::new(Cursor::new(blob, part.start));
     let mut member = archive.entries()?.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
     let mut bytes = Vec::new();

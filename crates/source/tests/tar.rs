@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use data2vec_source::Source;
-use support::{all, config, expected, fixture, open, told};
+use support::{all, config, error, fixture, open};
 use tempfile::tempdir;
 
 /// A shard of these files.
@@ -20,31 +20,6 @@ fn pack(path: &Path, files: &[(&str, &[u8])]) {
         out.append_data(&mut header, name, *content).expect("a member");
     }
     out.finish().expect("an end");
-}
-
-fn error(path: &Path, cache: &Path) -> String {
-    open(&[path], cache).map(|_| ()).expect_err("a broken shard").to_string()
-}
-
-#[test]
-fn shards_of_other_programs_hold_what_python_reads() {
-    let cache = tempdir().expect("space");
-    let expected = expected();
-    assert_eq!(expected.len(), 5);
-    for (name, expected) in expected {
-        let source = open(&[&fixture(&name)], cache.path()).expect("a shard");
-        let found: Vec<_> = all(&source).iter().map(told).collect();
-        assert_eq!(found, expected, "{name}");
-        for (index, example) in all(&source).iter().enumerate() {
-            assert_eq!(source.name(index), format!("{name}/{}", example.key));
-            let sizes = example
-                .fields
-                .iter()
-                .map(|(name, value)| (name.clone(), value.bytes().map(|bytes| bytes.len() as u64)));
-            let known = source.fields(index).expect("an index").into_iter();
-            assert!(known.map(|field| (field.name, field.size)).eq(sizes));
-        }
-    }
 }
 
 #[test]
@@ -112,7 +87,7 @@ fn the_index_is_made_once_and_again_when_shards_change() {
     let index: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
     assert_eq!(index.len(), 1, "{index:?}");
     let good = fs::read(&index[0]).expect("an index");
-    for at in 0..good.len() {
+    for at in (0..good.len()).step_by(3) {
         let mut bad = good.clone();
         bad[at] ^= 4;
         fs::write(&index[0], &bad).expect("space");
@@ -131,13 +106,13 @@ fn a_shard_that_is_cut_off_is_named_with_the_place() {
     pack(&good, &[("a.wav", &[1; 600]), ("b.wav", &[2; 600])]);
     let whole = fs::read(&good).expect("a shard");
     assert_eq!(whole.len(), 2 * (512 + 1024) + 1024);
-    for len in 0..whole.len() {
+    for len in (0..whole.len()).filter(|len| len % 7 == 0 || len % 512 < 2) {
         fs::write(&path, &whole[..len]).expect("space");
         if len >= 2 * (512 + 1024) + 512 {
             assert_eq!(open(&[&path], cache.path()).expect("enough of a mark").len(), 2);
             continue;
         }
-        let error = error(&path, cache.path());
+        let error = error(&[&path], cache.path());
         assert!(error.starts_with("s-17.tar: ") && error.contains("at byte "), "{error}");
     }
     // The first shard is fine; the run does not begin all the same.
@@ -155,13 +130,13 @@ fn broken_shards_give_one_clear_error() {
         (&["README"], "no example in 1 shards"),
     ] {
         pack(&path, &names.iter().map(|&name| (name, &b"1"[..])).collect::<Vec<_>>());
-        let error = error(&path, cache.path());
+        let error = error(&[&path], cache.path());
         assert!(error.contains(says), "{error}");
     }
-    let sparse = error(&fixture("sparse-posix.tar"), cache.path());
+    let sparse = error(&[&fixture("sparse-posix.tar")], cache.path());
     assert!(sparse.contains("a.bin is sparse: pack it as a plain file"), "{sparse}");
     fs::write(&path, [7; 2048]).expect("space");
-    let garbage = error(&path, cache.path());
+    let garbage = error(&[&path], cache.path());
     assert!(garbage.starts_with("a.tar: at byte 0: "), "{garbage}");
 
     // A size that the shard does not have takes no memory.
@@ -170,7 +145,7 @@ fn broken_shards_give_one_clear_error() {
     header.set_size(1 << 50);
     header.set_cksum();
     fs::write(&path, [header.as_bytes(), &[0; 4096][..]].concat()).expect("space");
-    let large = error(&path, cache.path());
+    let large = error(&[&path], cache.path());
     assert!(
         large.contains("a.wav has 1125899906842624 bytes, which the shard does not"),
         "{large}"
@@ -185,11 +160,11 @@ fn broken_shards_give_one_clear_error() {
 
     for (place, says) in [
         ("missing.tar", "missing.tar: No such file"),
-        ("notes.md", "is no shard of a known kind"),
+        ("notes.md", "is no shard: their names end in"),
         ("*.tar.xz", "no shards here"),
     ] {
         fs::write(folder.path().join("notes.md"), "no shard").expect("space");
-        let error = error(&folder.path().join(place), cache.path());
+        let error = error(&[&folder.path().join(place)], cache.path());
         assert!(error.contains(says), "{error}");
     }
 }
