@@ -27,6 +27,8 @@ pub enum Command {
     Step(Args),
     /// Forward passes of the encoder, without gradients
     Infer(Args),
+    /// Looks at the model's health, as training takes one with each line of metrics.jsonl
+    Health(Args),
     /// Examples as training sees them: read, decoded, augmented
     Data(DataArgs),
 }
@@ -77,16 +79,17 @@ pub struct Args {
 
 /// Measures until standard input ends.
 pub fn run(command: &Command) -> Result<ExitCode> {
-    let (args, train) = match command {
-        Command::Step(args) => (args, true),
-        Command::Infer(args) => (args, false),
+    let (args, what) = match command {
+        Command::Step(args) => (args, What::Step),
+        Command::Infer(args) => (args, What::Infer),
+        Command::Health(args) => (args, What::Health),
         Command::Data(args) => return with_recipe(&args.recipe, None, &args.set, args),
     };
     let mut set = args.set.clone();
     if let Some(precision) = &args.precision {
         set.push(format!("model.precision={precision}"));
     }
-    with_recipe(&args.recipe, None, &set, Bench { args, train })
+    with_recipe(&args.recipe, None, &set, Bench { args, what })
 }
 
 impl Task for &DataArgs {
@@ -149,9 +152,16 @@ impl DataArgs {
     }
 }
 
+/// What is done for each line.
+enum What {
+    Step,
+    Infer,
+    Health,
+}
+
 struct Bench<'a> {
     args: &'a Args,
-    train: bool,
+    what: What,
 }
 
 impl Task for Bench<'_> {
@@ -170,7 +180,7 @@ impl Task for Bench<'_> {
         let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
         let precision = recipe.model.precision;
         let (all, encoder) = state.model.parameters();
-        let parameters = if self.train { all } else { encoder };
+        let parameters = if matches!(self.what, What::Infer) { encoder } else { all };
         out!(
             "{}",
             json!({
@@ -187,12 +197,17 @@ impl Task for Bench<'_> {
         );
 
         let mut once = || -> Result<f64> {
-            let result = if self.train {
-                state.step(std::slice::from_ref(&batch))?.loss
-            } else {
-                let encoder = state.model.student();
-                let hidden = precision.run(device, || encoder.forward(&batch))??;
-                hidden.x.mean(Kind::Float).double_value(&[])
+            let result = match self.what {
+                What::Step => state.step(std::slice::from_ref(&batch))?.loss,
+                What::Infer => {
+                    let encoder = state.model.student();
+                    let hidden = precision.run(device, || encoder.forward(&batch))??;
+                    hidden.x.mean(Kind::Float).double_value(&[])
+                }
+                What::Health => {
+                    let mut rng = stream(recipe.seed, Purpose::Health, &[0]);
+                    state.model.health(&batch, &mut rng)?.target_rank.unwrap_or(f64::NAN)
+                }
             };
             wait_for(device);
             Ok(result)

@@ -72,6 +72,29 @@ fn a_run_of_old_lines_has_a_verdict_while_it_goes_on_and_after_its_end() {
 }
 
 #[test]
+fn of_fine_tuning_losses_and_figures_are_told() {
+    let dir = folder();
+    let run = dir.path().join("run");
+    let mut all = Vec::new();
+    for (i, loss) in (1..=8).zip([4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2]) {
+        all.push(json!({"kind": "train", "step": 10 * i, "epoch": 0.1, "loss": loss, "grad_norm": 1.0, "lr": 0.1,
+            "units_per_second": 1.0, "waiting": 0.0, "bad_examples": 0}));
+        let held_out = 1.0 + (i as f64 - 4.0).powi(2);
+        all.push(json!({"kind": "validation", "step": 10 * i, "loss": held_out, "figures": {"wer": 0.5}}));
+    }
+    told(&run, &all, "");
+    let (code, said) = doctor(&run, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in [
+        "healthy",
+        "held-out loss: 10 at step 10, 17 at step 80, best 1 at step 40",
+        "wer: 0.5 at step 10",
+    ] {
+        assert!(said.contains(part), "no {part:?} in {said}");
+    }
+}
+
+#[test]
 fn what_is_no_run_is_one_error() {
     let dir = folder();
     let output = output(program(&["doctor"]).arg(dir.path()));

@@ -130,6 +130,9 @@ fn a_page_has_all_of_its_run_and_nothing_else() {
         assert_all_curves(&page, &runs.path(name));
         for part in [
             "How it learns",
+            "id=\"verdict\"",
+            "Effective rank of the blocks",
+            "Clipped steps",
             "Explained variance",
             "near 0: collapse",
             "What the mask hides",

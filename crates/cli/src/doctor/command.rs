@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::diagnosis::{Diagnosis, Verdict};
 use crate::metrics::{self, Line};
-use crate::page::number;
+use crate::page::{curves, number};
 use crate::recipe;
 use crate::report::{fail, out};
 
@@ -64,40 +64,34 @@ fn tell(run: &Path, diagnosis: &Diagnosis, steps: u64) {
     actions.iter().for_each(|action| out!("  {}", Line::Action(action.clone())));
 }
 
+/// Figures that tell most, and what they are called; of those that have a best value, whether it is the greatest.
+const COURSES: [(&str, &str, Option<bool>); 4] = [
+    ("held_out/explained", "explained variance", None),
+    ("train/target_var", "spread of the targets", None),
+    ("probe/accuracy", "probe", Some(true)),
+    ("validation/loss", "held-out loss", Some(false)),
+];
+
 /// How the most telling figures went.
 fn course(lines: &[Line]) -> Vec<String> {
-    let scalars: Vec<(u64, String, f64)> = lines
-        .iter()
-        .flat_map(|line| line.scalars().into_iter().map(|(tag, value)| (line.step(), tag, value)))
-        .collect();
-    let mut told = Vec::new();
-    for (tag, name) in [
-        ("held_out/explained", "explained variance"),
-        ("train/target_var", "spread of the targets"),
-        ("probe/accuracy", "probe"),
-        ("validation/loss", "held-out loss"),
-    ] {
-        let values: Vec<(u64, f64)> = scalars
-            .iter()
-            .filter(|(_, known, _)| known == tag)
-            .map(|(step, _, value)| (*step, *value))
-            .collect();
-        let [Some(first), Some(last)] = [values.first(), values.last()] else { continue };
-        let best = match tag {
-            "validation/loss" => values.iter().min_by(|a, b| a.1.total_cmp(&b.1)),
-            "probe/accuracy" => values.iter().max_by(|a, b| a.1.total_cmp(&b.1)),
-            _ => None,
-        };
-        let best = best.filter(|best| best.0 != last.0);
-        let best = best
-            .map_or(String::new(), |best| format!(", best {} at step {}", number(best.1), best.0));
-        told.push(format!(
-            "{name}: {} at step {}, {} at step {}{best}",
-            number(first.1),
-            first.0,
-            number(last.1),
-            last.0
-        ));
-    }
-    told
+    let curves = curves(lines);
+    let known = COURSES.iter().map(|(tag, name, best)| (*tag, *name, *best));
+    // In fine-tuning each task has figures of its own.
+    let others = curves.keys().filter(|tag| !COURSES.iter().any(|(known, ..)| known == tag));
+    let others =
+        others.filter_map(|tag| Some((tag.as_str(), tag.strip_prefix("validation/")?, None)));
+    let told = known.chain(others).filter_map(|(tag, name, is_greatest)| {
+        let values = curves.get(tag)?;
+        let (first, last) = (values.first()?, values.last()?);
+        let order = |a: &&(u64, f64), b: &&(u64, f64)| a.1.total_cmp(&b.1);
+        let best = is_greatest.and_then(|is_greatest| match is_greatest {
+            true => values.iter().max_by(order),
+            false => values.iter().min_by(order),
+        });
+        let best = best.filter(|best| best.1 != last.1);
+        let at = |(step, value): &(u64, f64)| format!("{} at step {step}", number(*value));
+        let best = best.map_or(String::new(), |best| format!(", best {}", at(best)));
+        Some(format!("{name}: {}, {}{best}", at(first), at(last)))
+    });
+    told.collect()
 }

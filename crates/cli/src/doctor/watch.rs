@@ -25,11 +25,12 @@ const SPOKEN: f64 = 2.0;
 /// Effective rank of what varies along one line.
 const LINE: f64 = 1.5;
 
-/// Effective rank that it must have had before: some data have few directions.
+/// Effective rank that it must have had before: some data have few directions. Also the one below which features
+/// vary in few.
 const SPACE: f64 = 3.0;
 
-/// Share of the rank at the start below which features vary in few directions. Tiny models fall to a thirtieth in a
-/// few hundred healthy steps, so this is never more than a hint.
+/// Share of the rank at the start that features with few directions have lost most of. Tiny models of speech fall from
+/// 190 to 5 in a few hundred healthy steps, so this is never more than a hint, and none above [`SPACE`].
 const FEW: f64 = 0.1;
 
 /// Share of its spread at the start below which the local encoder is silent.
@@ -205,7 +206,7 @@ impl Watch {
                 _ if place.starts_with("block_") => blocks.push((rank / first, is_line.then(tell))),
                 _ => {}
             }
-            if !is_line && rank < FEW * first {
+            if !is_line && rank < SPACE.min(FEW * first) {
                 few.push((rank / first, Some(tell())));
             }
         }

@@ -37,7 +37,7 @@ fn told(steps: u64, lines: &[Line]) -> Vec<(u64, Sign)> {
 
 #[test]
 fn a_run_that_learns_shows_nothing() {
-    // As `recipes/speech-tiny.toml` goes: the loss falls, rises and stays up, ranks of blocks fall to a tenth,
+    // As `recipes/speech-tiny.toml` goes: the loss falls, rises and stays up, ranks of blocks fall to a thirtieth,
     // and predictions hardly vary until the decoder has learned.
     let lines: Vec<Line> = (1..=40)
         .flat_map(|i| {
@@ -46,7 +46,10 @@ fn a_run_that_learns_shows_nothing() {
             let pred_var = if i < 3 { 0.002 } else { 0.4 };
             [
                 train(10 * i, [loss, 1.0 + x % 3.0, 0.6, pred_var]),
-                health(10 * i, &[("block_01_rank", 135.0 - 3.0 * x), ("local_rank", 40.0)]),
+                health(
+                    10 * i,
+                    &[("block_01_rank", (135.0 - 5.0 * x).max(4.5)), ("local_rank", 40.0)],
+                ),
                 held_out(10 * i, 0.02 * x),
             ]
         })
@@ -99,7 +102,12 @@ fn ranks_are_compared_with_the_first_ones() {
     };
     assert_eq!(told(5, &fall("target_rank", 20.0, 1.2)), [(4, Sign::TargetRank)]);
     assert_eq!(told(5, &fall("target_rank", 20.0, 3.0)), []);
-    assert_eq!(told(5, &fall("block_07_rank", 135.0, 4.5)), [(5, Sign::FewDirections)]);
+    assert_eq!(
+        told(5, &fall("block_07_rank", 135.0, 4.5)),
+        [],
+        "usual in short runs of tiny models"
+    );
+    assert_eq!(told(5, &fall("block_07_rank", 135.0, 2.5)), [(5, Sign::FewDirections)]);
     assert_eq!(told(5, &fall("block_07_rank", 135.0, 1.2)), [(4, Sign::Features)]);
     assert_eq!(told(5, &fall("local_rank", 20.0, 1.1)), [(4, Sign::LocalEncoder)]);
     assert_eq!(told(5, &fall("local_rank", 20.0, 1.9)), [(5, Sign::FewDirections)]);

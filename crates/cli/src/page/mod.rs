@@ -24,6 +24,7 @@ use maud::html;
 use run_files::RunFiles;
 
 pub use command::{Args, run};
+pub use curves::curves;
 pub use exhibits::{Exhibits, Judged};
 pub use gallery::Curator;
 pub use html::number;
