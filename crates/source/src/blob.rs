@@ -3,52 +3,79 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::Cache;
-use crate::places::Shard;
+use crate::places::{Shard, is_remote};
+use crate::remote::{Remote, Stores};
 use crate::{Error, Result, gzip};
 
 /// An open shard.
-#[derive(Debug)]
 pub(crate) struct Blob {
-    file: File,
+    bytes: Bytes,
     len: u64,
+}
+
+enum Bytes {
+    Here(File),
+    There(Remote),
 }
 
 impl Blob {
     /// Opens a shard that is as it was when it was listed; one that is compressed as a whole is unpacked
     /// into the cache.
-    pub fn open(shard: &Shard, cache: &Cache) -> Result<Arc<Self>> {
-        let open = || {
-            let file = File::open(&shard.path)?;
-            let len = file.metadata()?.len();
-            Ok((file, len))
+    pub fn open(shard: &Shard, stores: &Arc<Stores>, cache: &Arc<Cache>) -> Result<Arc<Self>> {
+        let blob = match is_remote(&shard.place) {
+            true => {
+                let remote = Remote::open(shard, stores, cache)?;
+                Arc::new(Self { len: remote.len(), bytes: Bytes::There(remote) })
+            }
+            false => Self::here(File::open(&shard.place), &shard.place)?,
         };
-        let (file, len) = open().map_err(|e| Error::io(&shard.path, e))?;
-        if len != shard.bytes {
-            let then = shard.bytes;
+        if blob.len != shard.bytes {
+            let (now, then) = (blob.len, shard.bytes);
             let reason =
-                format!("has {len} bytes, had {then} when this run began: it is written to");
+                format!("has {now} bytes, had {then} when this run began: it is written to");
             return Err(Error::shard(&shard.name, reason));
         }
-        if !shard.gzip {
-            return Ok(Arc::new(Self { file, len }));
+        match shard.gzip {
+            true => Self::here(Ok(gzip::unpacked(shard, &blob, cache)?), cache.folder()),
+            false => Ok(blob),
         }
-        let file = gzip::unpacked(shard, file, cache)?;
-        let len = file.metadata().map_err(|e| Error::io(cache.folder(), e))?.len();
-        Ok(Arc::new(Self { file, len }))
+    }
+
+    fn here(file: io::Result<File>, path: impl AsRef<Path>) -> Result<Arc<Self>> {
+        let open = || {
+            let file = file?;
+            let len = file.metadata()?.len();
+            Ok(Arc::new(Self { bytes: Bytes::Here(file), len }))
+        };
+        open().map_err(|error| Error::io(path, error))
     }
 
     pub fn len(&self) -> u64 {
         self.len
     }
 
+    /// What is read over a network, if it is.
+    pub fn remote(&self) -> Option<&Remote> {
+        match &self.bytes {
+            Bytes::There(remote) => Some(remote),
+            Bytes::Here(_) => None,
+        }
+    }
+
     /// Fills as much of `buffer` as the shard has from `at` on.
     pub fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], at.saturating_add(filled as u64)) {
+            let (at, rest) = (at.saturating_add(filled as u64), &mut buffer[filled..]);
+            let read = match &self.bytes {
+                Bytes::Here(file) => file.read_at(rest, at),
+                Bytes::There(remote) => remote.read_at(at, rest),
+            };
+            match read {
                 Ok(0) => break,
                 Ok(got) => filled += got,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -71,7 +98,6 @@ impl Blob {
 }
 
 /// Reads a blob from `start` on; the position counts from there.
-#[derive(Debug)]
 pub(crate) struct Cursor {
     blob: Arc<Blob>,
     start: u64,

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::blob::Blob;
 use crate::cache::Cache;
 use crate::index::{Entry, Index, Writer};
-use crate::places::{Format, Shard};
+use crate::places::{Format, Shard, is_remote};
+use crate::remote::Stores;
 use crate::{Error, Progress, Result, jsonl, parquet, tar, varint};
 
 /// Bytes of records that go to the writer at once.
@@ -24,13 +25,14 @@ type Batch = Result<Vec<u8>>;
 pub(crate) fn build(
     path: &Path,
     shards: &[Shard],
-    cache: &Cache,
+    stores: &Arc<Stores>,
+    cache: &Arc<Cache>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Index> {
     let folder = path.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let draft = path.with_extension(format!("{}.part", std::process::id()));
-    let built = write(&draft, shards, cache, progress)
+    let built = write(&draft, shards, stores, cache, progress)
         .and_then(|()| fs::rename(&draft, path).map_err(|e| Error::io(path, e)));
     if let Err(error) = built {
         let _ = fs::remove_file(&draft); // what matters is the first error
@@ -44,7 +46,8 @@ pub(crate) fn build(
 fn write(
     draft: &Path,
     shards: &[Shard],
-    cache: &Cache,
+    stores: &Arc<Stores>,
+    cache: &Arc<Cache>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let io = |error| Error::io(draft, error);
@@ -53,7 +56,11 @@ fn write(
     let (senders, receivers): (Vec<Sender<Batch>>, Vec<Receiver<Batch>>) =
         shards.iter().map(|_| bounded(QUEUE)).unzip();
     let turns = Mutex::new(shards.iter().enumerate().zip(senders));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(shards.len());
+    let mut threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if shards.iter().any(|shard| is_remote(&shard.place)) {
+        threads *= 4; // they wait more than they compute
+    }
+    let threads = threads.min(shards.len());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
@@ -61,7 +68,7 @@ fn write(
                     let mut turns = turns.lock().unwrap_or_else(|e| e.into_inner());
                     turns.next()
                 } {
-                    look_through(number as u32, shard, cache, &send);
+                    look_through(number as u32, shard, stores, cache, &send);
                 }
             });
         }
@@ -83,7 +90,13 @@ fn write(
 }
 
 /// Finds the examples of a shard; stops when nobody wants them any more.
-fn look_through(number: u32, shard: &Shard, cache: &Cache, send: &Sender<Batch>) {
+fn look_through(
+    number: u32,
+    shard: &Shard,
+    stores: &Arc<Stores>,
+    cache: &Arc<Cache>,
+    send: &Sender<Batch>,
+) {
     let (mut batch, mut record) = (Vec::new(), Vec::new());
     let mut found = |mut entry: Entry| {
         entry.shard = number;
@@ -93,7 +106,7 @@ fn look_through(number: u32, shard: &Shard, cache: &Cache, send: &Sender<Batch>)
         batch.extend_from_slice(&record);
         batch.len() < BATCH || send.send(Ok(std::mem::take(&mut batch))).is_ok()
     };
-    let scanned = Blob::open(shard, cache).and_then(|blob| {
+    let scanned = Blob::open(shard, stores, cache).and_then(|blob| {
         let scanned = match shard.format {
             Format::Tar => tar::scan(&blob, &mut found),
             Format::JsonLines => jsonl::scan(&blob, &mut found),

@@ -3,19 +3,21 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
+use crate::blob::{Blob, Cursor};
 use crate::cache::Cache;
 use crate::places::Shard;
 use crate::{Error, Result};
 
 /// What is in a shard, unpacked.
-pub(crate) fn unpacked(shard: &Shard, packed: File, cache: &Cache) -> Result<File> {
-    let key = format!("{} {} {}", shard.path.display(), shard.bytes, shard.stamp);
+pub(crate) fn unpacked(shard: &Shard, packed: &Arc<Blob>, cache: &Cache) -> Result<File> {
+    let key = format!("{} {} {} {:?}", shard.place, shard.bytes, shard.stamp, shard.tag);
     cache.file(&key, |out| {
         let bound = cache.bound();
-        let packed = BufReader::with_capacity(1 << 16, packed);
+        let packed = BufReader::with_capacity(1 << 16, Cursor::new(packed, 0));
         let mut unpacked = MultiGzDecoder::new(packed).take(bound + 1);
         let mut out = BufWriter::with_capacity(1 << 16, Watched { out, failed: false });
         let copied = io::copy(&mut unpacked, &mut out).and_then(|len| out.flush().map(|()| len));

@@ -76,6 +76,13 @@ impl Entry {
         }
     }
 
+    /// Where in the shard all its fields are.
+    pub fn range(&self) -> Option<(u64, u64)> {
+        let start = self.parts.iter().map(|part| part.start).min()?;
+        let end = self.parts.iter().map(|part| part.start.saturating_add(part.size)).max()?;
+        Some((start, end))
+    }
+
     fn decode(bytes: &mut Bytes) -> Option<Self> {
         let shard = bytes.number()?.try_into().ok()?;
         let key = bytes.str()?.to_owned();

@@ -13,6 +13,8 @@ mod lru;
 #[cfg_attr(not(feature = "parquet"), path = "parquet_absent.rs")]
 mod parquet;
 mod places;
+#[cfg_attr(not(feature = "remote"), path = "remote_absent.rs")]
+mod remote;
 mod source;
 mod tar;
 mod turns;

@@ -72,6 +72,14 @@ impl Table {
         (group < self.ends.len()).then_some((group, (row - start) as usize))
     }
 
+    /// Where in the shard the row group is that has the row of that key.
+    pub fn range(&self, key: &str) -> Option<(u64, u64)> {
+        let group = self.reader.metadata().row_group(self.place(key)?.0);
+        let columns = group.columns().iter().map(|column| column.byte_range());
+        let ranges = columns.map(|(start, len)| (start, start.saturating_add(len)));
+        ranges.reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
+    }
+
     /// Decodes a row group, and says how many bytes it takes.
     ///
     /// # Errors

@@ -22,6 +22,10 @@ impl Table {
         match *self {}
     }
 
+    pub fn range(&self, _: &str) -> Option<(u64, u64)> {
+        match *self {}
+    }
+
     pub fn row_group(&self, _: usize) -> Result<(Rows, u64), String> {
         match *self {}
     }

@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use crate::braces::{expand, matches};
+use crate::remote::Stores;
 use crate::{Error, Result};
 
 /// How a shard holds examples, told by its file's name.
@@ -45,38 +46,51 @@ pub(crate) struct Shard {
     /// For messages, and for what must not change when all shards move: the path below the folder
     /// that was named, or the file's name.
     pub name: String,
-    pub path: PathBuf,
+    /// Path or URL.
+    pub place: String,
     pub format: Format,
     /// Compressed as a whole.
     pub gzip: bool,
     pub bytes: u64,
-    /// When this is the same and the size too, so is the content: the time of the last change.
+    /// When this and the rest are the same, so is the content: the time of the last change.
     pub stamp: String,
+    /// What a store calls this content.
+    pub tag: Option<String>,
 }
 
 /// All shards at `places`, in the order of the places, each place's sorted by name.
-pub(crate) fn shards(places: &[String]) -> Result<Vec<Shard>> {
+pub(crate) fn shards(places: &[String], stores: &Stores) -> Result<Vec<Shard>> {
     let mut found = Vec::new();
     for place in places {
-        let before = found.len();
         for place in expand(place)? {
-            add(&place, &mut found)?;
-        }
-        if found.len() == before {
-            return Err(Error::shard(
-                place,
-                format!("no shards here (their names end in {})", Format::KNOWN),
-            ));
+            match is_list(&place) {
+                true => add_list(&place, stores, &mut found)?,
+                false => add(&place, stores, &mut found)?,
+            }
         }
     }
     let mut seen = HashSet::new();
-    if let Some(twice) = found.iter().find(|shard| !seen.insert(&shard.path)) {
-        return Err(Error::config("shards", format!("{} is named twice", twice.path.display())));
+    if let Some(twice) = found.iter().find(|shard| !seen.insert(&shard.place)) {
+        return Err(Error::config("shards", format!("{} is named twice", twice.place)));
     }
     Ok(found)
 }
 
-fn add(place: &str, found: &mut Vec<Shard>) -> Result<()> {
+/// Adds the shards at a place that is no list, of which there has to be one.
+fn add(place: &str, stores: &Stores, found: &mut Vec<Shard>) -> Result<()> {
+    let before = found.len();
+    match is_remote(place) {
+        true => stores.list(place, found)?,
+        false => add_here(place, found)?,
+    }
+    if found.len() == before {
+        let reason = format!("no shards here (their names end in {})", Format::KNOWN);
+        return Err(Error::shard(place, reason));
+    }
+    Ok(())
+}
+
+fn add_here(place: &str, found: &mut Vec<Shard>) -> Result<()> {
     let path = Path::new(place);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.contains(['*', '?']) {
@@ -89,26 +103,40 @@ fn add(place: &str, found: &mut Vec<Shard>) -> Result<()> {
         paths.retain(|path| path.is_file());
         return paths.iter().try_for_each(|path| file(path, folder, found));
     }
-    let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if meta.is_dir() {
-        return walk(path, path, found);
+    match fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir() {
+        true => walk(path, path, found),
+        false => file(path, path.parent().unwrap_or(Path::new("")), found),
     }
-    if [".txt", ".list"].iter().any(|end| name.ends_with(end)) {
-        let text = fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        for line in lines.filter(|line| !line.starts_with('#')) {
-            // Paths in a list are relative to it.
-            let at = path.parent().unwrap_or(Path::new("")).join(line);
-            for place in expand(&at.to_string_lossy())? {
-                if place.ends_with(".txt") || place.ends_with(".list") {
-                    return Err(Error::shard(place, "a list in a list: name its shards instead"));
-                }
-                add(&place, found)?;
+}
+
+/// Whether a place is a URL.
+pub(crate) fn is_remote(place: &str) -> bool {
+    place.contains("://")
+}
+
+fn is_list(place: &str) -> bool {
+    [".txt", ".list"].iter().any(|end| place.ends_with(end))
+}
+
+/// Adds what a list names; paths in it are relative to it.
+fn add_list(list: &str, stores: &Stores, found: &mut Vec<Shard>) -> Result<()> {
+    let text = match is_remote(list) {
+        true => stores.text(list)?,
+        false => fs::read_to_string(list).map_err(|e| Error::io(list, e))?,
+    };
+    let folder = list.rfind('/').map_or("", |slash| &list[..=slash]);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    for line in lines.filter(|line| !line.starts_with('#')) {
+        let whole = is_remote(line) || (line.starts_with('/') && !is_remote(list));
+        let line = if whole { line.to_owned() } else { format!("{folder}{line}") };
+        for place in expand(&line)? {
+            if is_list(&place) {
+                return Err(Error::shard(place, "a list in a list: name its shards instead"));
             }
+            add(&place, stores, found)?;
         }
-        return Ok(());
     }
-    file(path, path.parent().unwrap_or(Path::new("")), found)
+    Ok(())
 }
 
 /// Shards anywhere below `folder`; other files are nobody's business here.
@@ -148,6 +176,10 @@ fn file(path: &Path, root: &Path, found: &mut Vec<Shard>) -> Result<()> {
     let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
     let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let stamp = changed.unwrap_or_default().as_nanos().to_string();
-    found.push(Shard { name, path: path.to_owned(), format, gzip, bytes: meta.len(), stamp });
+    let place = path.to_str().ok_or_else(|| {
+        Error::shard(path.display().to_string(), "the path is no UTF-8: rename it")
+    })?;
+    let (place, bytes) = (place.to_owned(), meta.len());
+    found.push(Shard { name, place, format, gzip, bytes, stamp, tag: None });
     Ok(())
 }

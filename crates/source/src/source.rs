@@ -1,7 +1,8 @@
 //! All examples of a list of shards, by number.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
@@ -14,30 +15,71 @@ use crate::example::{Example, Field, Fields};
 use crate::index::{Entry, Index};
 use crate::lru::Lru;
 use crate::parquet::{Rows, Table};
-use crate::places::{self, Format, Shard};
+use crate::places::{self, Format, Shard, is_remote};
+use crate::remote::Stores;
 use crate::{Error, Result, jsonl, tar};
 
 /// Shards that are kept open.
 const OPEN: u64 = 64;
+
+/// Requests that [`Source::prefetch`] makes at once.
+const REQUESTS: usize = 17;
 
 /// Where shards are, and what may be spent on reading them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// Folders (with shards anywhere below), files, names with `{000..017}`, `{a,b}`, `*` and `?`, or
-    /// `.txt` and `.list` files that name one of these a line, relative to themselves.
+    /// `.txt` and `.list` files that name one of these a line, relative to themselves. On this machine, or
+    /// behind `s3://BUCKET/`, `gs://BUCKET/`, `az://CONTAINER/` or `https://`; the last cannot list folders
+    /// or stars.
     pub shards: Vec<String>,
-    /// Bytes on disk of what is kept of shards, for all processes that share the folder. Shards that are
-    /// compressed as a whole are unpacked there.
+    /// Bytes on disk of what is kept of shards, for all processes that share the folder: blocks of those
+    /// that are read over a network, and in whole those that are compressed as a whole.
     pub cache_bytes: u64,
+    /// Bytes that are asked for at once over a network.
+    pub block_bytes: u64,
+    /// How long an answer over a network may take.
+    pub timeout_seconds: u64,
+    /// How often a request that failed is made again, after 0.1 s, 0.2 s, … and at most 20 s.
+    pub retries: u32,
     /// Bytes in memory of decoded row groups of Parquet; the newest is kept whatever its size.
     pub memory_bytes: u64,
 }
 
 impl Default for SourceConfig {
-    /// No shards, 32 GiB of disk, 1 GiB of memory.
+    /// No shards, 32 GiB of disk and 1 GiB of memory, blocks of 4 MiB, a minute, 8 times.
     fn default() -> Self {
-        Self { shards: Vec::new(), cache_bytes: 32 << 30, memory_bytes: 1 << 30 }
+        Self {
+            shards: Vec::new(),
+            cache_bytes: 32 << 30,
+            block_bytes: 4 << 20,
+            timeout_seconds: 60,
+            retries: 8,
+            memory_bytes: 1 << 30,
+        }
+    }
+}
+
+impl SourceConfig {
+    /// What can be checked without looking at shards.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that names the key.
+    pub fn validate(&self) -> Result<()> {
+        if self.shards.is_empty() {
+            return Err(Error::config("shards", "name at least one place where shards are"));
+        }
+        if !(1 << 12..=1 << 30).contains(&self.block_bytes) {
+            return Err(Error::config("block_bytes", "must be from 4096 to 2^30"));
+        }
+        if self.cache_bytes < self.block_bytes {
+            return Err(Error::config("cache_bytes", "must be at least block_bytes"));
+        }
+        if self.timeout_seconds == 0 {
+            return Err(Error::config("timeout_seconds", "must be at least 1"));
+        }
+        Ok(())
     }
 }
 
@@ -55,16 +97,16 @@ pub struct Progress {
 /// The examples of a list of shards, found once and then read by number from any thread.
 pub struct Source {
     index: Index,
-    cache: Cache,
+    stores: Arc<Stores>,
+    cache: Arc<Cache>,
     open: Lru<u32, Opened>,
     groups: Lru<(u32, usize), Rows>,
 }
 
-enum Opened {
-    /// Examples are ranges of bytes.
-    Bytes(Arc<Blob>),
-    /// Examples are rows.
-    Table(Box<Table>),
+struct Opened {
+    blob: Arc<Blob>,
+    /// Of Parquet, its footer.
+    table: Option<Table>,
 }
 
 impl Source {
@@ -79,22 +121,21 @@ impl Source {
         cache: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        if config.shards.is_empty() {
-            return Err(Error::config("shards", "name at least one place where shards are"));
-        }
-        let shards = places::shards(&config.shards)?;
+        config.validate()?;
+        let stores = Arc::new(Stores::new(config));
+        let shards = places::shards(&config.shards, &stores)?;
         let path = cache.join(index_name(&config.shards));
-        let cache = Cache::new(cache.join("pieces"), config.cache_bytes);
+        let cache = Arc::new(Cache::new(cache.join("pieces"), config.cache_bytes));
         let index = match Index::open(&path, &shards) {
             Some(index) => index,
-            None => build(&path, &shards, &cache, progress)?,
+            None => build(&path, &shards, &stores, &cache, progress)?,
         };
         if index.examples == 0 {
             let reason = format!("no example in {} shards", index.shards.len());
             return Err(Error::shard(config.shards.join(", "), reason));
         }
         let (open, groups) = (Lru::new(OPEN), Lru::new(config.memory_bytes));
-        Ok(Self { index, cache, open, groups })
+        Ok(Self { index, stores, cache, open, groups })
     }
 
     /// How many examples there are, at least one.
@@ -123,8 +164,7 @@ impl Source {
         let entry = self.index.entry(index as u64)?;
         if self.shard(&entry).format == Format::Parquet {
             let opened = self.opened(entry.shard)?;
-            let Opened::Table(table) = &*opened else { return Ok(Vec::new()) };
-            let columns = table.columns().into_iter();
+            let columns = opened.table.iter().flat_map(Table::columns);
             return Ok(columns.map(|name| Field { name, size: None }).collect());
         }
         let parts = entry.parts.into_iter();
@@ -140,10 +180,7 @@ impl Source {
         if self.index.shards[0].format != Format::Parquet {
             return Ok(None);
         }
-        Ok(match &*self.opened(0)? {
-            Opened::Table(table) => table.classes(column),
-            Opened::Bytes(_) => None,
-        })
+        Ok(self.opened(0)?.table.as_ref().and_then(|table| table.classes(column)))
     }
 
     /// Reads an example.
@@ -154,16 +191,49 @@ impl Source {
     pub fn read(&self, index: usize) -> Result<Example> {
         let entry = self.index.entry(index as u64)?;
         let shard = self.shard(&entry);
-        let fields = match &*self.opened(entry.shard)? {
-            Opened::Bytes(blob) if shard.format == Format::Tar => tar::read(blob, &entry),
-            Opened::Bytes(blob) => jsonl::read(blob, &entry),
-            Opened::Table(table) => self.row(table, &entry),
+        let opened = self.opened(entry.shard)?;
+        let fields = match (&opened.table, shard.format) {
+            (Some(table), _) => self.row(table, &entry),
+            (None, Format::Tar) => tar::read(&opened.blob, &entry),
+            (None, _) => jsonl::read(&opened.blob, &entry),
         };
         let Entry { key, .. } = entry;
         match fields {
             Ok(fields) => Ok(Example { key, fields }),
             Err(reason) => Err(Error::shard(format!("{}/{key}", shard.name), reason)),
         }
+    }
+
+    /// Has what these examples need fetched, all of it at once, if it is far away and not in the cache yet: one who
+    /// is going to read them waits once and not for each. What goes wrong is told by [`read`](Self::read).
+    pub fn prefetch(&self, indices: &[usize]) {
+        let mut wanted = BTreeMap::new();
+        for &index in indices {
+            let Ok(entry) = self.index.entry(index as u64) else { continue };
+            if !is_remote(&self.shard(&entry).place) {
+                continue;
+            }
+            let Ok(opened) = self.opened(entry.shard) else { continue };
+            let Some(remote) = opened.blob.remote() else { continue };
+            let range = match &opened.table {
+                Some(table) => table.range(&entry.key),
+                None => entry.range(),
+            };
+            for block in range.map(|(start, end)| remote.blocks(start, end)).into_iter().flatten() {
+                wanted.insert((entry.shard, block), Arc::clone(&opened));
+            }
+        }
+        let wanted = Mutex::new(wanted.into_iter());
+        let next = || wanted.lock().unwrap_or_else(|e| e.into_inner()).next();
+        let work = || {
+            while let Some(((_, block), opened)) = next() {
+                if let Some(remote) = opened.blob.remote() {
+                    remote.fetch(block);
+                }
+            }
+        };
+        let threads = REQUESTS.min(indices.len());
+        std::thread::scope(|scope| (1..threads).for_each(|_| drop(scope.spawn(work))));
     }
 
     fn row(&self, table: &Table, entry: &Entry) -> std::result::Result<Fields, String> {
@@ -180,14 +250,13 @@ impl Source {
     fn opened(&self, number: u32) -> Result<Arc<Opened>> {
         self.open.get(number, || {
             let shard = &self.index.shards[number as usize];
-            let blob = Blob::open(shard, &self.cache)?;
-            let opened = match shard.format {
-                Format::Tar | Format::JsonLines => Opened::Bytes(blob),
-                Format::Parquet => Opened::Table(Box::new(
-                    Table::open(&blob).map_err(|reason| Error::shard(&shard.name, reason))?,
-                )),
+            let blob = Blob::open(shard, &self.stores, &self.cache)?;
+            let table = match shard.format {
+                Format::Tar | Format::JsonLines => None,
+                Format::Parquet => Some(Table::open(&blob)),
             };
-            Ok((opened, 1))
+            let table = table.transpose().map_err(|reason| Error::shard(&shard.name, reason))?;
+            Ok((Opened { blob, table }, 1))
         })
     }
 }

@@ -40,7 +40,8 @@ fn formats_go_together_and_threads_read_the_same() {
     let places: Vec<_> = names.iter().map(|name| fixture(name)).collect();
     let places: Vec<_> = places.iter().map(|place| place.as_path()).collect();
     // So little memory and disk that hardly anything is kept.
-    let config = SourceConfig { memory_bytes: 1, cache_bytes: 40_000, ..config(&places) };
+    let config =
+        SourceConfig { memory_bytes: 1, cache_bytes: 40_000, block_bytes: 4096, ..config(&places) };
     let source = Source::open(&config, cache.path(), &mut |_| ()).expect("shards");
     let alone = all(&source);
     assert_eq!(alone.len(), expected().into_values().flatten().count());
@@ -130,9 +131,9 @@ fn compressed_shards_are_unpacked_within_the_bound_or_refused() {
     let damaged = error(&[&path], cache.path());
     assert!(damaged.starts_with("a.jsonl.gz: cannot be unpacked: "), "{damaged}");
     fs::write(&path, packed).expect("space");
-    let small = SourceConfig { cache_bytes: 1000, ..config(&[&path]) };
+    let small = SourceConfig { cache_bytes: 5000, block_bytes: 4096, ..config(&[&path]) };
     let large = Source::open(&small, cache.path(), &mut |_| ()).map(|_| ()).expect_err("too large");
-    assert!(large.to_string().contains("more than the cache's 1000 bytes: allow more"), "{large}");
+    assert!(large.to_string().contains("more than the cache's 5000 bytes: allow more"), "{large}");
     let pieces = || fs::read_dir(cache.path().join("pieces")).expect("a folder").count();
     assert_eq!(pieces(), 0, "what failed leaves nothing");
 
