@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use data2vec_core::encoder::read_config;
 use data2vec_core::loader::Plan;
 use data2vec_core::{HeadConfig, LabelledBatch, Ranks, Snapshot, StepConfig, TuneState};
-use tch::Device;
+use tch::{Device, Tensor};
 use toml::Table;
 
 use crate::judge::Judge;
@@ -234,13 +234,21 @@ impl<M: Tunable> Trainee for Tunee<M> {
         }))
     }
 
+    fn scale_lr(&mut self, scale: f64) {
+        self.state.lr_scale = scale;
+    }
+
+    fn tensors(batch: &LabelledBatch) -> Vec<(&'static str, Tensor)> {
+        batch.tensors()
+    }
+
     fn rehearse(&mut self, _plan: &Plan, _log: &Log) -> Result<()> {
         Ok(())
     }
 
-    fn evaluate(&mut self) -> Result<Option<Line>> {
+    fn evaluate(&mut self) -> Result<Vec<Line>> {
         if self.held_out.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let mut judge = Judge::new(self.recipe.head.task, self.state.model().labels(), None)?;
         let mut answers = Vec::new();
@@ -249,7 +257,7 @@ impl<M: Tunable> Trainee for Tunee<M> {
         }
         self.judged = Some(Judged::new(&judge, answers, self.state.model().labels()));
         let (step, loss, figures) = (self.state.step, judge.loss(), judge.figures());
-        Ok(Some(Line::Validation(ValidationLine { step, loss, figures })))
+        Ok(vec![Line::Validation(ValidationLine { step, loss, figures })])
     }
 
     fn heed(&mut self, line: &Line, now: bool) -> Result<()> {
@@ -270,6 +278,7 @@ impl<M: Tunable> Trainee for Tunee<M> {
     }
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
+        self.best = None; // of steps that may not have been taken any more
         Ok(self.state.load(dir, step)?)
     }
 

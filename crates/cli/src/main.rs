@@ -118,6 +118,10 @@ pub struct PretrainArgs {
     /// The same numbers from the same command on the same GPU, every time; slower. On a CPU they are so anyway
     #[arg(long)]
     deterministic: bool,
+    /// Labelled examples of which nearest neighbours tell the class at every evaluation, so that it shows whether
+    /// something is learned, whatever the loss does
+    #[arg(long, value_name = "DATA")]
+    probe: Option<PathBuf>,
     #[command(flatten)]
     conduct: Conduct,
     /// Another value for a key of the recipe, as in --set transformer.depth=6

@@ -9,13 +9,14 @@ use data2vec_core::loader::Plan;
 use data2vec_core::loss::spread_of;
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Batch, Explained, Ranks, Snapshot, TrainState};
-use tch::Device;
+use tch::{Device, Tensor};
 use toml::Table;
 
 use crate::log::Log;
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
 use crate::modality::{Examples, Modality, Task, Tunable};
 use crate::page::{Curator, Exhibits};
+use crate::probe::OnlineProbe;
 use crate::recipe::Recipe;
 use crate::report::{note, out, tell};
 use crate::run::RunFolder;
@@ -30,12 +31,12 @@ impl Task for &PretrainArgs {
 }
 
 /// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
-fn run<M: Modality>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
+fn run<M: Tunable>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
     let device = args.device.as_deref();
     args.conduct.begin(device, |stop, ranks, device| train(args, recipe, stop, ranks, device))
 }
 
-fn train<M: Modality>(
+fn train<M: Tunable>(
     args: &PretrainArgs,
     recipe: Recipe<M>,
     stop: &Stop,
@@ -88,6 +89,14 @@ fn train<M: Modality>(
     // Rank 0 evaluates.
     let held_out = examples.held_out.as_ref().filter(|_| ranks.is_first());
     let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
+    let probe = match args.probe.as_deref().filter(|_| ranks.is_first()) {
+        Some(path) => {
+            let beside = folder.join("cache");
+            M::export(&examples.train, &beside)?;
+            Some(OnlineProbe::open(path, &state.model.encoder_config(), &beside, recipe.seed)?)
+        }
+        None => None,
+    };
     let curator = Curator::new(&recipe, &args.data, examples.held_out.is_some());
     let dataset = Arc::new(examples.train);
     let seed = recipe.seed;
@@ -97,6 +106,7 @@ fn train<M: Modality>(
         held_out,
         dataset: dataset.clone(),
         curator,
+        probe,
         shown: examples.held_out,
     };
     let parts = (&train, seed, M::UNITS);
@@ -126,17 +136,45 @@ fn open<M: Modality>(
 }
 
 /// Student and teacher, in the loop.
-struct Pretrainee<M: Modality> {
+struct Pretrainee<M: Tunable> {
     recipe: Recipe<M>,
     state: TrainState<M::Encoder>,
     dataset: Arc<M::Dataset>,
     held_out: Vec<Batch>,
     curator: Curator<M>,
+    probe: Option<OnlineProbe<M>>,
     /// What examples of the report are chosen from, if anything is held out.
     shown: Option<M::Dataset>,
 }
 
-impl<M: Modality> Trainee for Pretrainee<M> {
+impl<M: Tunable> Pretrainee<M> {
+    /// Predicts held-out examples: the same masks each time, no dropout.
+    fn explain(&self) -> Result<HeldOutLine> {
+        let mut explained = Explained::default();
+        let (mut loss, mut count) = (0.0, 0.0);
+        let (mut targets, mut predictions) = (Vec::new(), Vec::new());
+        for (i, batch) in self.held_out.iter().enumerate() {
+            let mut rng = stream(self.recipe.seed, Purpose::HeldOut, &[i as u64, 1]);
+            tch::manual_seed(i as i64); // of the decoder's noise
+            let batch = batch.to_device(self.state.model.device());
+            let objective = tch::no_grad(|| self.state.model.forward(&batch, &mut rng, false))?;
+            loss += objective.loss.double_value(&[]);
+            count += objective.num_hidden as f64;
+            explained.add(&objective.prediction, &objective.target);
+            targets.push(objective.target);
+            predictions.push(objective.prediction);
+        }
+        Ok(HeldOutLine {
+            step: self.state.step,
+            loss: loss / count,
+            explained: explained.share(),
+            target_var: spread_of(&targets).double_value(&[]),
+            pred_var: spread_of(&predictions).double_value(&[]),
+        })
+    }
+}
+
+impl<M: Tunable> Trainee for Pretrainee<M> {
     type Batch = Batch;
 
     fn step(&self) -> u64 {
@@ -164,6 +202,14 @@ impl<M: Modality> Trainee for Pretrainee<M> {
         }))
     }
 
+    fn scale_lr(&mut self, scale: f64) {
+        self.state.lr_scale = scale;
+    }
+
+    fn tensors(batch: &Batch) -> Vec<(&'static str, Tensor)> {
+        batch.tensors()
+    }
+
     fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()> {
         let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, plan)?;
         log.say(&trial.describe::<M>());
@@ -178,32 +224,16 @@ impl<M: Modality> Trainee for Pretrainee<M> {
         batches.first().map(|(_, batch)| doctor::examine(&self.state.model, batch, at)).transpose()
     }
 
-    /// Predicts held-out examples: the same masks each time, no dropout.
-    fn evaluate(&mut self) -> Result<Option<Line>> {
-        if self.held_out.is_empty() {
-            return Ok(None);
+    fn evaluate(&mut self) -> Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        if !self.held_out.is_empty() {
+            lines.push(Line::HeldOut(self.explain()?));
         }
-        let mut explained = Explained::default();
-        let (mut loss, mut count) = (0.0, 0.0);
-        let (mut targets, mut predictions) = (Vec::new(), Vec::new());
-        for (i, batch) in self.held_out.iter().enumerate() {
-            let mut rng = stream(self.recipe.seed, Purpose::HeldOut, &[i as u64, 1]);
-            tch::manual_seed(i as i64); // of the decoder's noise
-            let batch = batch.to_device(self.state.model.device());
-            let objective = tch::no_grad(|| self.state.model.forward(&batch, &mut rng, false))?;
-            loss += objective.loss.double_value(&[]);
-            count += objective.num_hidden as f64;
-            explained.add(&objective.prediction, &objective.target);
-            targets.push(objective.target);
-            predictions.push(objective.prediction);
+        if let Some(probe) = &self.probe {
+            let model = &self.state.model;
+            lines.push(Line::Probe(probe.ask(model.student(), model.device(), self.step())?));
         }
-        Ok(Some(Line::HeldOut(HeldOutLine {
-            step: self.state.step,
-            loss: loss / count,
-            explained: explained.share(),
-            target_var: spread_of(&targets).double_value(&[]),
-            pred_var: spread_of(&predictions).double_value(&[]),
-        })))
+        Ok(lines)
     }
 
     fn heed(&mut self, _line: &Line, _now: bool) -> Result<()> {

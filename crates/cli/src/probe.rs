@@ -5,21 +5,21 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use data2vec_core::head::mean_over_tokens;
-use data2vec_core::loader::TOLERANCE;
+use anyhow::{Context, Result, ensure};
 use data2vec_core::probe::{LabelledFeatures, knn_accuracy, linear_probe};
-use data2vec_core::{
-    Dataset, Encoder, EncoderConfig, FeatureEncoder, HeadTask, Hidden, LabelledBatch, Loader,
-    LoaderConfig, Targets,
-};
-use indicatif::ProgressBar;
+use data2vec_core::{Encoder, EncoderConfig, FeatureEncoder, HeadTask};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::device;
 use crate::modality::{ModelTask, Source, Split, Tunable, with_model};
-use crate::report::{note, out};
+use crate::report::out;
+use pooled::Pooled;
+
+mod online;
+mod pooled;
+
+pub use online::OnlineProbe;
 
 /// What `probe` is told.
 #[derive(clap::Args)]
@@ -122,7 +122,8 @@ impl ModelTask for &Args {
         };
         let pooled = Pooled { encoder: &encoder, layers: &layers, device };
         let features = |what: &str, data: M::Labelled| {
-            pooled.of(what, M::unvaried(data), self.limit.unwrap_or(usize::MAX), self.seed)
+            let data = Arc::new(M::unvaried(data));
+            pooled.of(what, &data, self.limit.unwrap_or(usize::MAX), self.seed)
         };
         let train = features("training", examples.train)?;
         let test = features("test", test)?;
@@ -206,83 +207,6 @@ fn most_frequent(train: &Tensor, test: &Tensor) -> Result<f64> {
     }
     let most = counts.into_iter().max_by_key(|&(_, count)| count).map_or(0, |(label, _)| label);
     Ok(test.eq(most).to_kind(Kind::Double).mean(Kind::Double).double_value(&[]))
-}
-
-/// Examples of the largest size that go through an encoder at once.
-const BATCH: u64 = 64;
-
-/// Features of whole examples: the mean over tokens of some blocks' output.
-struct Pooled<'a, F> {
-    encoder: &'a Encoder<F>,
-    layers: &'a [usize],
-    device: Device,
-}
-
-impl<F: FeatureEncoder> Pooled<'_, F> {
-    /// For each of the layers, those of the examples of `data`, or of random ones if there are more than
-    /// `limit`.
-    fn of<D: Dataset<Batch = LabelledBatch>>(
-        &self,
-        what: &str,
-        data: D,
-        limit: usize,
-        seed: u64,
-    ) -> Result<Vec<LabelledFeatures>> {
-        let wanted = data.len().min(limit);
-        ensure!(wanted > 0, "no {what} examples");
-        let largest = (0..data.len()).map(|index| data.size(index)).max().unwrap_or(1);
-        let config = LoaderConfig {
-            budget: largest.saturating_mul(BATCH),
-            max_examples: None,
-            workers: 1,
-            queue: 2,
-            seed,
-            max_bad: usize::MAX,
-            tolerance: TOLERANCE,
-        };
-        let mut loader = Loader::new(Arc::new(data), config, 0)?;
-        let bar = ProgressBar::new(wanted as u64);
-        let mut features: Vec<Vec<Tensor>> = self.layers.iter().map(|_| Vec::new()).collect();
-        let (mut labels, mut done) = (Vec::new(), 0);
-        for _ in 0..loader.batches_per_epoch() {
-            let loaded = loader.next()?;
-            // After batches of which nothing was of use.
-            if loaded.epoch > 0 {
-                break;
-            }
-            let Targets::Classes(classes) = &loaded.batch.targets else {
-                bail!("a probe tells classes; the {what} examples have other labels");
-            };
-            let hidden = self.encoder.forward(&loaded.batch.batch.to_device(self.device))?;
-            for (all, &layer) in features.iter_mut().zip(self.layers) {
-                all.push(mean(&hidden, layer)); // (B, D)
-            }
-            labels.push(classes.to_device(self.device));
-            done += loaded.examples;
-            bar.set_position(done as u64);
-            if done >= wanted {
-                break;
-            }
-        }
-        bar.finish_and_clear();
-        for (_, reason) in loader.bad().iter().take(10) {
-            note(format!("skipped {reason}"));
-        }
-        ensure!(done > 0, "no usable {what} examples");
-        let count = wanted.min(done) as i64;
-        let labels = Tensor::cat(&labels, 0).narrow(0, 0, count);
-        let whole = |parts: Vec<Tensor>| {
-            let features = Tensor::cat(&parts, 0).narrow(0, 0, count);
-            LabelledFeatures::new(features, labels.shallow_clone())
-        };
-        Ok(features.into_iter().map(whole).collect::<data2vec_core::Result<_>>()?)
-    }
-}
-
-/// `(B, D)` f32: the mean of a block's output over real tokens.
-fn mean(hidden: &Hidden, layer: usize) -> Tensor {
-    let x = hidden.layers[layer - 1].out.to_kind(Kind::Float); // (B, T, D)
-    mean_over_tokens(&x, hidden.padding.as_ref())
 }
 
 #[cfg(test)]

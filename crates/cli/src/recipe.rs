@@ -12,6 +12,7 @@ use tch::Device;
 use toml::{Table, Value};
 
 use crate::modality::Modality;
+use crate::training::OnTrouble;
 
 /// Everything that defines a run but where its data and its results are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +83,9 @@ pub struct TrainConfig {
     pub workers: usize,
     /// Unusable examples that are skipped before the run gives up.
     pub max_bad_examples: usize,
+    /// What is done when the run has collapsed. Absent: it is said.
+    #[serde(default, skip_serializing_if = "OnTrouble::is_warn")]
+    pub on_trouble: OnTrouble,
     /// Where several processes train, each keeps the optimizer's moments of a part of the parameters alone:
     /// less memory, more to exchange, the same numbers. Absent: no.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -128,7 +132,7 @@ impl TrainConfig {
 }
 
 /// Keys that may change between stopping and going on: they do not touch what is learned.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "model.activation_checkpointing",
     "train.eval_batches",
     "train.eval_every",
@@ -138,6 +142,7 @@ const FREE: [&str; 10] = [
     "train.keep_every",
     "train.workers",
     "train.max_bad_examples",
+    "train.on_trouble",
     "train.shard_optimizer",
 ];
 

@@ -331,6 +331,33 @@ fn a_rank_that_fails_tells_the_others_why() {
     assert!(errors.iter().any(|error| error.contains(" failed: ")), "{errors:?}");
 }
 
+/// One rank's batch makes the gradients of all of them useless.
+#[test]
+fn a_step_that_is_not_finite_is_skipped_by_all() {
+    let dir = folder();
+    let data = loud(dir.path(), |i| i == 7);
+    let make = |out: &Path| {
+        let mut command = pretrain(&data, out, &with(&AS_THEY_ARE));
+        command.args(["--set", "train.batch=2"]);
+        command
+    };
+    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+    succeed(&mut make(&one));
+    run_on(2, &|| make(&two));
+    let skipped = actions(&one);
+    assert!(!skipped.is_empty() && skipped.len() < 6, "{skipped:?}");
+    assert_close(&one, &two);
+    for action in skipped {
+        let step = action["step"].as_u64().unwrap();
+        let names = |run: &Path| {
+            let path = run.join(format!("bad_steps/step-{step:08}.txt"));
+            let text = fs::read_to_string(path).unwrap();
+            text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(&one), names(&two), "of all ranks");
+    }
+}
+
 #[test]
 fn unusable_examples_are_told_once_whoever_meets_them() {
     let dir = folder();

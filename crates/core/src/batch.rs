@@ -61,6 +61,12 @@ impl Batch {
         self.inputs.size()[0]
     }
 
+    /// What it holds, by name: `inputs`, and `lengths` if anything is padded.
+    pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
+        let lengths = self.lengths().map(|lengths| ("lengths", Tensor::from_slice(lengths)));
+        [("inputs", self.inputs.shallow_clone())].into_iter().chain(lengths).collect()
+    }
+
     /// The same batch on `device`.
     pub fn to_device(&self, device: Device) -> Self {
         Self { inputs: self.inputs.to_device(device), lengths: self.lengths.clone() }
@@ -111,6 +117,21 @@ pub enum Targets {
 }
 
 impl LabelledBatch {
+    /// What it holds, by name: that of the batch, and `targets`, of sequences with `target_lengths`.
+    pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
+        let mut tensors = self.batch.tensors();
+        match &self.targets {
+            Targets::Classes(x) | Targets::Shares(x) | Targets::Values(x) => {
+                tensors.push(("targets", x.shallow_clone()));
+            }
+            Targets::Sequences { ids, lengths } => tensors.extend([
+                ("targets", ids.shallow_clone()),
+                ("target_lengths", Tensor::from_slice(lengths)),
+            ]),
+        }
+        tensors
+    }
+
     /// The same on `device`.
     pub fn to_device(&self, device: Device) -> Self {
         let targets = match &self.targets {

@@ -166,8 +166,16 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::Io`] if the folder cannot be read.
     pub fn newest(&self) -> Result<Newest> {
+        self.newest_up_to(u64::MAX)
+    }
+
+    /// The same of those of at most `last` steps.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest).
+    pub fn newest_up_to(&self, last: u64) -> Result<Newest> {
         let mut newest = Newest::default();
-        for step in self.steps()? {
+        for step in self.steps()?.into_iter().filter(|&step| step <= last) {
             let path = self.path(step);
             match verify(&path) {
                 Ok(position) => {
@@ -178,6 +186,15 @@ impl Checkpoints {
             }
         }
         Ok(newest)
+    }
+
+    /// Removes the checkpoints of more than `last` steps, newest first.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one cannot be removed.
+    pub fn remove_after(&self, last: u64) -> Result<()> {
+        let mut later = self.steps()?.into_iter().filter(|&step| step > last);
+        later.try_for_each(|step| remove_whole(&self.dir, &self.path(step)))
     }
 }
 

@@ -297,13 +297,18 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written.
     pub fn export(&self, dir: &Path) -> Result<()> {
-        let config = EncoderConfig {
+        let config = self.encoder_config();
+        let mask_token = self.mask_token();
+        write_model(dir, &self.vars.variables(), &config, None, mask_token.as_ref())
+    }
+
+    /// The settings of what is kept.
+    pub fn encoder_config(&self) -> EncoderConfig<F::Config> {
+        EncoderConfig {
             encoder: F::NAME.to_owned(),
             features: self.config.features.clone(),
             transformer: self.config.transformer.clone(),
-        };
-        let mask_token = self.mask_token();
-        write_model(dir, &self.vars.variables(), &config, None, mask_token.as_ref())
+        }
     }
 
     /// The student: the part that is kept.

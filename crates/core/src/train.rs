@@ -37,6 +37,8 @@ pub struct TrainState<F: FeatureEncoder> {
     pub optimizer: AdamW,
     /// Completed optimizer steps.
     pub step: u64,
+    /// What the schedule's learning rates are multiplied by; 1 unless training had to be slowed down.
+    pub lr_scale: f64,
     schedule: Schedule,
     config: StepConfig,
     ranks: Ranks,
@@ -83,7 +85,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         }
         let optimizer = AdamW::new(model.vars().variables(), optimizer);
         let ranks = Ranks::default();
-        Ok(Self { model, optimizer, step: 0, schedule, config, ranks })
+        Ok(Self { model, optimizer, step: 0, lr_scale: 1.0, schedule, config, ranks })
     }
 
     /// From now on this is one of several processes that train the model together. With `shard` each keeps
@@ -119,7 +121,7 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &Batch)]) -> Result<StepReport> {
-        let lr = self.schedule.at(self.step, self.config.steps);
+        let lr = self.lr_scale * self.schedule.at(self.step, self.config.steps);
         self.optimizer.zero_grad();
         let mut sums = Sums::default();
         for &(place, batch) in batches {

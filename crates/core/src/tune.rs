@@ -110,6 +110,8 @@ pub struct TuneMasks {
 pub struct TuneState<F: FeatureEncoder> {
     /// Completed optimizer steps.
     pub step: u64,
+    /// What the schedule's learning rates are multiplied by; 1 unless training had to be slowed down.
+    pub lr_scale: f64,
     vars: nn::VarStore,
     model: Tuned<F>,
     /// `(D)`; `None`: noise stands at hidden tokens.
@@ -202,6 +204,7 @@ impl<F: FeatureEncoder> TuneState<F> {
         let ranks = Ranks::default();
         Ok(Self {
             step: 0,
+            lr_scale: 1.0,
             vars,
             model,
             mask_token,
@@ -241,7 +244,7 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// # Errors
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<TuneReport> {
-        let lr = self.schedule.at(self.step, self.steps.steps);
+        let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
         self.optimizer.zero_grad();
         let (mut count, mut losses) = (0, Vec::new());
         for &(place, batch) in batches {

@@ -122,6 +122,8 @@ pub struct Symptom {
     pub sign: Sign,
     /// One line, with figures.
     pub evidence: String,
+    /// Step of the first line that showed it.
+    pub since: u64,
 }
 
 impl Display for Symptom {

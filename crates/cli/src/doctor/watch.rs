@@ -116,7 +116,7 @@ impl Watch {
             shown.lines += 1;
             shown.evidence = format!("{evidence}, since step {}", shown.since);
             if shown.lines == sign.patience() {
-                news.push(Symptom { sign, evidence: shown.evidence.clone() });
+                news.push(Symptom { sign, evidence: shown.evidence.clone(), since: shown.since });
             }
         }
         news
@@ -125,7 +125,13 @@ impl Watch {
     /// What is wrong now.
     pub fn present(&self) -> Vec<Symptom> {
         let shown = self.shown.iter().filter(|(sign, shown)| shown.lines >= sign.patience());
-        shown.map(|(&sign, shown)| Symptom { sign, evidence: shown.evidence.clone() }).collect()
+        shown
+            .map(|(&sign, shown)| Symptom {
+                sign,
+                evidence: shown.evidence.clone(),
+                since: shown.since,
+            })
+            .collect()
     }
 
     /// Whether predictions vary, or have done so: before, little can be told.

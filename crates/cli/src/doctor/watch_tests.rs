@@ -161,7 +161,8 @@ fn explained_variance_tells_what_was_learned() {
 #[test]
 fn what_was_done_makes_a_run_suspicious() {
     let action = |action| {
-        let line = ActionLine { step: 3, action, reason: "a collapse".into() };
+        let line =
+            ActionLine { step: 3, action, reason: "a collapse".into(), lr_scale: None, from: None };
         let mut lines: Vec<Line> = (1..=8).map(usual).collect();
         lines.insert(3, Line::Action(line));
         Diagnosis::of(&lines, 8)

@@ -230,6 +230,12 @@ impl Log {
         tell!("{text}");
     }
 
+    /// Gives back what it writes to besides files of its own, so that another can take its place.
+    pub fn close(mut self) -> Option<Outlets> {
+        self.view.finish();
+        self.kept.map(|kept| kept.outlets)
+    }
+
     /// This process is done with the run. Leaves the terminal as it was.
     pub fn end(&mut self, end: End) {
         self.view.finish();

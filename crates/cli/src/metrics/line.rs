@@ -128,6 +128,12 @@ pub struct ActionLine {
     pub action: Action,
     /// Why, in one line.
     pub reason: String,
+    /// What the schedule's learning rates are multiplied by from here on, if that was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_scale: Option<f64>,
+    /// Of a roll-back: completed steps that training stood at before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u64>,
 }
 
 /// See [`ActionLine`].
@@ -252,8 +258,9 @@ impl Display for Line {
                     "step {step}: probe: {right:.1} % by {k} neighbours, chance {always:.1} %"
                 )
             }
-            Self::Action(ActionLine { step, action, reason }) => {
-                write!(f, "step {step}: {action}: {reason}")
+            Self::Action(ActionLine { step, action, reason, from, .. }) => {
+                let from = from.map_or(String::new(), |from| format!(" from step {from}"));
+                write!(f, "step {step}: {action}{from}: {reason}")
             }
         }
     }
@@ -281,7 +288,8 @@ mod tests {
             r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"clipped":0.25,"lr":0.0003,"target_var":0.7,"pred_var":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
             r#"{"kind":"health","step":20,"figures":{"student_norm":31.5,"target_rank":17.25}}"#,
             r#"{"kind":"probe","step":20,"k":10,"accuracy":0.75,"chance":0.125}"#,
-            r#"{"kind":"action","step":20,"action":"roll_back","reason":"collapse"}"#,
+            r#"{"kind":"action","step":20,"action":"roll_back","reason":"collapse","lr_scale":0.5,"from":28}"#,
+            r#"{"kind":"action","step":20,"action":"warn","reason":"collapse"}"#,
         ];
         for text in lines {
             let line: Line = serde_json::from_str(text).expect("a line");
@@ -289,6 +297,6 @@ mod tests {
             assert_eq!(serde_json::to_string(&line).expect("text"), text);
         }
         let roll_back: Line = serde_json::from_str(lines[3]).expect("a line");
-        assert_eq!(roll_back.to_string(), "step 20: rolled back: collapse");
+        assert_eq!(roll_back.to_string(), "step 20: rolled back from step 28: collapse");
     }
 }

@@ -12,7 +12,8 @@ use data2vec_core::Snapshot;
 use serde::{Deserialize, Serialize};
 
 pub use line::{
-    Action, ActionLine, HealthLine, HeldOutLine, Line, Pretraining, TrainLine, ValidationLine,
+    Action, ActionLine, HealthLine, HeldOutLine, Line, Pretraining, ProbeLine, TrainLine,
+    ValidationLine,
 };
 
 /// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a

@@ -76,6 +76,22 @@ impl<B: Send + 'static> Feed<B> {
         }
         Ok(batches)
     }
+
+    /// The names of all examples that were to be in `batches`, unusable ones too.
+    pub fn examples<D: Dataset<Batch = B>>(
+        &self,
+        dataset: &D,
+        seed: u64,
+        batches: &[(u64, Loaded<B>)],
+    ) -> Vec<String> {
+        let plan = self.loader.plan();
+        let of = |(_, loaded): &(u64, Loaded<B>)| {
+            let epoch = plan.epoch(seed, loaded.epoch);
+            let examples = epoch.batch(loaded.number % plan.batches());
+            examples.iter().map(|&index| dataset.name(index as usize)).collect::<Vec<_>>()
+        };
+        batches.iter().flat_map(of).collect()
+    }
 }
 
 /// Whether the batches of a step can be divided over the ranks.

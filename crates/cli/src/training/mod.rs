@@ -2,6 +2,7 @@
 //! end whenever it comes.
 
 mod agree;
+mod care;
 mod conduct;
 pub mod feed;
 mod saver;
@@ -12,11 +13,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use data2vec_core::loader::Plan;
 use data2vec_core::{Checkpoints, Dataset, Position, Ranks, Snapshot};
 use data2vec_torch_ext::dist::ProcessGroup;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use crate::curve;
 use crate::log::{Log, Outlets, clock};
@@ -27,13 +28,11 @@ use crate::record::End;
 use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
+pub use care::OnTrouble;
+use care::{Care, Trouble};
 pub use conduct::{Conduct, Opening};
 use feed::{Feed, Units, loader_config};
 use saver::Saver;
-use start::{Start, newest};
-
-/// Steps in a row whose loss or gradient is not finite before the run gives up.
-const MAX_SKIPPED: u32 = 10;
 
 /// How often memory that lies fallow is given back.
 const RELEASE_EVERY: Duration = Duration::from_secs(30);
@@ -53,6 +52,12 @@ pub trait Trainee {
     /// or gradient was not finite, and nothing has changed.
     fn take_step(&mut self, batches: &[(u64, &Self::Batch)]) -> Result<Option<TrainLine>>;
 
+    /// Multiplies the schedule's learning rates by this from now on.
+    fn scale_lr(&mut self, scale: f64);
+
+    /// What a batch holds, by name.
+    fn tensors(batch: &Self::Batch) -> Vec<(&'static str, Tensor)>;
+
     /// Before the first step: whether what is planned is possible.
     fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()>;
 
@@ -61,8 +66,8 @@ pub trait Trainee {
         Ok(None)
     }
 
-    /// What it makes of examples that it never trains on; `None` if there are none.
-    fn evaluate(&mut self) -> Result<Option<Line>>;
+    /// What it makes of examples that it never trains on; nothing if there are none.
+    fn evaluate(&mut self) -> Result<Vec<Line>>;
 
     /// Takes note of an evaluation, made now or, before the run was stopped, by an earlier process.
     fn heed(&mut self, line: &Line, now: bool) -> Result<()>;
@@ -110,13 +115,24 @@ pub struct Run<T: Trainee, D> {
     /// Unusable examples that were met before training.
     bad_before: usize,
     pending: Pending,
+    care: Care,
+}
+
+/// How a stretch of training ended.
+enum Way {
+    /// All steps are done.
+    Finished,
+    /// Somebody wants it to end, with this exit code.
+    Stopped(u8),
+    /// It went wrong, and goes on from an earlier checkpoint.
+    Back(Trouble),
 }
 
 impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     /// Takes over the newest undamaged checkpoint in `folder`, if there is any. `bad_before` examples are
     /// known to be unusable.
     pub fn resume(
-        mut trainee: T,
+        trainee: T,
         dataset: Arc<D>,
         folder: RunFolder,
         (train, seed, units): (&TrainConfig, u64, Units),
@@ -130,44 +146,27 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             }
             false => None,
         };
-        let newest = ranks.first_alone(|| newest(checkpoints.as_ref()))?.flatten();
-        let start = newest.as_ref().map(|(start, _)| start.clone()).unwrap_or_default();
-        let start: Start = toml::from_str(&ranks.from_first(&toml::to_string(&start)?)?)?;
-        let Start { step, next_batch, pending } = start;
-        if let Some(step) = step {
-            let path = newest.map(|(_, path)| path).unwrap_or_default();
-            trainee.load(&path, step)?;
-            tell!("going on from step {step} ({})", path.display());
-        }
-        let saved = step;
-        let position = (trainee.step(), train.steps);
-        let log = match outlets {
-            Some(outlets) => {
-                let (log, lines) = Log::open(&folder, outlets, position, units.name)?;
-                for line in lines.iter().filter(|line| line.is_evaluation()) {
-                    trainee.heed(line, false)?;
-                }
-                log
-            }
-            None => Log::silent(position, units.name),
-        };
-        let train = train.clone();
-        Ok(Self {
+        let log = Log::silent((trainee.step(), train.steps), units.name);
+        let mut run = Self {
             trainee,
-            train,
+            train: train.clone(),
             seed,
             units,
             folder,
             dataset,
-            next_batch,
-            saved,
+            next_batch: 0,
+            saved: None,
             saver: checkpoints.map(Saver::new),
             log,
             reporter: None,
             ranks,
             bad_before,
-            pending,
-        })
+            pending: Pending::default(),
+            care: Care::new(train.steps),
+        };
+        let newest = run.newest(&[u64::MAX])?;
+        run.stand(newest, outlets)?;
+        Ok(run)
     }
 
     /// Whether the run writes a page about itself.
@@ -178,90 +177,19 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
 
     /// Trains to the end, or until somebody stops it.
     pub fn train(&mut self, stop: &Stop) -> Result<ExitCode> {
-        let train = self.train.clone();
-        if self.trainee.step() >= train.steps {
+        if self.trainee.step() >= self.train.steps {
             tell!("this run is finished: {} steps", self.trainee.step());
             return self.finish(Duration::ZERO);
         }
-        let mut config = loader_config(&train, self.seed, self.units);
-        config.max_bad -= self.bad_before.min(config.max_bad);
-        let (dataset, next) = (self.dataset.clone(), self.next_batch);
-        let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.ranks)?;
-        if self.trainee.step() == 0 {
-            self.trainee.rehearse(feed.loader.plan(), &self.log)?;
-            self.evaluate()?;
-            self.report(true);
-        }
-        self.log.begin();
         let (started, spent) = (Instant::now(), self.spent());
-        let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
-        let (mut skipped, mut released) = (0, Instant::now());
-        let mut stopped = None;
-        while self.trainee.step() < train.steps {
-            let batches = feed.step(self.next_batch);
-            let news = self.new_bad(&feed.loader)?;
-            let batches = batches?;
-            let size: u64 = batches.iter().map(|(_, loaded)| loaded.size).sum();
-            let all = self.agree(stop, batches.len(), size, &news)?;
-            stopped = all.stop;
-            if stopped.is_some() {
-                break;
+        let mut waited = Duration::ZERO;
+        let stopped = loop {
+            match self.stretch(stop, &mut waited)? {
+                Way::Finished => break None,
+                Way::Stopped(code) => break Some(code),
+                Way::Back(trouble) => self.roll_back(&trouble)?,
             }
-            self.next_batch += train.accumulate as u64;
-            if all.batches == 0 {
-                continue; // not one usable example in all of them
-            }
-            units += all.size / self.units.size;
-            let epoch = self.next_batch as f64 / feed.loader.batches_per_epoch() as f64;
-            let batches: Vec<_> = batches.iter().map(|(place, l)| (*place, &l.batch)).collect();
-            let line = self.trainee.take_step(&batches)?;
-            let step = self.trainee.step();
-            match &line {
-                Some(line) => {
-                    skipped = 0;
-                    self.pending.mean.add(line, train.clip_norm);
-                }
-                None => {
-                    skipped += 1;
-                    self.log.say(&format!("note: step {step} is not finite, nothing was changed"));
-                    if skipped >= MAX_SKIPPED {
-                        bail!(
-                            "{MAX_SKIPPED} steps in a row were not finite; try a lower schedule.lr"
-                        );
-                    }
-                }
-            }
-            self.log.step(step);
-            self.saver.as_mut().map_or(Ok(()), Saver::check)?;
-            if released.elapsed() > RELEASE_EVERY {
-                data2vec_torch_ext::release_freed_memory();
-                released = Instant::now();
-            }
-            let last_step = step == train.steps;
-            if (step.is_multiple_of(train.log_every) || last_step) && line.is_some() {
-                let took = since.elapsed();
-                let mut line = self.pending.mean.take();
-                line.epoch = epoch;
-                line.units_per_second = units / took.as_secs_f64();
-                let now = feed.loader.waited();
-                line.waiting = (now - waited).as_secs_f64() / took.as_secs_f64();
-                line.bad_examples = self.bad_before + self.pending.bad.len();
-                (since, units, waited) = (Instant::now(), 0.0, now);
-                self.log.line(&Line::Train(line))?;
-                self.examine(&batches)?;
-            }
-            if step.is_multiple_of(train.eval_every) || last_step {
-                let before = Instant::now();
-                self.evaluate()?;
-                if !last_step && self.reporter.as_ref().is_some_and(Reporter::is_due) {
-                    self.report(true);
-                }
-                since += before.elapsed(); // an evaluation is no training time
-            }
-            if step.is_multiple_of(train.save_every) || last_step {
-                self.save()?;
-            }
-        }
+        };
         let took = started.elapsed();
         if let Some(code) = stopped {
             self.save()?;
@@ -273,13 +201,96 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             return Ok(ExitCode::from(code));
         }
         let share = |time: Duration| 100.0 * time.as_secs_f64() / took.as_secs_f64();
-        tell!("waited for data {:.1} % of the time", share(feed.loader.waited()));
+        tell!("waited for data {:.1} % of the time", share(waited));
         if self.ranks.count() > 1 {
             let spent = self.spent().saturating_sub(spent);
             tell!("exchanged with the other processes {:.1} % of the time", share(spent));
         }
         self.wait_for_saver()?;
         self.finish(took)
+    }
+
+    /// Trains from where the run stands until something ends that. Adds the time for which it waited for data.
+    fn stretch(&mut self, stop: &Stop, waited_in_all: &mut Duration) -> Result<Way> {
+        let train = self.train.clone();
+        let mut config = loader_config(&train, self.seed, self.units);
+        config.max_bad -= self.bad_before.min(config.max_bad);
+        let (dataset, next) = (self.dataset.clone(), self.next_batch);
+        let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.ranks)?;
+        if self.trainee.step() == 0 {
+            self.trainee.rehearse(feed.loader.plan(), &self.log)?;
+            self.evaluate()?;
+            self.report(true);
+        }
+        self.log.begin();
+        let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
+        let mut released = Instant::now();
+        let mut way = Way::Finished;
+        while self.trainee.step() < train.steps {
+            let batches = feed.step(self.next_batch);
+            let news = self.new_bad(&feed.loader)?;
+            let batches = batches?;
+            let size: u64 = batches.iter().map(|(_, loaded)| loaded.size).sum();
+            let all = self.agree(stop, batches.len(), size, &news)?;
+            if let Some(code) = all.stop {
+                way = Way::Stopped(code);
+                break;
+            }
+            self.next_batch += train.accumulate as u64;
+            if all.batches == 0 {
+                continue; // not one usable example in all of them
+            }
+            units += all.size / self.units.size;
+            let epoch = self.next_batch as f64 / feed.loader.batches_per_epoch() as f64;
+            let places: Vec<_> = batches.iter().map(|(place, l)| (*place, &l.batch)).collect();
+            let line = self.trainee.take_step(&places)?;
+            let step = self.trainee.step();
+            match &line {
+                Some(line) => {
+                    self.care.skipped = 0;
+                    self.pending.mean.add(line, train.clip_norm);
+                }
+                None => self.skip(&feed, &batches)?,
+            }
+            self.log.step(step);
+            self.saver.as_mut().map_or(Ok(()), Saver::check)?;
+            if released.elapsed() > RELEASE_EVERY {
+                data2vec_torch_ext::release_freed_memory();
+                released = Instant::now();
+            }
+            let last_step = step == train.steps;
+            let is_logged = (step.is_multiple_of(train.log_every) || last_step) && line.is_some();
+            if is_logged {
+                let took = since.elapsed();
+                let mut line = self.pending.mean.take();
+                line.epoch = epoch;
+                line.units_per_second = units / took.as_secs_f64();
+                let now = feed.loader.waited();
+                line.waiting = (now - waited).as_secs_f64() / took.as_secs_f64();
+                line.bad_examples = self.bad_before + self.pending.bad.len();
+                (since, units, waited) = (Instant::now(), 0.0, now);
+                self.tell(Line::Train(line))?;
+                self.examine(&places)?;
+            }
+            let is_evaluated = step.is_multiple_of(train.eval_every) || last_step;
+            if is_evaluated {
+                let before = Instant::now();
+                self.evaluate()?;
+                if !last_step && self.reporter.as_ref().is_some_and(Reporter::is_due) {
+                    self.report(true);
+                }
+                since += before.elapsed(); // an evaluation is no training time
+            }
+            if let Some(trouble) = self.react(is_logged || is_evaluated)? {
+                way = Way::Back(trouble);
+                break;
+            }
+            if step.is_multiple_of(train.save_every) || last_step {
+                self.save()?;
+            }
+        }
+        *waited_in_all += feed.loader.waited();
+        Ok(way)
     }
 
     /// Time in exchanges with the other processes so far, waiting for them included.
@@ -290,7 +301,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     fn examine(&mut self, batches: &[(u64, &T::Batch)]) -> Result<()> {
         let ranks = self.ranks.clone();
         ranks.first_alone(|| match self.trainee.examine(batches)? {
-            Some(line) => self.log.line(&line),
+            Some(line) => self.tell(line),
             None => Ok(()),
         })?;
         Ok(())
@@ -299,9 +310,11 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     fn evaluate(&mut self) -> Result<()> {
         let ranks = self.ranks.clone();
         ranks.first_alone(|| {
-            let Some(line) = self.trainee.evaluate()? else { return Ok(()) };
-            self.log.line(&line)?;
-            self.trainee.heed(&line, true)
+            for line in self.trainee.evaluate()? {
+                self.trainee.heed(&line, true)?;
+                self.tell(line)?;
+            }
+            anyhow::Ok(())
         })?;
         Ok(())
     }

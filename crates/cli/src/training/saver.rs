@@ -24,6 +24,11 @@ impl Saver {
         Self { checkpoints: Arc::new(checkpoints), writing: None }
     }
 
+    /// Where they are.
+    pub fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
+    }
+
     /// Waits for the checkpoint before, copies what `copy` copies, and has it written. The lines of
     /// `metrics`, which belong to the same step, reach the disk first.
     pub fn save(

@@ -119,6 +119,20 @@ pub fn corpus(dir: &Path) -> PathBuf {
     data
 }
 
+/// Recordings of which those that `is_loud` says are far beyond what numbers hold once they are squared.
+pub fn loud(dir: &Path, is_loud: impl Fn(usize) -> bool) -> PathBuf {
+    let data = corpus(dir);
+    for i in (0..20).filter(|&i| is_loud(i)) {
+        let sound: Vec<f32> = sound(1.0 + 0.05 * i as f64, i as u64);
+        let sound: Vec<f32> = sound.into_iter().map(|x| x * 1e37).collect();
+        fs::write(data.join(format!("speaker/{i:02}.wav")), wav(&sound)).unwrap();
+    }
+    data
+}
+
+/// Loud recordings reach the model as they are.
+pub const AS_THEY_ARE: [&str; 2] = ["features.normalize=false", "train.held_out=0"];
+
 /// The program, with one thread of computing: two runs do the same sums in the same order.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_data2vec"));
@@ -295,6 +309,11 @@ pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
 pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The lines that tell of actions.
+pub fn actions(run: &Path) -> Vec<Value> {
+    metrics(run).into_iter().filter(|line| line["kind"] == "action").collect()
 }
 
 /// The same without what depends on the clock.
