@@ -10,6 +10,7 @@ use data2vec_core::encoder::read_config;
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Checkpoints, Dataset, HeadTask, pickle};
 use data2vec_nlp::{LabelledTextConfig, LabelledTexts, TextDataConfig, TextDataset, Tokenizer};
+use data2vec_source::{Source, SourceConfig};
 use data2vec_speech::lm::LanguageModel;
 use data2vec_speech::{LabelledSpeech, LabelledSpeechConfig, SpeechDataConfig, SpeechDataset};
 use data2vec_speech::{WaveEncoder, WaveEncoderConfig};
@@ -17,7 +18,7 @@ use data2vec_vision::{PatchEncoderConfig, Positions, VisionDataConfig, VisionDat
 use serde::de::DeserializeOwned;
 
 /// Names of all parsers: `fuzz/corpus` has a folder for each.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 14] = [
     "arpa",
     "checkpoint",
     "dictionary",
@@ -27,6 +28,7 @@ pub const NAMES: [&str; 13] = [
     "manifest",
     "pickle",
     "safetensors",
+    "shard",
     "table",
     "text",
     "tokenizer",
@@ -54,6 +56,7 @@ pub fn parser(name: &str) -> Parser {
         "manifest" => Box::new(manifest),
         "pickle" => Box::new(pickle),
         "safetensors" => Box::new(safetensors),
+        "shard" => Box::new(shard),
         "table" => table(),
         "text" => Box::new(text),
         "tokenizer" => Box::new(tokenizer),
@@ -158,6 +161,28 @@ fn pickle(folder: &Path, bytes: &[u8]) -> bool {
 
 fn safetensors(folder: &Path, bytes: &[u8]) -> bool {
     read_tensors(&write(folder, "model.safetensors", bytes)).is_ok()
+}
+
+/// The first byte tells which kind of shard it is.
+fn shard(folder: &Path, bytes: &[u8]) -> bool {
+    let Some((kind, bytes)) = bytes.split_first() else { return false };
+    let name = ["a.tar", "a.jsonl", "a.tar.gz", "a.jsonl.gz"][usize::from(kind % 4)];
+    let path = write(folder, name, bytes);
+    let config = SourceConfig {
+        shards: vec![path.display().to_string()],
+        cache_bytes: 1 << 24,
+        ..SourceConfig::default()
+    };
+    let Ok(source) = Source::open(&config, &folder.join("cache"), &mut |_| ()) else {
+        return false;
+    };
+    let read = |index: usize| {
+        let fields = source.fields(index).expect("a good index");
+        source.read(index).is_ok_and(|example| example.fields.len() <= fields.len())
+    };
+    // Each, so that none hides behind a good one.
+    let good: Vec<bool> = (0..source.len().min(100)).map(read).collect();
+    read(source.len() - 1) | good.contains(&true)
 }
 
 /// The first byte tells which kind of file it is.

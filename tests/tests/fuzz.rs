@@ -20,5 +20,5 @@ macro_rules! parsers {
 }
 
 parsers! {
-    arpa checkpoint dictionary encoder idx kenlm manifest pickle safetensors table text tokenizer transcripts
+    arpa checkpoint dictionary encoder idx kenlm manifest pickle safetensors shard table text tokenizer transcripts
 }

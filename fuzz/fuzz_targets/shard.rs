@@ -1,0 +1,3 @@
+#![no_main]
+
+data2vec_fuzz::target!("shard");
