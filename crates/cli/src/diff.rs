@@ -144,8 +144,9 @@ impl Run {
 
     /// How it stands: steps and figures, but not how fast it was.
     fn results(&self) -> BTreeMap<String, String> {
-        let clock = ["train/units_per_second", "train/waiting"];
-        let figures = self.figures.iter().filter(|(tag, _)| !clock.contains(&tag.as_str()));
+        let clock = ["train/units_per_second", "train/waiting", "train/phases/"];
+        let of_clock = |tag: &str| clock.iter().any(|begin| tag.starts_with(begin));
+        let figures = self.figures.iter().filter(|(tag, _)| !of_clock(tag));
         let mut results: BTreeMap<String, String> =
             figures.map(|(tag, value)| (tag.clone(), number(*value))).collect();
         results.insert("step".into(), self.step.to_string());

@@ -73,6 +73,12 @@ fn metrics_are_in_order_and_finite() {
     let train: Vec<_> = lines.iter().filter(|line| line["kind"] == "train").collect();
     assert!(train.windows(2).all(|pair| pair[0]["epoch"].as_f64() < pair[1]["epoch"].as_f64()));
     assert!(train.iter().all(|line| line["units_per_second"].as_f64() > Some(0.0)));
+    for line in train {
+        let phases = line["phases"].as_object().unwrap();
+        let names: Vec<&str> = phases.keys().map(String::as_str).collect();
+        assert_eq!(names, ["backward", "data", "ema", "embed", "optimizer", "student", "teacher"]);
+        assert!(phases["backward"].as_f64() > Some(0.0), "{line}");
+    }
 }
 
 #[test]

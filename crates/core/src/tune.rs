@@ -251,7 +251,7 @@ impl<F: FeatureEncoder> TuneState<F> {
             let at = [self.step, place];
             tch::manual_seed(seed_for(self.steps.seed, Purpose::Step, &at) as i64);
             let mut rng = stream(self.steps.seed, Purpose::Step, &at);
-            let scored = self.score(batch, Some(&mut rng))?;
+            let scored = scope(c"forward", || self.score(batch, Some(&mut rng)))?;
             scope(c"backward", || scored.loss.f_backward())?;
             count += batch.batch.rows();
             losses.push(scored.loss.detach());
@@ -263,7 +263,9 @@ impl<F: FeatureEncoder> TuneState<F> {
         let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;
         let loss = loss / count;
         let grad_norm = match loss.is_finite() {
-            true => self.optimizer.step(self.step + 1, lr, count, self.steps.clip_norm)?,
+            true => scope(c"optimizer", || {
+                self.optimizer.step(self.step + 1, lr, count, self.steps.clip_norm)
+            })?,
             false => f64::NAN,
         };
         self.step += 1;

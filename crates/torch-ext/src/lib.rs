@@ -19,4 +19,4 @@ pub use process::{
     compute_on_this_thread_alone, keep_freed_memory, libtorch_version, load_cuda,
     release_freed_memory, set_deterministic,
 };
-pub use profile::{Op, profile, scope};
+pub use profile::{Op, profile, scope, take_spent};

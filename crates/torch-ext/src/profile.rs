@@ -1,6 +1,8 @@
 //! What LibTorch computes, operator by operator.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::time::{Duration, Instant};
 
 use tch::TchError;
 
@@ -50,8 +52,13 @@ pub fn profile<T>(body: impl FnOnce() -> T) -> Result<(T, Vec<Op>), TchError> {
     Ok((value, ops))
 }
 
-/// Runs `body` as a part of the work that profilers know by `name`.
-pub fn scope<T>(name: &CStr, body: impl FnOnce() -> T) -> T {
+thread_local! {
+    /// What this thread's parts have taken since they were last asked for.
+    static SPENT: RefCell<Vec<(&'static CStr, Duration)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Runs `body` as a part of the work that profilers know by `name`, and takes its time.
+pub fn scope<T>(name: &'static CStr, body: impl FnOnce() -> T) -> T {
     /// Ends the part also when `body` panics.
     struct End(*mut c_void);
     impl Drop for End {
@@ -61,10 +68,24 @@ pub fn scope<T>(name: &CStr, body: impl FnOnce() -> T) -> T {
         }
     }
     let mut end = End(std::ptr::null_mut());
+    let start = Instant::now();
     // A part that cannot be named is still work to be done.
     // SAFETY: the name outlives the call, which copies it.
     let _ = check(|error| unsafe { d2v_scope_begin(name.as_ptr(), &mut end.0, error) });
-    body()
+    let value = body();
+    let took = start.elapsed();
+    SPENT.with_borrow_mut(|spent| match spent.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, all)) => *all += took,
+        None => spent.push((name, took)),
+    });
+    value
+}
+
+/// How long each [`scope`] of this thread has taken since this was last asked, by name, in the order in which they
+/// first ended. On a GPU that is the time to launch the work.
+pub fn take_spent() -> Vec<(String, Duration)> {
+    let spent = SPENT.take();
+    spent.into_iter().map(|(name, took)| (name.to_string_lossy().into_owned(), took)).collect()
 }
 
 /// # Safety
@@ -129,5 +150,19 @@ mod tests {
         let others: f64 = ops.iter().filter(|op| !op.is_scope).map(|op| op.seconds).sum();
         assert_eq!(part.name, "part");
         assert!(part.calls == 1 && part.seconds >= others && others > 0.0, "{ops:?}");
+    }
+
+    #[test]
+    fn parts_tell_what_they_took() {
+        drop(take_spent());
+        let sleep = |milliseconds| std::thread::sleep(Duration::from_millis(milliseconds));
+        scope(c"a", || sleep(20));
+        scope(c"b", || sleep(5));
+        scope(c"a", || sleep(20));
+        let spent = take_spent();
+        let names: Vec<&str> = spent.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(spent[0].1 >= Duration::from_millis(40) && spent[1].1 >= Duration::from_millis(5));
+        assert!(take_spent().is_empty());
     }
 }

@@ -48,6 +48,9 @@ pub struct TrainLine {
     pub units_per_second: f64,
     /// Share of the time that the model waited for data.
     pub waiting: f64,
+    /// Seconds that each part of a step took, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phases: BTreeMap<String, f64>,
     /// Unusable examples met so far.
     pub bad_examples: usize,
 }
@@ -177,7 +180,7 @@ impl Line {
 
     /// Its figures by tag, as in `train/loss`; undefined ones are missing.
     pub fn scalars(&self) -> Vec<(String, f64)> {
-        let named = |kind: &str, figures: &[(&str, f64)]| {
+        let named = |kind: &str, figures: &[(&str, f64)]| -> Vec<(String, f64)> {
             figures.iter().map(|(name, value)| (format!("{kind}/{name}"), *value)).collect()
         };
         match self {
@@ -200,7 +203,9 @@ impl Line {
                         ("ema_decay", line.ema_decay),
                     ]);
                 }
-                named("train", &figures)
+                let phases = line.phases.iter();
+                let phases = phases.map(|(name, value)| (format!("train/phases/{name}"), *value));
+                named("train", &figures).into_iter().chain(phases).collect()
             }
             Self::HeldOut(line) => {
                 let mut figures = vec![("loss", line.loss)];

@@ -102,6 +102,15 @@ pub const KNOWN: &[Known] = &[
         tags: &[("train/units_per_second", "a second")],
     },
     Known {
+        group: SPEED, title: "Where a step’s time goes", log: false, zero: true,
+        hint: "Seconds a step. On a GPU: until the work is handed over.",
+        tags: &[
+            ("train/phases/embed", "local encoder"), ("train/phases/teacher", "teacher"), ("train/phases/student", "student"),
+            ("train/phases/forward", "forward"), ("train/phases/backward", "backward"), ("train/phases/optimizer", "optimizer"),
+            ("train/phases/ema", "moving the teacher"), ("train/phases/data", "waiting for data"),
+        ],
+    },
+    Known {
         group: SPEED, title: "Waiting for data", log: false, zero: true,
         hint: "Share of the time that the model had nothing to do. Above 0.05: raise train.workers, or move the data to a faster disk.",
         tags: &[("train/waiting", "share")],

@@ -8,6 +8,7 @@ pub mod feed;
 mod saver;
 mod start;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use anyhow::Result;
 use data2vec_core::loader::Plan;
 use data2vec_core::{Checkpoints, Dataset, Position, Ranks, Snapshot};
 use data2vec_torch_ext::dist::ProcessGroup;
+use data2vec_torch_ext::take_spent;
 use tch::{Device, Tensor};
 
 use crate::curve;
@@ -116,6 +118,31 @@ pub struct Run<T: Trainee, D> {
     bad_before: usize,
     pending: Pending,
     care: Care,
+}
+
+/// What the parts of steps have taken since the last line.
+#[derive(Default)]
+struct Phases {
+    spent: BTreeMap<String, Duration>,
+    steps: u32,
+}
+
+impl Phases {
+    /// Adds a step.
+    fn add(&mut self, spent: Vec<(String, Duration)>) {
+        self.steps += 1;
+        for (name, took) in spent {
+            *self.spent.entry(name).or_default() += took;
+        }
+    }
+
+    /// Seconds a step, with what it `waited` for data; starts anew.
+    fn take(&mut self, waited: Duration) -> BTreeMap<String, f64> {
+        self.spent.insert("data".into(), waited);
+        let Self { spent, steps } = std::mem::take(self);
+        let mean = |took: Duration| took.as_secs_f64() / f64::from(steps);
+        spent.into_iter().map(|(name, took)| (name, mean(took))).collect()
+    }
 }
 
 /// How a stretch of training ended.
@@ -224,6 +251,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         }
         self.log.begin();
         let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
+        let mut phases = Phases::default();
         let mut released = Instant::now();
         let mut way = Way::Finished;
         while self.trainee.step() < train.steps {
@@ -243,7 +271,9 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             units += all.size / self.units.size;
             let epoch = self.next_batch as f64 / feed.loader.batches_per_epoch() as f64;
             let places: Vec<_> = batches.iter().map(|(place, l)| (*place, &l.batch)).collect();
+            drop(take_spent()); // by what was looked at in between
             let line = self.trainee.take_step(&places)?;
+            phases.add(take_spent());
             let step = self.trainee.step();
             match &line {
                 Some(line) => {
@@ -267,6 +297,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 line.units_per_second = units / took.as_secs_f64();
                 let now = feed.loader.waited();
                 line.waiting = (now - waited).as_secs_f64() / took.as_secs_f64();
+                line.phases = phases.take(now - waited);
                 line.bad_examples = self.bad_before + self.pending.bad.len();
                 (since, units, waited) = (Instant::now(), 0.0, now);
                 self.tell(Line::Train(line))?;

@@ -320,7 +320,7 @@ pub fn actions(run: &Path) -> Vec<Value> {
 pub fn timeless_metrics(run: &Path) -> Vec<Value> {
     let mut lines = metrics(run);
     for line in &mut lines {
-        for key in ["units_per_second", "waiting"] {
+        for key in ["units_per_second", "waiting", "phases"] {
             line.as_object_mut().unwrap().remove(key);
         }
     }
