@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use serde::Serialize;
 use serde_json::json;
 
 use super::diagnosis::{Diagnosis, Verdict};
+use super::reference::Comparison;
 use crate::metrics::{self, Line};
 use crate::page::{curves, number};
 use crate::recipe;
@@ -35,16 +37,28 @@ pub fn run(args: &Args) -> ExitCode {
 
 /// Prints what is found. Whether it is grave.
 fn examine(args: &Args) -> Result<bool> {
-    let steps = recipe::steps(&recipe::of_run(&args.run)?);
-    let lines = metrics::read(&args.run.join("metrics.jsonl"))?;
+    let recipe = recipe::of_run(&args.run)?;
+    let (steps, lines) = (recipe::steps(&recipe), metrics::read(&args.run.join("metrics.jsonl"))?);
     let diagnosis = Diagnosis::of(&lines, steps);
+    let beside = Comparison::of(&recipe, &lines);
     if args.json {
-        out!("{}", json!(diagnosis));
+        out!("{}", json!(Told { diagnosis: &diagnosis, beside }));
     } else {
         tell(&args.run, &diagnosis, steps);
         course(&lines).iter().for_each(|line| out!("  {line}"));
+        let table = beside.iter().flat_map(Comparison::table);
+        table.for_each(|line| out!("  {line}"));
     }
     Ok(diagnosis.is_grave())
+}
+
+/// What `--json` tells.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    diagnosis: &'a Diagnosis,
+    /// A quick start's run, if this one is like it.
+    beside: Option<Comparison>,
 }
 
 fn tell(run: &Path, diagnosis: &Diagnosis, steps: u64) {

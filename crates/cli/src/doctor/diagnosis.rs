@@ -15,7 +15,7 @@ const FEWEST: usize = 5;
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Healthy,
-    /// There are hints, or there was trouble.
+    /// There are hints, or there was grave trouble.
     Suspicious,
     Collapsed,
     Diverged,
@@ -87,6 +87,8 @@ impl Diagnosis {
         };
         let actions: Vec<ActionLine> = lines.iter().filter_map(action).collect();
         let graves = || findings.iter().filter(|f| f.is_grave && f.until.is_none());
+        // A hint that has gone away was none.
+        let doubts = findings.iter().any(|f| f.is_grave || f.until.is_none());
         let trained = lines.iter().filter(|line| matches!(line, Line::Train(_))).count();
         let pretrains =
             lines.iter().any(|line| matches!(line, Line::Train(t) if t.pretraining.is_some()));
@@ -94,7 +96,7 @@ impl Diagnosis {
             Verdict::Diverged
         } else if graves().next().is_some() {
             Verdict::Collapsed
-        } else if !findings.is_empty() || actions.iter().any(|line| line.action != Action::Warn) {
+        } else if doubts || actions.iter().any(|line| line.action != Action::Warn) {
             Verdict::Suspicious
         } else if trained < FEWEST || (pretrains && !watch.has_begun()) {
             Verdict::TooEarly

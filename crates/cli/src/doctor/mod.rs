@@ -4,6 +4,7 @@
 mod command;
 mod diagnosis;
 mod figures;
+mod reference;
 mod sign;
 mod watch;
 #[cfg(test)]

@@ -129,7 +129,12 @@ impl Metrics {
 
 /// All whole lines of the file; none if there is no file.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    Ok(text(path)?.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    Ok(parse(&text(path)?))
+}
+
+/// All whole lines of `text`.
+pub fn parse(text: &str) -> Vec<Line> {
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// The file as it is; nothing if there is none.
