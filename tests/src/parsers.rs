@@ -138,7 +138,7 @@ fn idx(folder: &Path, bytes: &[u8]) -> bool {
     };
     let config: VisionDataConfig =
         settings("crop_scale = [0.2, 1.0]\ncrop_ratio = [0.75, 1.33]\nflip = 0.5");
-    let Ok(images) = VisionDataset::open(path, &config, &features) else { return false };
+    let Ok(images) = VisionDataset::open(path, &config, &features, None) else { return false };
     let mut rng = stream(1, Purpose::Step, &[0]);
     images.load(images.len() - 1, &mut rng).is_ok()
 }

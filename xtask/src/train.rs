@@ -35,7 +35,7 @@ pub struct Train {
 /// What the user typed of a run, whatever is trained.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Run {
-    /// A data set of the catalog, a folder, or a file [default: the catalog's for this modality]
+    /// A data set of the catalog, a folder, a file, or shards [default: the catalog's for this modality]
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub data: Option<String>,
     /// Where checkpoints, logs and the encoder go [default: runs/RECIPE]
@@ -198,6 +198,10 @@ pub fn find_data<'a>(
     Ok(match &run.data {
         None => Data::Named(default()?.name.clone()),
         Some(data) if files.exists(Path::new(data)) => Data::Path(PathBuf::from(data)),
+        // Shards, as the program finds them itself.
+        Some(data) if data.contains(['{', '*', '?']) || data.contains("://") => {
+            Data::Path(PathBuf::from(data))
+        }
         Some(data) if data.contains(['/', '\\', '.']) => {
             bail!("--data {data}: there is no such folder or file")
         }

@@ -63,6 +63,10 @@ fn defaults_depend_on_what_is_given() {
     };
     case("speech", "/repo/recipes/speech-tiny.toml", small(), "/repo/runs/speech-tiny");
     case("speech --data /corpus", "/repo/recipes/speech.toml", corpus(), "/repo/runs/speech");
+    let pattern = "/shards/x-{000..017}.tar";
+    let shards = Data::Path(PathBuf::from(pattern));
+    let line = format!("speech --data {pattern}");
+    case(&line, "/repo/recipes/speech.toml", shards, "/repo/runs/speech");
     case("speech --data small", "/repo/recipes/speech.toml", small(), "/repo/runs/speech");
     case(
         "speech --recipe speech-2.0",

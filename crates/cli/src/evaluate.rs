@@ -27,7 +27,7 @@ pub struct Args {
     /// Folder of a fine-tuned model
     #[arg(long)]
     model: PathBuf,
-    /// Labelled examples: a folder or a file
+    /// Labelled examples: a folder, a file, or shards
     #[arg(long)]
     data: PathBuf,
     /// Which of them: as fine-tuning divided them, or all

@@ -31,7 +31,7 @@ pub struct Args {
     /// Folder with encoder.safetensors and encoder.toml
     #[arg(long)]
     encoder: PathBuf,
-    /// Labelled examples: a folder or a file
+    /// Labelled examples: a folder, a file, or shards
     #[arg(long)]
     data: PathBuf,
     /// Folder of the run: checkpoints, metrics, curve, model
@@ -173,7 +173,7 @@ fn train<M: Tunable>(
         model,
         judged: None,
     };
-    let run = Run::resume(tunee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
+    let run = Run::resume(tunee, dataset, folder, parts, &bad, ranks.clone(), outlets)?;
     run.reporting(args.conduct.reports(ranks)).train(stop)
 }
 

@@ -97,7 +97,8 @@ enum Command {
 pub struct PretrainArgs {
     /// A recipe: a TOML file that tells the whole run
     recipe: PathBuf,
-    /// A folder of recordings, a manifest, or one file
+    /// A folder of recordings, images or texts, a manifest, one file; or shards: a folder of .tar or .parquet, a
+    /// pattern as in "data-{000..041}.tar"
     #[arg(long)]
     data: PathBuf,
     /// Folder of the run: checkpoints, metrics, curve, encoder

@@ -110,7 +110,7 @@ fn train<M: Tunable>(
         shown: examples.held_out,
     };
     let parts = (&train, seed, M::UNITS);
-    let run = Run::resume(pretrainee, dataset, folder, parts, bad.len(), ranks.clone(), outlets)?;
+    let run = Run::resume(pretrainee, dataset, folder, parts, &bad, ranks.clone(), outlets)?;
     run.reporting(args.conduct.reports(ranks)).train(stop)
 }
 

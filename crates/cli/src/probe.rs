@@ -27,7 +27,7 @@ pub struct Args {
     /// Folder with encoder.safetensors and encoder.toml
     #[arg(long)]
     encoder: PathBuf,
-    /// Labelled examples to learn from: a folder for each class, a table of labels, …
+    /// Labelled examples to learn from: a folder for each class, a table of labels, shards, …
     #[arg(long)]
     data: PathBuf,
     /// Labelled examples to tell; without it those for validation that --data has of its own, or a

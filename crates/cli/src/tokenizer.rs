@@ -18,7 +18,7 @@ pub enum Command {
 /// What `tokenizer train` is told.
 #[derive(clap::Args)]
 pub struct Train {
-    /// A folder of texts (.txt, .md, .jsonl, and .gz of them), or one file
+    /// A folder of texts (.txt, .md, .jsonl, and .gz of them), one file, or shards
     #[arg(long)]
     data: PathBuf,
     /// Entries of the vocabulary, `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` among them

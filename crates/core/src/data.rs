@@ -32,6 +32,9 @@ pub trait Dataset: Send + Sync + 'static {
     /// What to call the example in a message: its path, its line.
     fn name(&self, index: usize) -> String;
 
+    /// Told before the examples of a batch are loaded: what lies far away can be fetched at once.
+    fn prefetch(&self, _indices: &[u32]) {}
+
     /// Reads and prepares one example.
     ///
     /// # Errors

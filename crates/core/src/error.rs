@@ -55,6 +55,9 @@ pub enum Error {
         /// The last one's own error.
         last: String,
     },
+    /// Data cannot be had from where they are; the text tells the place.
+    #[error("{0}")]
+    Data(Box<dyn std::error::Error + Send + Sync>),
     /// The data loader cannot go on.
     #[error("data loader: {0}")]
     Loader(String),
@@ -78,6 +81,11 @@ impl Error {
     /// An [`Error::File`] at `path`.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_owned(), reason: reason.into() }
+    }
+
+    /// An [`Error::Data`].
+    pub fn data(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Data(Box::new(error))
     }
 
     /// An [`Error::Config`] of `key`.

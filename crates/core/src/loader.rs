@@ -297,6 +297,7 @@ impl<D: Dataset> Maker<D> {
         indices: &[u32],
         bad: &mut Vec<(usize, String, String)>,
     ) -> Result<Option<Loaded<D::Batch>>> {
+        self.dataset.prefetch(indices);
         let (mut examples, mut size) = (Vec::with_capacity(indices.len()), 0);
         for index in indices.iter().map(|&index| index as usize) {
             if self.stopped() {

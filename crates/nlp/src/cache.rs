@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Tokenizer,
-    corpus::{self, Flaws, Listing, Piece, Reading},
+    corpus::{Flaws, Piece, Reading},
+    listing::Listing,
 };
 
 /// Last bytes of a cache; others mean another format.
@@ -213,10 +214,10 @@ pub(crate) fn feed(
     send: &mut dyn FnMut((u64, Lines)) -> bool,
 ) -> Result<Flaws> {
     let (mut flaws, mut number, mut bytes, mut batch) = (Flaws::default(), 0, 0, Lines::new());
-    for (file, listed) in listing.files.iter().enumerate() {
-        let path = listing.root.join(&listed.path);
+    for file in 0..listing.files.len() {
+        let path = listing.path(file);
         let before = flaws.unusable.len();
-        let read = corpus::read(&path, reading, consumed, &mut flaws, &mut |piece| {
+        let read = listing.read(file, reading, consumed, &mut flaws, &mut |piece| {
             bytes += piece.text.len();
             batch.push((file, piece));
             if bytes < BATCH {
@@ -229,6 +230,10 @@ pub(crate) fn feed(
             Ok(go_on) => go_on,
             Err(Error::Io { source, .. }) => {
                 flaws.unusable.push(source.to_string());
+                true
+            }
+            Err(Error::Data(reason)) => {
+                flaws.unusable.push(reason.to_string());
                 true
             }
             Err(Error::File { path, reason }) => {

@@ -1,13 +1,10 @@
-//! Where texts are, and how files become documents: a folder tree or one file, of plain text or
-//! JSON lines, gzipped or not.
+//! How files become documents: plain text or JSON lines, gzipped or not.
 
 use std::{
-    collections::HashSet,
-    fs::{self, File},
+    fs::File,
     io::{BufRead, BufReader, Read},
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::AtomicU64,
-    time::UNIX_EPOCH,
 };
 
 use data2vec_core::{Error, Result};
@@ -20,9 +17,11 @@ use crate::{
 };
 
 /// Plain text, by file extension.
-const TEXT: [&str; 3] = ["txt", "text", "md"];
+pub(crate) const TEXT: [&str; 3] = ["txt", "text", "md"];
+/// One JSON object, in a shard.
+pub(crate) const OBJECT: &str = "json";
 /// One JSON object a line.
-const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
+pub(crate) const JSON_LINES: [&str; 2] = ["jsonl", "ndjson"];
 /// Longer lines are read in parts.
 const PART: usize = 1 << 20;
 /// A JSON line has to be held in memory as a whole; longer ones are refused.
@@ -60,97 +59,6 @@ pub(crate) struct Reading {
     pub invalid_utf8: InvalidUtf8,
 }
 
-/// Text files below a root.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    /// What relative paths are relative to.
-    pub root: PathBuf,
-    pub files: Vec<Listed>,
-    /// What could not be looked into, and why.
-    pub skipped: Vec<(PathBuf, String)>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Listed {
-    /// Relative to the root.
-    pub path: PathBuf,
-    pub bytes: u64,
-    /// Time of the last change in ns since 1970.
-    pub changed: u128,
-}
-
-impl Listing {
-    /// Text at `path`: a folder, or one file of any name.
-    pub fn of(path: &Path) -> Result<Self> {
-        let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
-        if meta.is_dir() {
-            return Self::walk(path);
-        }
-        let (Some(folder), Some(name), true) = (path.parent(), path.file_name(), meta.is_file())
-        else {
-            return Err(Error::file(path, "is neither a folder nor a file"));
-        };
-        let files = vec![listed(name.into(), &meta)];
-        Ok(Self { root: folder.to_owned(), files, ..Self::default() })
-    }
-
-    /// All text below `root`, in the order of the sorted names. Links are followed, each folder is
-    /// entered once; hidden files and folders are left out.
-    fn walk(root: &Path) -> Result<Self> {
-        let mut found = Self { root: root.to_owned(), ..Self::default() };
-        let mut entered = HashSet::new();
-        let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
-        while let Some(relative) = stack.pop() {
-            let path = root.join(&relative);
-            let is_root = relative.as_os_str().is_empty();
-            let looked = fs::metadata(&path).and_then(|meta| {
-                if !meta.is_dir() {
-                    if is_text(&relative) && meta.is_file() {
-                        found.files.push(listed(relative.clone(), &meta));
-                    } else if is_text(&relative) {
-                        // A pipe that nobody writes to would be waited for.
-                        found.skipped.push((path.clone(), "is no file".into()));
-                    }
-                } else if entered.insert(fs::canonicalize(&path)?) {
-                    let mut names = Vec::new();
-                    for entry in fs::read_dir(&path)? {
-                        let name = entry?.file_name();
-                        if !name.as_encoded_bytes().starts_with(b".") {
-                            names.push(name);
-                        }
-                    }
-                    names.sort();
-                    stack.extend(names.into_iter().rev().map(|name| relative.join(name)));
-                }
-                Ok(())
-            });
-            match looked {
-                Err(source) if is_root => return Err(Error::io(root, source)),
-                Err(source) => found.skipped.push((path, source.to_string())),
-                Ok(()) => {}
-            }
-        }
-        if found.files.is_empty() {
-            let known = [&TEXT[..], &JSON_LINES[..]].concat().join(", ");
-            return Err(Error::file(
-                root,
-                format!("no text in it (looked for {known}, and .gz of them)"),
-            ));
-        }
-        Ok(found)
-    }
-
-    /// Bytes of all files, as they are on the disk.
-    pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
-    }
-}
-
-fn listed(path: PathBuf, meta: &fs::Metadata) -> Listed {
-    let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    Listed { path, bytes: meta.len(), changed: changed.map_or(0, |time| time.as_nanos()) }
-}
-
 /// `name.jsonl.gz` to `jsonl`, and whether it is gzipped.
 fn kind(path: &Path) -> (String, bool) {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
@@ -159,7 +67,7 @@ fn kind(path: &Path) -> (String, bool) {
     (stem.rsplit_once('.').map_or("", |(_, end)| end).to_owned(), plain.is_some())
 }
 
-fn is_text(path: &Path) -> bool {
+pub(crate) fn is_text(path: &Path) -> bool {
     let (kind, _) = kind(path);
     TEXT.contains(&kind.as_str()) || JSON_LINES.contains(&kind.as_str())
 }
@@ -222,18 +130,31 @@ pub(crate) fn read(
     sink: &mut dyn FnMut(Piece) -> bool,
 ) -> Result<bool> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let size = file.metadata().map_or(u64::MAX, |meta| meta.len());
+    read_from(path, file, size, reading, consumed, flaws, sink)
+}
+
+/// The same of `file`, of so many bytes, that is called as `path` tells.
+pub(crate) fn read_from(
+    path: &Path,
+    file: impl Read,
+    size: u64,
+    reading: &Reading,
+    consumed: &AtomicU64,
+    flaws: &mut Flaws,
+    sink: &mut dyn FnMut(Piece) -> bool,
+) -> Result<bool> {
     let (kind, gzipped) = kind(path);
     let counted = Counted { inner: file, consumed };
     let mut lines: Box<dyn BufRead + '_> = match gzipped {
         false => Box::new(BufReader::with_capacity(PART, counted)),
         true => {
-            let bytes = fs::metadata(path).map_or(u64::MAX, |meta| meta.len());
-            let limit = bytes.saturating_mul(LARGEST_RATIO).max(1 << 24);
+            let limit = size.saturating_mul(LARGEST_RATIO).max(1 << 24);
             let unpacked = MultiGzDecoder::new(BufReader::with_capacity(PART, counted));
             Box::new(BufReader::with_capacity(PART, Limited { inner: unpacked, left: limit }))
         }
     };
-    let json = JSON_LINES.contains(&kind.as_str());
+    let json = JSON_LINES.contains(&kind.as_str()) || kind == OBJECT;
     let longest = if json { LONGEST_JSON } else { PART };
     let mut reader = LineReader { path, reading, number: 0, document: 0, in_document: false, json };
     let mut buffer = Vec::new();

@@ -20,7 +20,8 @@ use crate::{
     TokenEncoderConfig, Tokenizer,
     blocks::{Blocks, stretches},
     cache::{Cache, Document, Progress, feed},
-    corpus::{Documents, InvalidUtf8, Listing, Reading},
+    corpus::{Documents, InvalidUtf8, Reading},
+    listing::Listing,
 };
 
 /// Where a recipe's tokenizer comes from.
@@ -128,7 +129,8 @@ struct Corpus {
 
 impl TextDataset {
     /// Opens the texts at `path`: a folder with `.txt`, `.text`, `.md`, `.jsonl` and `.ndjson` files
-    /// anywhere below it, each of them gzipped or not, or one file.
+    /// anywhere below it, each of them gzipped or not, one file, or shards ([`data2vec_source`]) with a field or
+    /// column `txt`, `text`, or what `json_key` says.
     ///
     /// Token ids are kept in the folder `cache`, and made again when a file, its size or time, the
     /// tokenizer or the way of reading changed; `progress` is called meanwhile. So is a tokenizer that
@@ -146,7 +148,8 @@ impl TextDataset {
     ) -> Result<Self> {
         let (path, folder) = (path.as_ref(), cache.as_ref());
         config.validate()?;
-        let (listing, reading) = (Listing::of(path)?, config.reading());
+        let reading = config.reading();
+        let listing = Listing::of(path, &reading, Some(folder))?;
         let inputs = fingerprint(&listing, &reading);
         let tokenizer = match &config.tokenizer {
             TokenizerSource::File(path) => Tokenizer::load(path)?,
@@ -263,8 +266,8 @@ pub fn train_tokenizer(
     config: &TextDataConfig,
     entries: usize,
 ) -> Result<Tokenizer> {
-    let path = path.as_ref();
-    train_on(path, &Listing::of(path)?, &config.reading(), entries)
+    let (path, reading) = (path.as_ref(), config.reading());
+    train_on(path, &Listing::of(path, &reading, None)?, &reading, entries)
 }
 
 fn train_on(

@@ -2,26 +2,35 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
     sync::atomic::AtomicU64,
 };
 
+use bytes::Bytes;
 use data2vec_core::{Error, HeadTask, Result};
 
 use crate::{
     LabelledFiles, TextDataConfig,
-    corpus::{Flaws, Listing, Reading, read},
+    corpus::{Flaws, Reading},
     glue::{Kind, kind},
+    listing::Listing,
     tsv::{self, Skipped},
 };
 
 /// The files that [`TextDataset`](crate::TextDataset) reads, or tables of labelled texts.
 #[derive(Debug)]
 pub struct TextFiles {
-    files: Vec<PathBuf>,
+    files: Kept,
     reading: Reading,
-    is_labelled: bool,
-    skipped: Vec<(PathBuf, String)>,
+}
+
+#[derive(Debug)]
+enum Kept {
+    /// Texts.
+    Texts(Box<Listing>),
+    /// Tables of labelled texts.
+    Tables(Vec<PathBuf>),
 }
 
 /// What is in one of them.
@@ -51,41 +60,67 @@ impl TextFiles {
             let files: Vec<_> = [found.train].into_iter().chain(found.validation).collect();
             files.iter().all(is_table).then_some(files)
         };
-        if is_table(&path.to_owned()) {
-            let files = tables().unwrap_or_default();
-            return Ok(Self { files, reading, is_labelled: true, skipped: Vec::new() });
-        }
-        match (Listing::of(path), tables()) {
-            (Ok(listing), _) => {
-                let files = listing.files.into_iter().map(|file| listing.root.join(file.path));
-                let (files, skipped) = (files.collect(), listing.skipped);
-                Ok(Self { files, reading, is_labelled: false, skipped })
-            }
-            (Err(_), Some(files)) => {
-                Ok(Self { files, reading, is_labelled: true, skipped: Vec::new() })
-            }
-            (Err(error), None) => Err(error),
-        }
+        let files = match (is_table(&path.to_owned()), tables()) {
+            (true, Some(tables)) => Kept::Tables(tables),
+            (_, tables) => match (Listing::of(path, &reading, None), tables) {
+                (Err(_), Some(tables)) => Kept::Tables(tables),
+                (listing, _) => Kept::Texts(Box::new(listing?)),
+            },
+        };
+        Ok(Self { files, reading })
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.files.len()
+        match &self.files {
+            Kept::Texts(listing) => listing.files.len(),
+            Kept::Tables(tables) => tables.len(),
+        }
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.files.is_empty()
+        self.len() == 0
     }
 
     /// Where a file is.
-    pub fn path(&self, index: usize) -> &Path {
-        &self.files[index]
+    pub fn path(&self, index: usize) -> PathBuf {
+        match &self.files {
+            Kept::Texts(listing) => listing.path(index),
+            Kept::Tables(tables) => tables[index].clone(),
+        }
     }
 
     /// What could not be looked into, and why.
     pub fn skipped(&self) -> &[(PathBuf, String)] {
-        &self.skipped
+        match &self.files {
+            Kept::Texts(listing) => &listing.skipped,
+            Kept::Tables(_) => &[],
+        }
+    }
+
+    /// A file's relative path, what its name ends in, and its content as it is stored.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn stored(&self, index: usize) -> Result<(&Path, String, Bytes)> {
+        let (path, content) = match &self.files {
+            Kept::Texts(listing) => (listing.files[index].path.as_path(), listing.content(index)?),
+            Kept::Tables(tables) => {
+                let path = tables[index].as_path();
+                (path, fs::read(path).map_err(|e| Error::io(path, e))?.into())
+            }
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let (stem, end) = name.rsplit_once('.').unwrap_or((&name, ""));
+        let inner = stem.rsplit_once('.').filter(|_| end.eq_ignore_ascii_case("gz"));
+        let field = inner.map_or(end.to_owned(), |(_, inner)| format!("{inner}.{end}"));
+        Ok((path, field, content))
+    }
+
+    /// Whether they are tables of labelled texts.
+    pub fn are_tables(&self) -> bool {
+        matches!(self.files, Kept::Tables(_))
     }
 
     /// Reads a whole file.
@@ -93,13 +128,15 @@ impl TextFiles {
     /// # Errors
     /// [`Error::Io`] or [`Error::File`] if it cannot be read, or is not UTF-8 and that is refused.
     pub fn read(&self, index: usize) -> Result<TextFile> {
-        let path = &self.files[index];
-        if self.is_labelled { labelled(path) } else { self.texts(path) }
+        match &self.files {
+            Kept::Texts(listing) => self.texts(listing, index),
+            Kept::Tables(tables) => labelled(&tables[index]),
+        }
     }
 
-    fn texts(&self, path: &Path) -> Result<TextFile> {
+    fn texts(&self, listing: &Listing, index: usize) -> Result<TextFile> {
         let (mut file, mut flaws) = (TextFile::default(), Flaws::default());
-        read(path, &self.reading, &AtomicU64::new(0), &mut flaws, &mut |piece| {
+        listing.read(index, &self.reading, &AtomicU64::new(0), &mut flaws, &mut |piece| {
             let document = piece.document as usize;
             if file.documents.len() <= document {
                 file.documents.resize(document + 1, 0);

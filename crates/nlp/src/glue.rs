@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use data2vec_core::{Error, HeadTask, Result};
+use data2vec_source::{has_shards, is_of_shards};
 
 /// Columns or keys that hold the text, or the two texts of a pair; the first of these that are there.
-const TEXTS: [&[&str]; 8] = [
+pub(crate) const TEXTS: [&[&str]; 8] = [
     &["text_a", "text_b"],
     &["sentence1", "sentence2"], // MNLI, RTE, STS-B, WNLI
     &["premise", "hypothesis"],
@@ -16,9 +17,9 @@ const TEXTS: [&[&str]; 8] = [
     &["sentence"], // SST-2
 ];
 /// That hold a class. MNLI has annotators' labels beside the agreed one.
-const CLASSES: [&str; 4] = ["label", "gold_label", "is_duplicate", "Quality"];
+pub(crate) const CLASSES: [&str; 4] = ["label", "gold_label", "is_duplicate", "Quality"];
 /// That hold a number.
-const SCORE: &str = "score";
+pub(crate) const SCORE: &str = "score";
 
 /// The files of a corpus.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +33,14 @@ pub struct LabelledFiles {
 impl LabelledFiles {
     /// At `path`: one file, to train on, or a folder that holds `train.tsv` and perhaps `dev.tsv` (or
     /// `dev_matched.tsv` and `dev_mismatched.tsv`, `valid.tsv`, `validation.tsv`), or the same as `.jsonl`,
-    /// each of them gzipped or not; or a single file of such a kind.
+    /// each of them gzipped or not; or a single file of such a kind; or shards, and a folder with shards alone.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::File`] if nothing of that kind is there.
     pub fn of(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let io = |e| Error::io(path, e);
-        if !std::fs::metadata(path).map_err(io)?.is_dir() {
+        if is_of_shards(path) || !std::fs::metadata(path).map_err(io)?.is_dir() {
             return Ok(Self { train: path.to_owned(), validation: Vec::new() });
         }
         let mut files = Vec::new();
@@ -57,6 +58,7 @@ impl LabelledFiles {
         }
         match &files[..] {
             [one] => Ok(Self { train: one.clone(), validation: Vec::new() }),
+            [] if has_shards(path) => Ok(Self { train: path.to_owned(), validation: Vec::new() }),
             _ => {
                 let reason = format!(
                     "holds neither train.tsv nor train.jsonl, but {} files of labelled texts (.tsv, \

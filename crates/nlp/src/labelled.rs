@@ -91,7 +91,8 @@ struct Corpus {
 
 #[derive(Debug)]
 struct Example {
-    line: usize,
+    /// Its line, or its name in shards.
+    place: String,
     /// Hash of its texts.
     key: u64,
     ids: Vec<u32>,
@@ -136,7 +137,7 @@ impl LabelledTexts {
                     false
                 }
                 Err(reason) => {
-                    skipped.add(record.line, reason);
+                    skipped.add(format!("{}: {reason}", record.place));
                     false
                 }
             });
@@ -153,7 +154,7 @@ impl LabelledTexts {
                 true
             }
             Err(reason) => {
-                skipped.add(record.line, reason);
+                skipped.add(format!("{}: {reason}", record.place));
                 false
             }
         });
@@ -168,7 +169,7 @@ impl LabelledTexts {
         let ids = sequences(&records, &tokenizer, config.max_tokens)?;
         let examples =
             records.iter().zip(ids).zip(targets).map(|((record, (ids, cut)), target)| Example {
-                line: record.line,
+                place: record.place.clone(),
                 key: hash(record.texts.join("\t").as_bytes()),
                 ids,
                 cut,
@@ -343,7 +344,7 @@ impl Dataset for LabelledTexts {
     }
 
     fn name(&self, index: usize) -> String {
-        format!("{}, line {}", self.corpus.path.display(), self.example(index).line)
+        format!("{}, {}", self.corpus.path.display(), self.example(index).place)
     }
 
     fn load(&self, index: usize, _rng: &mut StdRng) -> Result<Self::Example> {

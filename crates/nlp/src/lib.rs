@@ -12,6 +12,8 @@ mod feature;
 mod files;
 mod glue;
 mod labelled;
+mod labelled_shards;
+mod listing;
 mod mask;
 mod pieces;
 mod sequence;

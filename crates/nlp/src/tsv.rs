@@ -3,12 +3,14 @@
 use std::{fs::File, io::Read, path::Path};
 
 use data2vec_core::{Error, HeadTask, Result};
+use data2vec_source::is_of_shards;
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
 use crate::{
     corpus::is_utf16,
     glue::{Columns, Kind, kind, names},
+    labelled_shards,
     unpack::{LARGEST_RATIO, Limited},
 };
 
@@ -18,7 +20,8 @@ const MOST_REASONS: usize = 10_000;
 /// A line of use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    pub line: usize,
+    /// Its line, or its name in shards.
+    pub place: String,
     /// One, or two of a pair.
     pub texts: Vec<String>,
     pub label: String,
@@ -32,9 +35,9 @@ pub(crate) struct Skipped {
 }
 
 impl Skipped {
-    pub fn add(&mut self, line: usize, reason: impl AsRef<str>) {
+    pub fn add(&mut self, reason: impl Into<String>) {
         if self.reasons.len() < MOST_REASONS {
-            self.reasons.push(format!("line {line}: {}", reason.as_ref()));
+            self.reasons.push(reason.into());
         } else {
             self.more += 1;
         }
@@ -47,8 +50,12 @@ impl Skipped {
     }
 }
 
-/// The records of a file.
+/// The records of a file or of shards.
 pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result<Vec<Record>> {
+    let is_table = kind(path) != Kind::Other && path.is_file();
+    if path.is_dir() || (is_of_shards(path) && !is_table) {
+        return labelled_shards::read(path, task, skipped);
+    }
     let bytes = content(path)?;
     if is_utf16(&bytes) {
         return Err(Error::file(path, "is UTF-16 or UTF-32: convert it to UTF-8"));
@@ -76,9 +83,10 @@ pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result
     let mut records = Vec::new();
     for (line, text) in lines {
         let parsed = text.map_err(|_| "not UTF-8".to_owned()).and_then(|text| parser.parse(text));
+        let place = format!("line {line}");
         match parsed {
-            Ok((texts, label)) => records.push(Record { line, texts, label }),
-            Err(reason) => skipped.add(line, reason),
+            Ok((texts, label)) => records.push(Record { place, texts, label }),
+            Err(reason) => skipped.add(format!("{place}: {reason}")),
         }
     }
     Ok(records)

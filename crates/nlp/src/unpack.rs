@@ -1,7 +1,6 @@
 //! Reading with a count and with a limit.
 
 use std::{
-    fs::File,
     io::{self, Read},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -10,12 +9,12 @@ use std::{
 pub(crate) const LARGEST_RATIO: u64 = 200;
 
 /// Counts what is read.
-pub(crate) struct Counted<'a> {
-    pub inner: File,
+pub(crate) struct Counted<'a, R> {
+    pub inner: R,
     pub consumed: &'a AtomicU64,
 }
 
-impl Read for Counted<'_> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let got = self.inner.read(buffer)?;
         self.consumed.fetch_add(got as u64, Ordering::Relaxed);

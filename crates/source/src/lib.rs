@@ -6,11 +6,14 @@ mod build;
 mod cache;
 mod error;
 mod example;
+mod files;
 mod gzip;
 mod index;
 mod jsonl;
 mod lru;
 mod mixture;
+mod names;
+mod pack;
 #[cfg_attr(not(feature = "parquet"), path = "parquet_absent.rs")]
 mod parquet;
 mod permutation;
@@ -24,5 +27,9 @@ mod varint;
 
 pub use error::{Error, Result};
 pub use example::{Example, Field, Value};
+pub use files::Files;
 pub use mixture::Mixture;
+pub use names::key_of;
+pub use pack::{Packed, Packer};
+pub use places::{has_shards, is_of_shards};
 pub use source::{Progress, Source, SourceConfig};

@@ -58,6 +58,29 @@ pub(crate) struct Shard {
     pub tag: Option<String>,
 }
 
+/// Whether `place` cannot be but shards: an address, a pattern, or a file with the name of a shard or a list
+/// of them.
+pub fn is_of_shards(place: &Path) -> bool {
+    let name = place.to_string_lossy();
+    if name.contains("://") || (name.contains(['{', '*', '?']) && !place.exists()) {
+        return true;
+    }
+    !place.is_dir() && (Format::of(&name).is_some() || name.ends_with(".list"))
+}
+
+/// Whether there are shards anywhere below a folder.
+pub fn has_shards(folder: &Path) -> bool {
+    let mut found = Vec::new();
+    walk(folder, folder, &mut found).is_ok() && !found.is_empty()
+}
+
+/// Where what is remembered of shards is kept if nobody names a folder.
+pub(crate) fn user_cache() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let folder = of("XDG_CACHE_HOME").or_else(|| of("HOME").map(|home| home.join(".cache")));
+    folder.unwrap_or_else(std::env::temp_dir).join("data2vec")
+}
+
 /// All shards at `places`, in the order of the places, each place's sorted by name.
 pub(crate) fn shards(places: &[String], stores: &Stores) -> Result<Vec<Shard>> {
     let mut found = Vec::new();

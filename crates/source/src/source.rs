@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::{fmt, fs};
 
+use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -12,7 +13,7 @@ use crate::blob::Blob;
 use crate::build::build;
 use crate::cache::Cache;
 use crate::example::{Example, Field, Fields};
-use crate::index::{Entry, Index};
+use crate::index::{Entry, Index, Kind};
 use crate::lru::Lru;
 use crate::parquet::{Rows, Table};
 use crate::places::{self, Format, Shard, is_remote};
@@ -183,13 +184,47 @@ impl Source {
         Ok(self.opened(0)?.table.as_ref().and_then(|table| table.classes(column)))
     }
 
+    /// The number of an example's shard, and the example's path, without the name of a field: its key in a tar
+    /// shard; else, since keys are numbers of lines and rows, that below the shard's name.
+    pub(crate) fn place(&self, index: usize) -> Result<(u32, String)> {
+        let entry = self.index.entry(index as u64)?;
+        let Shard { name, format, .. } = self.shard(&entry);
+        match format {
+            Format::Tar => Ok((entry.shard, entry.key)),
+            Format::JsonLines | Format::Parquet => {
+                Ok((entry.shard, format!("{name}/{}", entry.key)))
+            }
+        }
+    }
+
+    /// What messages call a shard.
+    pub(crate) fn shard_name(&self, shard: u32) -> &str {
+        &self.index.shards[shard as usize].name
+    }
+
+    /// Another number when the shard was changed.
+    pub(crate) fn shard_stamp(&self, shard: u32) -> u64 {
+        let Shard { stamp, tag, .. } = &self.index.shards[shard as usize];
+        crc32c(format!("{stamp} {tag:?}").as_bytes()).into()
+    }
+
     /// Reads an example.
     ///
     /// # Errors
     /// [`Error::Shard`] that names shard and example if it is not what the index says, or no JSON;
     /// [`Error::Io`] if the shard cannot be opened.
     pub fn read(&self, index: usize) -> Result<Example> {
-        let entry = self.index.entry(index as u64)?;
+        self.read_some(index, &|_| true)
+    }
+
+    /// Reads the fields of an example whose names are `wanted`; of a row, all.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_some(&self, index: usize, wanted: &dyn Fn(&str) -> bool) -> Result<Example> {
+        let mut entry = self.index.entry(index as u64)?;
+        // Reading what is broken tells why.
+        entry.parts.retain(|part| part.kind == Kind::Broken || wanted(&part.name));
         let shard = self.shard(&entry);
         let opened = self.opened(entry.shard)?;
         let fields = match (&opened.table, shard.format) {

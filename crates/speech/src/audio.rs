@@ -6,9 +6,11 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Cursor, Read, Seek, SeekFrom},
     path::Path,
 };
+
+use bytes::Bytes;
 
 use data2vec_core::{Error, Result, guarded};
 use symphonia::core::{
@@ -88,8 +90,15 @@ pub fn read_from(
     source: impl Read + Seek + Send + Sync + 'static,
     name: impl AsRef<Path>,
 ) -> Result<Vec<f32>> {
-    let name = name.as_ref();
-    Ok(guarded(name, || finish(name, decode(sized(source, name)?, name)?))?.0)
+    Ok(read_from_with_info(source, name.as_ref())?.0)
+}
+
+/// As [`read_with_info`], of what [`read_from`] reads.
+pub(crate) fn read_from_with_info(
+    source: impl Read + Seek + Send + Sync + 'static,
+    name: &Path,
+) -> Result<(Vec<f32>, AudioInfo)> {
+    guarded(name, || finish(name, decode(sized(source, name)?, name)?))
 }
 
 /// Length, rate and channels: from the header where it tells them, else by decoding.
@@ -98,8 +107,17 @@ pub fn read_from(
 /// As [`read`], as far as the header shows it.
 pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo> {
     let path = path.as_ref();
+    probe_with(path, || open(path))
+}
+
+/// As [`probe`], from memory.
+pub(crate) fn probe_bytes(bytes: Bytes, name: &Path) -> Result<AudioInfo> {
+    probe_with(name, || sized(Cursor::new(bytes.clone()), name))
+}
+
+fn probe_with(path: &Path, open: impl Fn() -> Result<Box<dyn MediaSource>>) -> Result<AudioInfo> {
     guarded(path, || {
-        let format = recognise(open(path)?, path)?;
+        let format = recognise(open()?, path)?;
         let track = audio_track(format.as_ref(), path)?;
         let CodecParameters::Audio(params) = codec(track, path)? else {
             return Err(Error::file(path, "its audio track has no audio codec"));
@@ -108,7 +126,7 @@ pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo> {
         let (Some(rate), Some(frames), Some(channels)) =
             (params.sample_rate, frames(track), channels)
         else {
-            let sound = decode(open(path)?, path)?;
+            let sound = decode(open()?, path)?;
             let samples = resampled_len(sound.mono.len(), sound.rate) as u64;
             return Ok(AudioInfo { samples, rate: sound.rate, channels: sound.channels });
         };
@@ -334,6 +352,9 @@ where
         Ok(len)
     };
     let len = measure().map_err(|source| Error::io(name, source))?;
+    if len == 0 {
+        return Err(Error::file(name, "is empty (0 bytes)"));
+    }
     Ok(Box::new(Measured { inner, len }))
 }
 

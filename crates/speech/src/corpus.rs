@@ -1,4 +1,4 @@
-//! Where recordings are: a folder tree, a manifest, or one file.
+//! Where recordings are: a folder tree, a manifest, one file, or shards.
 
 use std::{
     collections::HashSet,
@@ -8,14 +8,19 @@ use std::{
 };
 
 use data2vec_core::{Error, Result};
+use data2vec_source::{has_shards, is_of_shards};
 
-use crate::{audio::EXTENSIONS, text_file::read_text};
+use crate::{
+    audio::EXTENSIONS,
+    store::{Store, open_shards},
+    text_file::read_text,
+};
 
 /// Audio files below a root, by path relative to it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Listing {
-    /// What relative paths are relative to.
-    pub root: PathBuf,
+    /// What has the files, in this order.
+    pub store: Store,
     /// Relative (or absolute) path, and the length in samples if a manifest tells it.
     pub files: Vec<(PathBuf, Option<u64>)>,
     /// What could not be looked into, and why.
@@ -23,11 +28,17 @@ pub(crate) struct Listing {
 }
 
 /// Audio at `path`: a folder (LibriSpeech's or any other), a fairseq manifest or a table of
-/// labels (`.tsv`), a file.
-pub(crate) fn list(path: &Path) -> Result<Listing> {
+/// labels (`.tsv`), a file, or shards and folders that have shards and no audio files. What is remembered of
+/// shards is kept in `cache`.
+pub(crate) fn list(path: &Path, cache: Option<&Path>) -> Result<Listing> {
+    if is_of_shards(path) {
+        return shards(path, cache);
+    }
     let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if meta.is_dir() {
-        return walk(path);
+        let listing = walk(path)?;
+        let is_empty = listing.files.is_empty() && listing.skipped.is_empty();
+        return if is_empty && has_shards(path) { shards(path, cache) } else { Ok(listing) };
     }
     if has_extension(path, &["tsv"]) {
         return if table_kind(path)?.is_some() { table(path) } else { manifest(path) };
@@ -36,13 +47,26 @@ pub(crate) fn list(path: &Path) -> Result<Listing> {
         return Err(Error::file(path, "is neither a folder nor a file"));
     };
     let files = vec![(PathBuf::from(name), None)];
-    Ok(Listing { root: folder.to_owned(), files, ..Listing::default() })
+    Ok(Listing::in_folder(folder, files))
+}
+
+fn shards(path: &Path, cache: Option<&Path>) -> Result<Listing> {
+    let shards = open_shards(path, cache)?;
+    let files = (0..shards.len()).map(|at| (PathBuf::from(shards.path(at)), None)).collect();
+    let skipped = shards.lacking().iter().map(|why| (path.to_owned(), why.clone())).collect();
+    Ok(Listing { store: Store::Shards(Box::new(shards)), files, skipped })
+}
+
+impl Listing {
+    fn in_folder(root: &Path, files: Vec<(PathBuf, Option<u64>)>) -> Self {
+        Self { store: Store::Folder(root.to_owned()), files, skipped: Vec::new() }
+    }
 }
 
 /// All audio below `root`, in the order of the sorted names. Links are followed, each folder is
 /// entered once; hidden files and folders are left out.
 fn walk(root: &Path) -> Result<Listing> {
-    let mut found = Listing { root: root.to_owned(), ..Listing::default() };
+    let mut found = Listing::in_folder(root, Vec::new());
     let mut entered = HashSet::new();
     let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
     while let Some(relative) = stack.pop() {
@@ -120,8 +144,7 @@ fn table(path: &Path) -> Result<Listing> {
     let lines = text.lines().skip(1).filter(|line| !line.trim().is_empty());
     let file = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
     let files = lines.map(|line| (PathBuf::from(file(line).trim_start_matches("./")), None));
-    let root = path.parent().unwrap_or(Path::new("")).to_owned();
-    Ok(Listing { root, files: files.collect(), skipped: Vec::new() })
+    Ok(Listing::in_folder(path.parent().unwrap_or(Path::new("")), files.collect()))
 }
 
 /// fairseq's manifest: the root on line 1, then `path<TAB>samples`.
@@ -151,7 +174,7 @@ fn manifest(path: &Path) -> Result<Listing> {
         };
         files.push(entry);
     }
-    Ok(Listing { root, files, skipped: Vec::new() })
+    Ok(Listing::in_folder(&root, files))
 }
 
 fn has_extension(path: &Path, extensions: &[&str]) -> bool {

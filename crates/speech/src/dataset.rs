@@ -5,85 +5,25 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use data2vec_core::{
     Batch, Dataset, Error, Result,
     random::{Purpose, hash, seed_for},
 };
 use rand::{RngExt, rngs::StdRng};
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::{
+    Batching, HeldOut, LabelKind, SpeechDataConfig,
     audio::{self, AudioInfo, EXTENSIONS, SAMPLE_RATE},
-    corpus, index, transcripts,
+    corpus, index,
+    store::Store,
+    transcripts,
 };
 
 /// By how many samples a file may differ from its manifest: decoders do not agree on what the
 /// codecs add at both ends. 0.2 s.
 const MANIFEST_SLACK: u64 = 3_200;
-
-/// Which recordings are used, and how they become batches.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SpeechDataConfig {
-    /// Shorter recordings are left out.
-    pub min_seconds: f64,
-    /// Of longer ones, a piece of this length is used, another one each time.
-    pub max_seconds: f64,
-    /// How recordings of different lengths share a batch.
-    pub batching: Batching,
-}
-
-/// How recordings of different lengths share a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Batching {
-    /// All are cut to the shortest of the batch, each at a random place: no padding.
-    Crop,
-    /// All are filled with zeros, at the end, to the longest of the batch.
-    Pad,
-}
-
-impl SpeechDataConfig {
-    /// All recordings that can be read at all, whole.
-    pub fn everything() -> Self {
-        let min_seconds = 1.0 / f64::from(SAMPLE_RATE);
-        Self { min_seconds, max_seconds: audio::MAX_SECONDS as f64, batching: Batching::Pad }
-    }
-
-    /// Checks what can be checked without the data.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn validate(&self) -> Result<()> {
-        if !(self.min_seconds.is_finite() && self.min_samples() > 0) {
-            return Err(Error::config("data.min_seconds", "must be a length above 0, in seconds"));
-        }
-        if !(self.max_seconds.is_finite() && self.max_seconds >= self.min_seconds) {
-            let reason = format!("must be at least min_seconds = {}", self.min_seconds);
-            return Err(Error::config("data.max_seconds", reason));
-        }
-        Ok(())
-    }
-
-    fn min_samples(&self) -> u64 {
-        (self.min_seconds * f64::from(SAMPLE_RATE)).round() as u64
-    }
-
-    fn max_samples(&self) -> u64 {
-        (self.max_seconds * f64::from(SAMPLE_RATE)).round() as u64
-    }
-}
-
-/// How much of a corpus is kept for validation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum HeldOut {
-    /// About this share of the recordings, in `[0, 1)`. Whether one is held out depends on its own
-    /// path alone, so a corpus can grow without moving any from one side to the other.
-    Share(f64),
-    /// Exactly so many.
-    Count(usize),
-}
 
 /// Recordings on disk: `load` gives one as samples at 16 kHz, cut to `max_seconds`; a batch is
 /// `(B, S)` f32.
@@ -100,21 +40,31 @@ pub struct SpeechDataset {
 
 #[derive(Debug)]
 struct Corpus {
-    root: PathBuf,
-    /// Relative path, and samples at 16 kHz.
-    recordings: Vec<(PathBuf, u64)>,
+    store: Store,
+    recordings: Vec<Recording>,
     from_manifest: bool,
     too_short: usize,
     skipped: Vec<(PathBuf, String)>,
 }
 
+#[derive(Debug)]
+struct Recording {
+    /// Relative.
+    path: PathBuf,
+    /// At 16 kHz.
+    samples: u64,
+    /// Its number in the store.
+    at: u32,
+}
+
 impl SpeechDataset {
     /// Lists the recordings at `path`: a folder with audio anywhere below it (LibriSpeech's and
-    /// Libri-light's among them), a fairseq manifest (`.tsv`: a root, then `path<TAB>samples`), or
-    /// one audio file.
+    /// Libri-light's among them), a fairseq manifest (`.tsv`: a root, then `path<TAB>samples`),
+    /// one audio file, or shards ([`data2vec_source`]).
     ///
-    /// Lengths come from the files' headers, or from the manifest. With `index_folder` they are
-    /// remembered there, and the next start opens only new and changed files.
+    /// Lengths come from the files' headers, or from the manifest, or from a field `json` with `samples` and
+    /// `sample_rate`. With `index_folder` they are remembered there, and the next start opens only new and
+    /// changed files.
     ///
     /// # Errors
     /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
@@ -127,22 +77,27 @@ impl SpeechDataset {
     ) -> Result<Self> {
         let path = path.as_ref();
         config.validate()?;
-        let listing = corpus::list(path)?;
-        let (root, mut skipped) = (listing.root, listing.skipped);
+        let listing = corpus::list(path, index_folder)?;
+        let (store, mut skipped) = (listing.store, listing.skipped);
         let from_manifest = listing.files.iter().any(|(_, samples)| samples.is_some());
         let found = listing.files.len();
         let (files, told): (Vec<_>, Vec<_>) = listing.files.into_iter().unzip();
         let lengths = match told.into_iter().collect::<Option<Vec<u64>>>() {
             Some(told) => told.into_iter().map(Ok).collect(),
-            None => index::durations(&root, &files, index_folder)?,
+            None => index::durations(&store, &files, index_folder)?,
         };
 
         let (mut recordings, mut too_short) = (Vec::with_capacity(found), 0);
-        for (file, length) in files.into_iter().zip(lengths) {
+        if u32::try_from(found).is_err() {
+            return Err(Error::file(path, "has more than 2^32 recordings: split it"));
+        }
+        for ((at, path), length) in (0..).zip(files).zip(lengths) {
             match length {
-                Ok(samples) if samples >= config.min_samples() => recordings.push((file, samples)),
+                Ok(samples) if samples >= config.min_samples() => {
+                    recordings.push(Recording { path, samples, at });
+                }
                 Ok(_) => too_short += 1,
-                Err(reason) => skipped.push((root.join(file), reason)),
+                Err(reason) => skipped.push((store.root().join(path), reason)),
             }
         }
         if recordings.is_empty() {
@@ -165,11 +120,9 @@ impl SpeechDataset {
             };
             return Err(Error::file(path, reason));
         }
-        let count = u32::try_from(recordings.len())
-            .map_err(|_| Error::file(path, "has more than 2^32 recordings: split it"))?;
         Ok(Self {
-            corpus: Arc::new(Corpus { root, recordings, from_manifest, too_short, skipped }),
-            chosen: (0..count).collect(),
+            chosen: (0..recordings.len() as u32).collect(),
+            corpus: Arc::new(Corpus { store, recordings, from_manifest, too_short, skipped }),
             config: config.clone(),
             normalize: false,
         })
@@ -188,7 +141,7 @@ impl SpeechDataset {
     /// [`Error::Config`] if one side would be empty.
     pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self)> {
         let rank = |&chosen: &u32| {
-            let (path, _) = &self.corpus.recordings[chosen as usize];
+            let path = &self.corpus.recordings[chosen as usize].path;
             // The same corpus splits the same on every system.
             let path = path.to_string_lossy().replace('\\', "/");
             seed_for(seed, Purpose::Split, &[hash(path.as_bytes())])
@@ -229,17 +182,17 @@ impl SpeechDataset {
 
     /// Where a recording is.
     pub fn path(&self, index: usize) -> PathBuf {
-        self.corpus.root.join(self.relative_path(index))
+        self.root().join(self.relative_path(index))
     }
 
     /// Where a recording is, from the folder or the manifest's root on.
     pub fn relative_path(&self, index: usize) -> &Path {
-        &self.recording(index).0
+        &self.recording(index).path
     }
 
     /// A recording's whole length in samples at 16 kHz, as its header or the manifest tells it.
     pub fn samples(&self, index: usize) -> u64 {
-        self.recording(index).1
+        self.recording(index).samples
     }
 
     /// Length of all recordings together, in seconds.
@@ -279,8 +232,8 @@ impl SpeechDataset {
     }
 
     fn decode(&self, index: usize) -> Result<(Vec<f32>, AudioInfo)> {
-        let path = self.path(index);
-        let (wave, info) = audio::read_with_info(&path)?;
+        let (recording, path) = (self.recording(index), self.path(index));
+        let (wave, info) = self.corpus.store.decode(recording.at as usize, &recording.path)?;
         let (found, told) = (info.samples, self.samples(index));
         if self.corpus.from_manifest && found.abs_diff(told) > MANIFEST_SLACK {
             let reason = format!("{found} samples at {SAMPLE_RATE} Hz, the manifest says {told}");
@@ -299,14 +252,56 @@ impl SpeechDataset {
     /// # Errors
     /// If a file of transcripts cannot be read, or does not fit the recordings.
     pub fn texts(&self, path: &Path, indices: &[usize]) -> Result<Vec<Option<String>>> {
+        self.labels(LabelKind::Text, path, indices)
+    }
+
+    /// Classes of the recordings at `indices`: those of tables, else the names of their folders.
+    ///
+    /// # Errors
+    /// As [`texts`](Self::texts).
+    pub fn classes(&self, path: &Path, indices: &[usize]) -> Result<Vec<Option<String>>> {
+        self.labels(LabelKind::Class, path, indices)
+    }
+
+    /// A recording as it is stored, not decoded.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Data`] if it cannot be read.
+    pub fn bytes(&self, index: usize) -> Result<Bytes> {
+        let Recording { path, at, .. } = self.recording(index);
+        self.corpus.store.bytes(*at as usize, path)
+    }
+
+    /// Texts or classes of the recordings at `indices`, where they are told; `path` is what was opened.
+    ///
+    /// # Errors
+    /// If a shard or a file of labels cannot be read, or does not fit the recordings.
+    pub(crate) fn labels(
+        &self,
+        kind: LabelKind,
+        path: &Path,
+        indices: &[usize],
+    ) -> Result<Vec<Option<String>>> {
         let paths: Vec<&Path> = indices.iter().map(|&index| self.relative_path(index)).collect();
-        let mut texts = transcripts::texts(path, self.root(), &paths)?;
-        Ok(paths.into_iter().map(|path| texts.remove(path)).collect())
+        let mut labels = match (&self.corpus.store, kind) {
+            (Store::Folder(root), LabelKind::Text) => transcripts::texts(path, root, &paths)?,
+            (Store::Folder(root), LabelKind::Class) => transcripts::classes(path, root, &paths)?,
+            (shards, _) => {
+                let label = |&index: &usize| {
+                    let Recording { path, at, .. } = self.recording(index);
+                    let told = shards.label(*at as usize, kind)?;
+                    let folder = || (kind == LabelKind::Class).then(|| transcripts::folder(path));
+                    Ok(told.or_else(|| folder().flatten()))
+                };
+                return indices.iter().map(label).collect();
+            }
+        };
+        Ok(paths.into_iter().map(|path| labels.remove(path)).collect())
     }
 
     /// What relative paths are relative to.
-    pub(crate) fn root(&self) -> &Path {
-        &self.corpus.root
+    fn root(&self) -> &Path {
+        self.corpus.store.root()
     }
 
     /// Only the recordings at `indices`, in that order.
@@ -315,7 +310,7 @@ impl SpeechDataset {
         Self { chosen, ..self.clone() }
     }
 
-    fn recording(&self, index: usize) -> &(PathBuf, u64) {
+    fn recording(&self, index: usize) -> &Recording {
         &self.corpus.recordings[self.chosen[index] as usize]
     }
 }
@@ -334,6 +329,11 @@ impl Dataset for SpeechDataset {
 
     fn name(&self, index: usize) -> String {
         self.path(index).display().to_string()
+    }
+
+    fn prefetch(&self, indices: &[u32]) {
+        let at = |&index: &u32| self.recording(index as usize).at as usize;
+        self.corpus.store.prefetch(indices.iter().map(at));
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {

@@ -6,31 +6,27 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
-    time::UNIX_EPOCH,
 };
 
 use data2vec_core::{Error, Result, random::hash};
 
-use crate::audio::probe;
+use crate::store::{Stamp, Store};
 
 /// First line of an index; another one means another format.
 const HEADER: &str = "data2vec speech index 1";
 
-/// Size in bytes and time of the last change in ns since 1970: when both are the same, so is the file.
-type Stamp = (u64, u128);
-
-/// Samples at 16 kHz of each of `files` below `root`, or why it has none to offer.
+/// Samples at 16 kHz of each of `files`, as they were listed, or why it has none to offer.
 ///
 /// With a `folder`, what is found is kept there, and files that did not change since are not opened.
 ///
 /// # Errors
 /// [`Error::Io`] if the index cannot be written.
 pub(crate) fn durations(
-    root: &Path,
+    store: &Store,
     files: &[PathBuf],
     folder: Option<&Path>,
 ) -> Result<Vec<std::result::Result<u64, String>>> {
-    let index = folder.map(|folder| folder.join(name(root)));
+    let index = folder.map(|folder| folder.join(name(store.root())));
     let known = index.as_deref().map(read).unwrap_or_default();
 
     let next = AtomicUsize::new(0);
@@ -40,12 +36,11 @@ pub(crate) fn durations(
             let at = next.fetch_add(1, Ordering::Relaxed);
             files.get(at).map(|file| (at, file))
         } {
-            let path = root.join(file);
-            let stamp = stamp(&path);
+            let stamp = store.stamp(at, file);
             let remembered = known.get(file).filter(|&&(then, _)| Some(then) == stamp);
             let samples = match remembered {
                 Some(&(_, samples)) => Ok(samples),
-                None => probe(&path).map(|info| info.samples).map_err(|error| reason(&error)),
+                None => store.samples(at, file).map_err(|error| reason(&error)),
             };
             found.push((at, stamp, samples));
         }
@@ -96,12 +91,6 @@ fn reason(error: &Error) -> String {
 fn name(root: &Path) -> String {
     let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     format!("speech-index-{:016x}.tsv", hash(root.as_os_str().as_encoded_bytes()))
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let meta = fs::metadata(path).ok()?;
-    let changed = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((meta.len(), changed.as_nanos()))
 }
 
 /// What an earlier start found; an index that is missing or of no use is simply made again.

@@ -103,7 +103,8 @@ impl LabelledSpeech {
     /// them. Texts: `.ltr` or `.wrd` beside a fairseq manifest; tables `path<TAB>text` (`.tsv`);
     /// LibriSpeech's `*.trans.txt`; `NAME.txt` or `NAME.lab` beside `NAME.wav`; Asterisk's
     /// `core-sounds-*.txt`; Sphinx's `*.transcription`; the dialogues of Fish Fillets. Classes: tables
-    /// `path<TAB>label`, else the name of the folder that a recording is in.
+    /// `path<TAB>label`, else the name of the folder that a recording is in. In shards: fields `txt` or
+    /// `cls`, columns `text` or `label` and the like, or these in a field `json`.
     ///
     /// # Errors
     /// As [`SpeechDataset::open`], or if there are no labels, or a file of labels is broken.
@@ -123,17 +124,17 @@ impl LabelledSpeech {
         };
         let audio = SpeechDataset::open(path, &listed, index_folder)?;
         let audio = audio.normalized(features.normalize);
-        let paths: Vec<&Path> = (0..audio.len()).map(|at| audio.relative_path(at)).collect();
-        let mut labels = match config.label {
-            LabelKind::Text => transcripts::texts(path, audio.root(), &paths)?,
-            LabelKind::Class => transcripts::classes(path, audio.root(), &paths)?,
-        };
-        for label in labels.values_mut() {
-            *label = match config.label {
-                LabelKind::Text => normalize(label, config.case),
+        let all: Vec<usize> = (0..audio.len()).collect();
+        let told = audio.labels(config.label, path, &all)?.into_iter().map(|label| {
+            label.map(|label| match config.label {
+                LabelKind::Text => normalize(&label, config.case),
                 LabelKind::Class => label.trim().to_owned(),
-            };
-        }
+            })
+        });
+        let labels: HashMap<PathBuf, String> = (0..audio.len())
+            .zip(told)
+            .filter_map(|(at, label)| Some((audio.relative_path(at).to_owned(), label?)))
+            .collect();
         let mut left_out = LeftOut {
             too_short: audio.too_short(),
             unreadable: audio.skipped().len(),
@@ -141,7 +142,8 @@ impl LabelledSpeech {
         };
         let longest = (most * f64::from(SAMPLE_RATE)).round() as u64;
         let kept = (0..audio.len()).filter(|&at| {
-            let labelled = labels.get(paths[at]).is_some_and(|label| !label.is_empty());
+            let labelled =
+                labels.get(audio.relative_path(at)).is_some_and(|label| !label.is_empty());
             let too_long = config.label == LabelKind::Text && audio.samples(at) > longest;
             left_out.unlabelled += usize::from(!labelled);
             left_out.too_long += usize::from(labelled && too_long);
@@ -340,6 +342,10 @@ impl Dataset for TranscribedDataset {
 
     fn name(&self, index: usize) -> String {
         self.audio.name(index)
+    }
+
+    fn prefetch(&self, indices: &[u32]) {
+        self.audio.prefetch(indices);
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Self::Example> {

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audio;
+mod config;
 pub mod convert;
 mod corpus;
 pub mod ctc;
@@ -13,12 +14,14 @@ pub mod lm;
 mod mask;
 mod recognizer;
 mod resample;
+mod store;
 pub mod subtitles;
 mod text_file;
 mod transcripts;
 mod vocabulary;
 
-pub use dataset::{Batching, HeldOut, SpeechDataConfig, SpeechDataset};
+pub use config::{Batching, HeldOut, SpeechDataConfig};
+pub use dataset::SpeechDataset;
 pub use encoder::SpeechEncoder;
 pub use feature::{ConvNorm, WaveCompat, WaveEncoder, WaveEncoderConfig};
 pub use labelled::{LabelKind, LabelledSpeech, LabelledSpeechConfig, LeftOut, TranscribedDataset};

@@ -27,20 +27,19 @@ pub struct VisionDataset {
 }
 
 impl VisionDataset {
-    /// Lists the images at `path`: a folder with images anywhere below it, one image file, an IDX
-    /// file (gzipped or not), or a folder with one (`train-images-idx3-ubyte` is chosen).
+    /// Lists the images at `path` as [`Images::open`] does.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
-    /// `path` cannot be read or holds no image.
+    /// [`Error::Config`] if the configuration is impossible, and as [`Images::open`].
     pub fn open(
         path: impl AsRef<Path>,
         config: &VisionDataConfig,
         features: &PatchEncoderConfig,
+        cache: Option<&Path>,
     ) -> Result<Self> {
         config.validate()?;
         images::check(features)?;
-        let images = Images::open(path)?;
+        let images = Images::open(path, cache)?;
         Ok(Self {
             chosen: images.all(),
             images: Arc::new(images),
@@ -91,14 +90,19 @@ impl VisionDataset {
         self.images.read(self.at(index))?.with_channels(self.features.channels as usize)
     }
 
-    /// The image's class: the folder right below the root that holds it, or its label in an IDX
-    /// file. `None` where there is none.
-    pub fn label(&self, index: usize) -> Option<usize> {
+    /// The image's class, as [`Images::label`] tells it. `None` where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a shard cannot be read.
+    pub fn label(&self, index: usize) -> Result<Option<usize>> {
         self.images.label(self.at(index))
     }
 
     /// Names of the classes; in IDX files, their numbers.
-    pub fn classes(&self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a shard cannot be read.
+    pub fn classes(&self) -> Result<Vec<String>> {
         self.images.classes()
     }
 
@@ -127,6 +131,10 @@ impl Dataset for VisionDataset {
 
     fn name(&self, index: usize) -> String {
         self.images.name(self.at(index))
+    }
+
+    fn prefetch(&self, indices: &[u32]) {
+        self.images.prefetch(indices.iter().map(|&index| self.at(index as usize)));
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {

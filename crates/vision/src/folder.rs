@@ -40,16 +40,21 @@ impl Folder {
         }
         let mut entered = HashSet::new();
         found.walk(Path::new(""), &mut entered)?;
-        if found.files.is_empty() {
-            let mut reason = format!("no image in it (looked for {})", EXTENSIONS.join(", "));
-            if let Some((path, why)) = found.skipped.first() {
-                reason.push_str(&format!("; {}: {why}", path.display()));
-            }
-            return Err(Error::file(root, reason));
-        }
         let classes: BTreeSet<String> = found.files.iter().filter_map(|file| class(file)).collect();
         found.classes = classes.into_iter().collect();
         Ok(found)
+    }
+
+    /// Checks that there is an image.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.files.is_empty() {
+            let mut reason = format!("no image in it (looked for {})", EXTENSIONS.join(", "));
+            if let Some((path, why)) = self.skipped.first() {
+                reason.push_str(&format!("; {}: {why}", path.display()));
+            }
+            return Err(Error::file(&self.root, reason));
+        }
+        Ok(())
     }
 
     fn walk(&mut self, below: &Path, entered: &mut HashSet<PathBuf>) -> Result<()> {
@@ -109,7 +114,7 @@ impl Folder {
 }
 
 /// The folder right below the root.
-fn class(file: &Path) -> Option<String> {
+pub(crate) fn class(file: &Path) -> Option<String> {
     let mut parts = file.components();
     let first = parts.next()?;
     parts.next()?; // the file itself, or folders in between

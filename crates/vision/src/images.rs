@@ -1,4 +1,4 @@
-//! Where images come from: a folder of files, or an IDX file.
+//! Where images come from: a folder of files, an IDX file, or shards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use data2vec_core::random::hash;
 use data2vec_core::{Error, Result};
+use data2vec_source::{has_shards, is_of_shards};
 
 use crate::feature::PatchEncoderConfig;
 use crate::folder::Folder;
 use crate::idx::{self, Idx};
+use crate::labelled::table_in;
 use crate::pixels::Pixels;
+use crate::shards::Shards;
 
 /// Images as they are stored, numbered.
 #[derive(Debug)]
@@ -24,16 +27,24 @@ enum Store {
     Folder(Folder),
     /// One file with all of them.
     Idx(Idx),
+    /// Examples of shards.
+    Shards(Box<Shards>),
 }
 
 impl Images {
     /// Lists the images at `path`: a folder with images anywhere below it, one image file, an IDX
-    /// file (gzipped or not), or a folder with one (`train-images-idx3-ubyte` is chosen).
+    /// file (gzipped or not), a folder with one (`train-images-idx3-ubyte` is chosen), or shards
+    /// ([`data2vec_source`]) and a folder with shards and no images. What is remembered of shards is kept in
+    /// `cache`, or without one in the user's own folder for such.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if `path` cannot be read or holds no image.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+    /// [`Error::Io`], [`Error::File`] or [`Error::Data`] if `path` cannot be read or holds no image.
+    pub fn open(path: impl AsRef<Path>, cache: Option<&Path>) -> Result<Self> {
         let path = path.as_ref();
+        let shards = || Self::of(Store::Shards(Box::new(Shards::open(path, cache)?)));
+        if is_of_shards(path) {
+            return shards();
+        }
         let is_dir = fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir();
         let idx = match is_dir {
             true => idx::find(path)?,
@@ -41,7 +52,15 @@ impl Images {
         };
         let store = match idx {
             Some(idx) => Store::Idx(Idx::read(&idx)?),
-            None => Store::Folder(Folder::list(path)?),
+            None => {
+                let folder = Folder::list(path)?;
+                let is_empty = folder.files.is_empty() && folder.skipped.is_empty();
+                if is_empty && is_dir && has_shards(path) {
+                    return shards();
+                }
+                folder.check()?;
+                Store::Folder(folder)
+            }
         };
         Self::of(store)
     }
@@ -64,6 +83,7 @@ impl Images {
         match &self.store {
             Store::Folder(folder) => folder.files.len(),
             Store::Idx(idx) => idx.len(),
+            Store::Shards(shards) => shards.files.len(),
         }
     }
 
@@ -82,6 +102,7 @@ impl Images {
         match &self.store {
             Store::Folder(folder) => &folder.root,
             Store::Idx(idx) => &idx.path,
+            Store::Shards(shards) => shards.files.place(),
         }
     }
 
@@ -93,6 +114,10 @@ impl Images {
         match &self.store {
             Store::Folder(folder) => Pixels::read(folder.root.join(&folder.files[at])),
             Store::Idx(idx) => idx.image(at),
+            Store::Shards(shards) => {
+                let bytes = shards.files.read(at).map_err(Error::data)?;
+                Pixels::read_from(&bytes, shards.files.place().join(shards.files.path(at)))
+            }
         }
     }
 
@@ -101,23 +126,77 @@ impl Images {
         match &self.store {
             Store::Folder(folder) => folder.root.join(&folder.files[at]).display().to_string(),
             Store::Idx(idx) => format!("{}, image {at}", idx.path.display()),
+            Store::Shards(shards) => {
+                shards.files.place().join(shards.files.path(at)).display().to_string()
+            }
         }
     }
 
-    /// An image's class, if it has one: the folder right below the root that holds it, or its label in
-    /// the file beside the IDX file.
-    pub fn label(&self, at: usize) -> Option<usize> {
-        match &self.store {
+    /// An image's class, if it has one: the folder right below the root that holds it, its label in the file
+    /// beside the IDX file, or what its example in a shard says.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a shard cannot be read.
+    pub fn label(&self, at: usize) -> Result<Option<usize>> {
+        Ok(match &self.store {
             Store::Folder(folder) => folder.label(at),
             Store::Idx(idx) => idx.label(at),
-        }
+            Store::Shards(shards) => shards.labels()?.of[at].map(|label| label as usize),
+        })
     }
 
     /// Names of the classes; in IDX files, their numbers.
-    pub fn classes(&self) -> Vec<String> {
-        match &self.store {
+    ///
+    /// # Errors
+    /// [`Error::Data`] if a shard cannot be read.
+    pub fn classes(&self) -> Result<Vec<String>> {
+        Ok(match &self.store {
             Store::Folder(folder) => folder.classes.clone(),
             Store::Idx(idx) => (0..idx.classes()).map(|class| class.to_string()).collect(),
+            Store::Shards(shards) => shards.labels()?.classes.clone(),
+        })
+    }
+
+    /// The class of each image by name, where it is known: as [`label`](Self::label), or in a folder with a
+    /// `labels.tsv` what that says.
+    ///
+    /// # Errors
+    /// If the table, or a shard, cannot be read.
+    pub fn names_of_classes(&self) -> Result<Vec<Option<String>>> {
+        if let Store::Folder(folder) = &self.store
+            && let Some(table) = table_in(&folder.root)?
+        {
+            return Ok(folder.files.iter().map(|file| table.get(file).cloned()).collect());
+        }
+        let classes = self.classes()?;
+        let name = |at| Ok(self.label(at)?.and_then(|label| classes.get(label).cloned()));
+        (0..self.len()).map(name).collect()
+    }
+
+    /// An image's relative path, and its file as it is stored; of those in IDX files, a PNG that is named by
+    /// its number.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn file(&self, at: usize) -> Result<(PathBuf, Vec<u8>)> {
+        match &self.store {
+            Store::Folder(folder) => {
+                let path = folder.root.join(&folder.files[at]);
+                let content = fs::read(&path).map_err(|e| Error::io(path, e))?;
+                Ok((folder.files[at].clone(), content))
+            }
+            Store::Idx(idx) => Ok((format!("{at:08}.png").into(), idx.image(at)?.to_png()?)),
+            Store::Shards(shards) => {
+                let content = shards.files.read(at).map_err(Error::data)?;
+                Ok((shards.files.path(at).into(), content.to_vec()))
+            }
+        }
+    }
+
+    /// Has what these images need fetched, if it is far away.
+    pub(crate) fn prefetch(&self, at: impl Iterator<Item = usize>) {
+        if let Store::Shards(shards) = &self.store {
+            shards.files.prefetch(at);
         }
     }
 
@@ -126,6 +205,7 @@ impl Images {
         match &self.store {
             Store::Folder(folder) => &folder.skipped,
             Store::Idx(_) => &[],
+            Store::Shards(shards) => &shards.skipped,
         }
     }
 
@@ -138,6 +218,7 @@ impl Images {
                 hash(path.as_bytes())
             }
             Store::Idx(_) => at as u64,
+            Store::Shards(shards) => hash(shards.files.path(at).as_bytes()),
         }
     }
 }

@@ -19,6 +19,8 @@ mod layout;
 
 pub use config::AugmentConfig;
 use layout::Listing;
+pub use layout::has_sides;
+pub(crate) use layout::{sorted, table_in};
 
 /// Images with classes: `load` gives one as `(C, H, W)` values with its class, a batch is
 /// `(B, C, H, W)` f32 with classes `(B)`, or shares of classes `(B, C)` where they are mixed or smoothed.
@@ -50,7 +52,7 @@ impl LabelledImages {
     /// Lists the images at `path`, and those for validation if it has such of its own: a folder with a
     /// folder for each class; ImageNet's with one in `train` and one in `val`; a folder with a
     /// `labels.tsv` (or such a file) of `path<TAB>label` a line; IDX images with their labels beside
-    /// them, and those of `t10k` for validation.
+    /// them, and those of `t10k` for validation; or shards with a field `cls` or `label`.
     ///
     /// Images for validation are seen without augmentation.
     ///
@@ -61,6 +63,7 @@ impl LabelledImages {
         path: impl AsRef<Path>,
         config: &AugmentConfig,
         features: &PatchEncoderConfig,
+        cache: Option<&Path>,
     ) -> Result<(Self, Option<Self>)> {
         config.validate()?;
         images::check(features)?;
@@ -76,10 +79,10 @@ impl LabelledImages {
                 augment: true,
             })
         };
-        let train = of(Listing::read(&train)?.check()?)?;
+        let train = of(Listing::read(&train, cache)?.check()?)?;
         let validation = match validation {
             Some(path) => {
-                let listing = Listing::read(&path)?;
+                let listing = Listing::read(&path, cache)?;
                 Some(of(listing)?.with_classes(&train.classes)?.without_augmentation())
             }
             None => None,
@@ -209,6 +212,10 @@ impl Dataset for LabelledImages {
 
     fn name(&self, index: usize) -> String {
         self.images.name(self.at(index))
+    }
+
+    fn prefetch(&self, indices: &[u32]) {
+        self.images.prefetch(indices.iter().map(|&index| self.at(index as usize)));
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<LabelledImage> {

@@ -18,6 +18,7 @@ mod pixels;
 mod positions;
 mod rand_augment;
 mod resample;
+mod shards;
 
 pub use augment::{Light, VisionDataConfig};
 pub use classifier::ImageClassifier;
@@ -26,7 +27,7 @@ pub use encoder::VisionEncoder;
 pub use erase::erased_part;
 pub use feature::{PatchEncoder, PatchEncoderConfig};
 pub use images::Images;
-pub use labelled::{AugmentConfig, LabelledImage, LabelledImages};
+pub use labelled::{AugmentConfig, LabelledImage, LabelledImages, has_sides};
 pub use mask::{BlockMask, InverseBlockMask, PatchMask, VisionMaskConfig};
 pub use mixup::Mix;
 pub use pixels::{EXTENSIONS, MAX_PIXELS, Pixels};

@@ -1,12 +1,16 @@
 //! Pixels of an image, from a file of any common format.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Seek};
+use std::io::{BufRead, BufReader, Cursor, ErrorKind, Seek};
 use std::path::Path;
 
 use data2vec_core::{Error, Result, guarded};
+use image::codecs::png::PngEncoder;
 use image::error::UnsupportedErrorKind;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageEncoder, ImageError, ImageFormat,
+    ImageReader, Limits,
+};
 
 /// Names that image files end in.
 pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
@@ -59,7 +63,34 @@ impl Pixels {
         if meta.len() == 0 {
             return Err(Error::file(path, "is empty (0 bytes)"));
         }
-        guarded(path, || decode(path))
+        guarded(path, || {
+            let file = File::open(path).map_err(|e| Error::io(path, e))?;
+            decode(BufReader::new(file), path)
+        })
+    }
+
+    /// As [`read`](Self::read), from memory; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_from(bytes: &[u8], name: impl AsRef<Path>) -> Result<Self> {
+        let name = name.as_ref();
+        if bytes.is_empty() {
+            return Err(Error::file(name, "is empty (0 bytes)"));
+        }
+        guarded(name, || decode(Cursor::new(bytes), name))
+    }
+
+    /// The image as a PNG.
+    pub(crate) fn to_png(&self) -> Result<Vec<u8>> {
+        let color =
+            if self.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+        let [width, height] = [self.width, self.height].map(|side| side as u32);
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes)
+            .write_image(&self.values, width, height, color)
+            .map_err(|error| Error::Input(format!("no PNG of {width} × {height}: {error}")))?;
+        Ok(bytes)
     }
 
     /// Pixels of a row.
@@ -106,9 +137,8 @@ pub(crate) fn luma(rgb: &[u8]) -> u8 {
     ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
 }
 
-fn decode(path: &Path) -> Result<Pixels> {
+fn decode(file: impl BufRead + Seek, path: &Path) -> Result<Pixels> {
     let io = |e| Error::io(path, e);
-    let file = BufReader::new(File::open(path).map_err(io)?);
     let reader = ImageReader::new(file).with_guessed_format().map_err(io)?;
     if reader.format() != Some(ImageFormat::Jpeg) {
         return decode_from(reader, path);

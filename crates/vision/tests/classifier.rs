@@ -104,7 +104,7 @@ fn images_are_seen_as_they_are_evaluated() {
         fs::copy(fixture("source.png"), data.join(class).join("1.png")).unwrap();
     }
     let close = AugmentConfig { eval_crop: 0.5, ..AugmentConfig::default() };
-    let (data, _) = LabelledImages::open(&data, &close, &config().features).unwrap();
+    let (data, _) = LabelledImages::open(&data, &close, &config().features, None).unwrap();
     data.export(dir.path()).unwrap();
     let part = seen();
     assert_ne!(whole, part);

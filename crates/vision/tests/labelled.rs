@@ -46,7 +46,7 @@ fn features(channels: i64) -> PatchEncoderConfig {
 }
 
 fn open(path: &Path) -> data2vec_core::Result<(LabelledImages, Option<LabelledImages>)> {
-    LabelledImages::open(path, &config(), &features(3))
+    LabelledImages::open(path, &config(), &features(3), None)
 }
 
 fn images(folder: &Path, names: &[&str]) {
@@ -230,7 +230,8 @@ fn training_images_vary_and_others_do_not() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["cats/1.png", "cats/2.png", "dogs/1.png"]);
     for channels in [1, 3] {
-        let (data, _) = LabelledImages::open(dir.path(), &config(), &features(channels)).unwrap();
+        let (data, _) =
+            LabelledImages::open(dir.path(), &config(), &features(channels), None).unwrap();
         let (one, same, other) = (batch(&data, 3, 1), batch(&data, 3, 1), batch(&data, 3, 2));
         assert_eq!(one.batch.inputs.size(), [3, channels, 8, 8]);
         assert_eq!(one.batch.inputs, same.batch.inputs);
@@ -252,10 +253,10 @@ fn without_anything_soft_there_are_classes() {
     let dir = tempfile::tempdir().unwrap();
     plain(dir.path(), 8, "train");
     let hard = AugmentConfig { mixup_prob: 0.0, label_smoothing: 0.0, ..config() };
-    let (data, _) = LabelledImages::open(dir.path(), &hard, &features(1)).unwrap();
+    let (data, _) = LabelledImages::open(dir.path(), &hard, &features(1), None).unwrap();
     assert!(matches!(batch(&data, 8, 1).targets, Targets::Classes(_)));
     let smooth = AugmentConfig { mixup_prob: 0.0, label_smoothing: 0.2, ..config() };
-    let (data, _) = LabelledImages::open(dir.path(), &smooth, &features(1)).unwrap();
+    let (data, _) = LabelledImages::open(dir.path(), &smooth, &features(1), None).unwrap();
     let batch = batch(&data, 2, 1);
     let rows = Vec::<f32>::try_from(shares(&batch).flatten(0, 1)).unwrap();
     for (share, expected) in rows.iter().zip([0.85, 0.05, 0.05, 0.05, 0.05, 0.85, 0.05, 0.05]) {
@@ -277,7 +278,7 @@ fn labels_are_mixed_as_images_are() {
             switch_prob: 0.5,
             ..AugmentConfig::default()
         };
-        let (data, _) = LabelledImages::open(dir.path(), &mix, &features(1)).unwrap();
+        let (data, _) = LabelledImages::open(dir.path(), &mix, &features(1), None).unwrap();
         let mut mixed = 0;
         for seed in 0..20 {
             let batch = batch(&data, 7, seed);
@@ -369,7 +370,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         plain(dir.path(), 9, "train");
         let config = AugmentConfig { mixup, cutmix, label_smoothing, ..config() };
-        let (data, _) = LabelledImages::open(dir.path(), &config, &features(1)).unwrap();
+        let (data, _) = LabelledImages::open(dir.path(), &config, &features(1), None).unwrap();
         let batch = batch(&data, count, seed);
         let sums = shares(&batch).sum_dim_intlist(&[1_i64][..], false, Kind::Float);
         prop_assert!((sums - 1.0).abs().max().double_value(&[]) < 1e-5);

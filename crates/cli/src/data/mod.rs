@@ -1,8 +1,11 @@
 //! `data2vec data`: what examples there are, whether all can be read, and in which form they are kept.
 
 mod look;
+mod pack;
 mod stats;
 mod verify;
+
+pub use pack::portable;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,6 +22,8 @@ pub enum Command {
     Stats(stats::Args),
     /// Read all examples, and list those that are broken; the exit code is 1 if any is
     Verify(verify::Args),
+    /// Write a folder's examples to tar shards, as WebDataset reads them; --data takes these as it takes the folder
+    Pack(pack::Args),
 }
 
 /// Does it.
@@ -26,13 +31,14 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Stats(args) => args.run(),
         Command::Verify(args) => args.run(),
+        Command::Pack(args) => args.run(),
     }
 }
 
 /// Which data, and as what they are read.
 #[derive(clap::Args)]
 struct Which {
-    /// Whatever --data of `pretrain` may be: a folder, a manifest, a file
+    /// Whatever --data of `pretrain` may be: a folder, a manifest, a file, shards
     data: PathBuf,
     /// speech, vision or nlp
     #[arg(long, required_unless_present = "recipe")]

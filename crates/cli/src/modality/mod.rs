@@ -30,7 +30,7 @@ mod vision;
 pub use nlp::Nlp;
 pub use portrait::{Portrait, Raster};
 pub use speech::Speech;
-pub use stored::{Measure, Sight, Stored};
+pub use stored::{Measure, Parcel, Parcels, Sight, Stored};
 pub use tunable::{LabelledExamples, Source, Split, Tunable};
 pub use vision::Vision;
 

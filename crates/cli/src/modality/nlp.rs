@@ -14,11 +14,12 @@ use data2vec_nlp::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind, Tensor};
 
+use crate::data::portable;
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
 use crate::modality::{
-    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
-    reasons, split,
+    Examples, LabelledExamples, Measure, Modality, Parcel, Parcels, Portrait, Sight, Source,
+    Stored, Tunable, reasons, split,
 };
 use crate::training::feed::Units;
 
@@ -75,7 +76,13 @@ impl Modality for Nlp {
 
     fn stored(path: &Path, data: Option<&Self::Data>) -> Result<Stored> {
         let as_usual = TextDataConfig::usual();
-        let all = TextFiles::open(path, data.unwrap_or(&as_usual))?;
+        let all = Arc::new(TextFiles::open(path, data.unwrap_or(&as_usual))?);
+        let kept = all.clone();
+        let parcel: Parcels = Box::new(move |at| {
+            let (path, field, content) = kept.stored(at)?;
+            Ok(Parcel { path: portable(path)?, field, content, beside: Vec::new() })
+        });
+        let tables = "is a table of labelled texts: only texts without labels are packed";
         Ok(Stored {
             noun: "documents",
             files: all.len(),
@@ -83,23 +90,19 @@ impl Modality for Nlp {
             fates: Vec::new(),
             notes: Vec::new(),
             broken: reasons(all.skipped()),
+            parcel: if all.are_tables() { Err(tables.into()) } else { Ok(parcel) },
             look: Box::new(move |at| {
                 let TextFile { documents, labels, unusable, replaced } = all.read(at)?;
-                let path = all.path(at).display();
+                let path = all.path(at);
                 let not_text = (replaced > 0).then(|| format!("{replaced} places are not UTF-8"));
                 let empty = documents.is_empty() && unusable.is_empty();
                 let empty = empty.then(|| "no text in it".to_owned());
                 let broken = unusable.into_iter().chain(not_text).chain(empty);
                 Ok(Sight {
-                    kind: all
-                        .path(at)
-                        .extension()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned(),
+                    kind: path.extension().unwrap_or_default().to_string_lossy().into_owned(),
                     sizes: documents.into_iter().map(|letters| letters as f64).collect(),
                     labels,
-                    broken: broken.map(|why| format!("{path}: {why}")).collect(),
+                    broken: broken.map(|why| format!("{}: {why}", path.display())).collect(),
                 })
             }),
         })

@@ -1,6 +1,7 @@
 //! Speech in the program.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use data2vec_core::tune::TuneMasks;
@@ -10,13 +11,15 @@ use data2vec_speech::{
     SpeechDataset, SpeechMaskConfig, TranscribedDataset, WaveEncoder, WaveEncoderConfig, audio,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
+use crate::data::portable;
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, divide};
 use crate::modality::{
-    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
-    reasons, split,
+    Examples, LabelledExamples, Measure, Modality, Parcel, Portrait, Sight, Source, Stored,
+    Tunable, reasons, split,
 };
 use crate::training::feed::Units;
 
@@ -70,16 +73,26 @@ impl Modality for Speech {
     }
 
     fn stored(path: &Path, data: Option<&Self::Data>) -> Result<Stored> {
-        let all = SpeechDataset::open(path, &SpeechDataConfig::everything(), None)?;
+        let all = Arc::new(SpeechDataset::open(path, &SpeechDataConfig::everything(), None)?);
         let mut broken = reasons(all.skipped());
-        let mut notes = Vec::new();
-        match all.texts(path, &(0..all.len()).collect::<Vec<_>>()) {
-            Ok(texts) => match texts.iter().flatten().count() {
-                0 => {}
-                count => notes.push(format!("with texts: {count}")),
-            },
-            Err(error) => broken.push(error.to_string()),
+        let every: Vec<usize> = (0..all.len()).collect();
+        let mut known = |labels: data2vec_core::Result<Vec<Option<String>>>| {
+            labels.unwrap_or_else(|error| {
+                broken.push(error.to_string());
+                vec![None; every.len()]
+            })
+        };
+        let texts = known(all.texts(path, &every));
+        let mut classes = known(all.classes(path, &every));
+        // A path tells its folder itself.
+        let folder = |at: usize| all.relative_path(at).parent()?.file_name()?.to_str();
+        if classes.iter().enumerate().all(|(at, class)| class.as_deref() == folder(at)) {
+            classes.fill(None);
         }
+        let notes = match texts.iter().flatten().count() {
+            0 => Vec::new(),
+            count => vec![format!("with texts: {count}")],
+        };
         let fates = data.iter().flat_map(|data| {
             let (least, most) = (data.min_seconds, data.max_seconds);
             [
@@ -87,6 +100,20 @@ impl Modality for Speech {
                 (format!("longer than data.max_seconds = {most}, cut"), most..f64::INFINITY),
             ]
         });
+        let kept = all.clone();
+        let parcel = move |at| {
+            let path = kept.relative_path(at);
+            let notes = json!({"samples": kept.samples(at), "sample_rate": audio::SAMPLE_RATE});
+            let mut beside = vec![("json", notes.to_string())];
+            beside.extend(texts[at].clone().map(|text| ("txt", text)));
+            beside.extend(classes[at].clone().map(|class| ("cls", class)));
+            Ok(Parcel {
+                path: portable(path)?,
+                field: path.extension().unwrap_or_default().to_string_lossy().into_owned(),
+                content: kept.bytes(at)?,
+                beside,
+            })
+        };
         Ok(Stored {
             noun: "recordings",
             files: all.len(),
@@ -102,6 +129,7 @@ impl Modality for Speech {
                     ..Sight::default()
                 })
             }),
+            parcel: Ok(Box::new(parcel)),
             broken,
         })
     }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use bytes::Bytes;
+
 /// What is at a place, to be looked at one file after the other.
 pub struct Stored {
     /// What examples are called.
@@ -17,6 +19,8 @@ pub struct Stored {
     pub notes: Vec<String>,
     /// Reads all of a file.
     pub look: Box<dyn Fn(usize) -> data2vec_core::Result<Sight> + Send + Sync>,
+    /// A file as it can be packed, or why none can be.
+    pub parcel: Result<Parcels, String>,
     /// What could not be looked into, each with its reason.
     pub broken: Vec<String>,
 }
@@ -27,6 +31,21 @@ pub struct Measure {
     pub name: &'static str,
     /// Whether a sum over examples means something.
     pub adds_up: bool,
+}
+
+/// Files on their way into shards, by number.
+pub type Parcels = Box<dyn Fn(usize) -> data2vec_core::Result<Parcel> + Send + Sync>;
+
+/// A file on its way into a shard.
+pub struct Parcel {
+    /// Relative, with `/` between its parts.
+    pub path: String,
+    /// What its name ends in, after a dot.
+    pub field: String,
+    /// All of it.
+    pub content: Bytes,
+    /// Other fields of its example: names and contents.
+    pub beside: Vec<(&'static str, String)>,
 }
 
 /// What is in a file.

@@ -1,6 +1,7 @@
 //! Images in the program.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
 use data2vec_core::split::Amount;
@@ -8,15 +9,16 @@ use data2vec_core::tune::TuneMasks;
 use data2vec_core::{Batch, Dataset, EncoderConfig, Error, HeadTask, MaskStrategy};
 use data2vec_vision::{
     AugmentConfig, Images, LabelledImages, PatchEncoder, PatchEncoderConfig, VisionDataConfig,
-    VisionDataset, VisionMaskConfig,
+    VisionDataset, VisionMaskConfig, has_sides,
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::data::portable;
 use crate::modality::portrait;
 use crate::modality::tunable::{Divide, NoMask, divide};
 use crate::modality::{
-    Examples, LabelledExamples, Measure, Modality, Portrait, Sight, Source, Stored, Tunable,
-    reasons, split,
+    Examples, LabelledExamples, Measure, Modality, Parcel, Parcels, Portrait, Sight, Source,
+    Stored, Tunable, reasons, split,
 };
 use crate::training::feed::Units;
 
@@ -46,9 +48,9 @@ impl Modality for Vision {
         features: &PatchEncoderConfig,
         held_out: f64,
         seed: u64,
-        _cache: &Path,
+        cache: &Path,
     ) -> Result<Examples<Self::Dataset>> {
-        let all = VisionDataset::open(path, data, features)?;
+        let all = VisionDataset::open(path, data, features, Some(cache))?;
         let skipped = reasons(all.skipped());
         let (train, held_out) = split(all, held_out, |all, share| all.split(share, seed))?;
         let summary = format!(
@@ -60,8 +62,30 @@ impl Modality for Vision {
     }
 
     fn stored(path: &Path, _data: Option<&Self::Data>) -> Result<Stored> {
-        let all = Images::open(path)?;
-        let (files, broken, classes) = (all.len(), reasons(all.skipped()), all.classes());
+        let all = Arc::new(Images::open(path, None)?);
+        let (files, broken) = (all.len(), reasons(all.skipped()));
+        let classes = Arc::new(all.names_of_classes()?);
+        let sides = "has images to train on and for validation: pack each of their folders, into folders \
+                     that are called as they are";
+        let parcel: Result<Parcels, String> = match has_sides(path)? {
+            true => Err(sides.into()),
+            false => Ok(Box::new({
+                let (all, classes) = (all.clone(), classes.clone());
+                move |at: usize| {
+                    let (path, content) = all.file(at)?;
+                    Ok(Parcel {
+                        path: portable(&path)?,
+                        field: path.extension().unwrap_or_default().to_string_lossy().into_owned(),
+                        content: content.into(),
+                        beside: classes[at]
+                            .clone()
+                            .map(|class| ("cls", class))
+                            .into_iter()
+                            .collect(),
+                    })
+                }
+            })),
+        };
         Ok(Stored {
             noun: "images",
             files,
@@ -73,14 +97,14 @@ impl Modality for Vision {
             notes: Vec::new(),
             look: Box::new(move |at| {
                 let pixels = all.read(at)?;
-                let class = all.label(at).and_then(|label| classes.get(label));
                 Ok(Sight {
                     kind: if pixels.channels() == 1 { "grey" } else { "colour" }.into(),
                     sizes: vec![pixels.width() as f64, pixels.height() as f64],
-                    labels: class.map(|class| (class.clone(), 1)).into_iter().collect(),
+                    labels: classes[at].clone().map(|class| (class, 1)).into_iter().collect(),
                     broken: Vec::new(),
                 })
             }),
+            parcel,
             broken,
         })
     }
@@ -105,9 +129,12 @@ impl Modality for Vision {
         _data: &Path,
         indices: &[usize],
     ) -> Result<Vec<Option<String>>> {
-        let classes = dataset.classes();
-        let name = |&index: &usize| Some(format!("class {}", classes.get(dataset.label(index)?)?));
-        Ok(indices.iter().map(name).collect())
+        let classes = dataset.classes()?;
+        let name = |&index: &usize| {
+            let class = dataset.label(index)?.and_then(|label| classes.get(label));
+            Ok(class.map(|class| format!("class {class}")))
+        };
+        indices.iter().map(name).collect()
     }
 }
 
@@ -133,7 +160,7 @@ impl Tunable for Vision {
 
     fn open_labelled(source: &Source<Self>) -> Result<LabelledExamples<LabelledImages>> {
         let (mut all, mut own) =
-            LabelledImages::open(source.path, source.data, &source.config.features)?;
+            LabelledImages::open(source.path, source.data, &source.config.features, source.cache)?;
         if let Some(labels) = source.labels {
             all = all.with_classes(labels)?;
             own = own.map(|own| own.with_classes(labels)).transpose()?;

@@ -23,6 +23,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
 
     /// Tells of unusable examples, and ends the run if they are too many.
     fn meet_bad(&mut self, news: &BTreeMap<String, String>) -> Result<()> {
+        self.bad_list.as_mut().map_or(Ok(()), |list| list.add(news.values()))?;
         for (name, reason) in news {
             if self.pending.bad.insert(name.clone()) {
                 self.log.say(&format!("note: skipped {reason}"));

@@ -2,6 +2,7 @@
 //! end whenever it comes.
 
 mod agree;
+mod bad;
 mod care;
 mod conduct;
 pub mod feed;
@@ -30,6 +31,7 @@ use crate::record::End;
 use crate::report::{describe, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
+use bad::BadExamples;
 pub use care::OnTrouble;
 use care::{Care, Trouble};
 pub use conduct::{Conduct, Opening};
@@ -116,6 +118,8 @@ pub struct Run<T: Trainee, D> {
     ranks: Ranks,
     /// Unusable examples that were met before training.
     bad_before: usize,
+    /// `None`: another process lists them.
+    bad_list: Option<BadExamples>,
     pending: Pending,
     care: Care,
 }
@@ -156,14 +160,14 @@ enum Way {
 }
 
 impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
-    /// Takes over the newest undamaged checkpoint in `folder`, if there is any. `bad_before` examples are
+    /// Takes over the newest undamaged checkpoint in `folder`, if there is any. The examples `bad` are
     /// known to be unusable.
     pub fn resume(
         trainee: T,
         dataset: Arc<D>,
         folder: RunFolder,
         (train, seed, units): (&TrainConfig, u64, Units),
-        bad_before: usize,
+        bad: &[String],
         ranks: Ranks,
         outlets: Option<Outlets>,
     ) -> Result<Self> {
@@ -173,6 +177,11 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             }
             false => None,
         };
+        let mut bad_list = match ranks.is_first() {
+            true => Some(BadExamples::of(&folder)?),
+            false => None,
+        };
+        bad_list.as_mut().map_or(Ok(()), |list| list.add(bad))?;
         let log = Log::silent((trainee.step(), train.steps), units.name);
         let mut run = Self {
             trainee,
@@ -187,7 +196,8 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             log,
             reporter: None,
             ranks,
-            bad_before,
+            bad_before: bad.len(),
+            bad_list,
             pending: Pending::default(),
             care: Care::new(train.steps),
         };

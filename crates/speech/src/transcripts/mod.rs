@@ -102,13 +102,17 @@ pub(crate) fn classes(path: &Path, root: &Path, recordings: &[&Path]) -> Result<
     }
     tables(&look_around(root, recordings)?, Table::Label, root, &mut classes)?;
     if classes.is_empty() {
-        classes.extend(recordings.iter().map(|&recording| {
-            let place = root.join(recording);
-            let folder = place.parent().and_then(Path::file_name).unwrap_or_default();
-            (recording.to_owned(), folder.to_string_lossy().into_owned())
-        }));
+        let class =
+            |&recording: &&Path| Some((recording.to_owned(), folder(&root.join(recording))?));
+        classes.extend(recordings.iter().filter_map(class));
     }
     Ok(classes)
+}
+
+/// The name of the folder that a recording is in.
+pub(crate) fn folder(recording: &Path) -> Option<String> {
+    let name = recording.parent()?.file_name()?;
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// What is told in the folders of `recordings`, and in those above up to `root`.

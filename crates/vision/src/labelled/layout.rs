@@ -18,7 +18,8 @@ const HEADER: &str = "path\tlabel";
 const VALIDATION: [&str; 4] = ["val", "valid", "validation", "test"];
 /// What labelled images look like.
 const EXPECTED: &str = "expected is a folder of images for each class, a labels.tsv with \
-                        `path<TAB>label` a line, or IDX files of images and labels";
+                        `path<TAB>label` a line, IDX files of images and labels, or shards with `cls` or \
+                        `label`";
 
 /// Images, and the class of each.
 #[derive(Debug)]
@@ -63,20 +64,19 @@ pub(crate) fn sides(path: &Path) -> Result<(PathBuf, Option<PathBuf>)> {
 
 impl Listing {
     /// Lists the images at `path`, all with their classes.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    pub(crate) fn read(path: &Path, cache: Option<&Path>) -> Result<Self> {
         let table = path.join(TABLE);
-        if meta.is_dir() && table.exists() {
+        if path.is_dir() && table.exists() {
             return Self::from_table(&table);
         }
-        if meta.is_file() && path.extension().is_some_and(|extension| extension == "tsv") {
+        if path.is_file() && path.extension().is_some_and(|extension| extension == "tsv") {
             return Self::from_table(path);
         }
-        let images = Images::open(path)?;
-        let classes = images.classes();
+        let images = Images::open(path, cache)?;
+        let classes = images.classes()?;
         let mut labels = Vec::with_capacity(images.len());
         for at in 0..images.len() {
-            match images.label(at) {
+            match images.label(at)? {
                 Some(label) => labels.push(label as u32),
                 None => {
                     let reason = format!("{} has no label; {EXPECTED}", images.name(at));
@@ -89,32 +89,10 @@ impl Listing {
 
     /// Lists the images that a table names, relative to its own folder.
     fn from_table(path: &Path) -> Result<Self> {
-        let text = fs::read(path).map_err(|e| Error::io(path, e))?;
-        let text = String::from_utf8(text).map_err(|_| Error::file(path, "is not UTF-8"))?;
-        let mut labels = BTreeMap::new();
-        for (at, line) in text.lines().enumerate() {
-            if line.is_empty() || (at == 0 && line == HEADER) {
-                continue;
-            }
-            let bad = |reason: &str| Err(Error::file(path, format!("line {}: {reason}", at + 1)));
-            let mut parts = line.split('\t');
-            let (Some(file), Some(label), None) = (parts.next(), parts.next(), parts.next()) else {
-                return bad("is not `path<TAB>label`");
-            };
-            let label = label.trim();
-            if file.is_empty() || label.is_empty() {
-                return bad("lacks a path or a label");
-            }
-            if labels.insert(PathBuf::from(file), label).is_some_and(|old| old != label) {
-                return bad(&format!("{file} had another label before"));
-            }
-        }
-        if labels.is_empty() {
-            return Err(Error::file(path, "names no image"));
-        }
-        let classes = sorted(labels.values().copied().collect());
+        let labels = table(path)?;
+        let classes = sorted(labels.values().map(String::as_str).collect());
         let number: BTreeMap<_, _> = classes.iter().map(String::as_str).zip(0..).collect();
-        let numbers = labels.values().map(|label| number[label]).collect();
+        let numbers = labels.values().map(|label| number[label.as_str()]).collect();
         let folder = Folder {
             root: path.parent().map(Path::to_owned).unwrap_or_default(),
             files: labels.into_keys().collect(),
@@ -135,8 +113,51 @@ impl Listing {
     }
 }
 
+/// Whether there are images for validation beside those to train on, in folders of their own.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn has_sides(path: &Path) -> Result<bool> {
+    Ok(sides(path)?.1.is_some_and(|validation| validation.is_dir()))
+}
+
+/// The labels in the table of a folder, if it has one, by relative path.
+pub(crate) fn table_in(folder: &Path) -> Result<Option<BTreeMap<PathBuf, String>>> {
+    let path = folder.join(TABLE);
+    if path.exists() { table(&path).map(Some) } else { Ok(None) }
+}
+
+/// The labels in a table, by path.
+fn table(path: &Path) -> Result<BTreeMap<PathBuf, String>> {
+    let text = fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = String::from_utf8(text).map_err(|_| Error::file(path, "is not UTF-8"))?;
+    let mut labels = BTreeMap::new();
+    for (at, line) in text.lines().enumerate() {
+        if line.is_empty() || (at == 0 && line == HEADER) {
+            continue;
+        }
+        let bad = |reason: &str| Err(Error::file(path, format!("line {}: {reason}", at + 1)));
+        let mut parts = line.split('\t');
+        let (Some(file), Some(label), None) = (parts.next(), parts.next(), parts.next()) else {
+            return bad("is not `path<TAB>label`");
+        };
+        let label = label.trim();
+        if file.is_empty() || label.is_empty() {
+            return bad("lacks a path or a label");
+        }
+        let old = labels.insert(PathBuf::from(file), label.to_owned());
+        if old.is_some_and(|old| old != label) {
+            return bad(&format!("{file} had another label before"));
+        }
+    }
+    if labels.is_empty() {
+        return Err(Error::file(path, "names no image"));
+    }
+    Ok(labels)
+}
+
 /// By value where all are numbers, else as text.
-fn sorted(names: BTreeSet<&str>) -> Vec<String> {
+pub(crate) fn sorted(names: BTreeSet<&str>) -> Vec<String> {
     let numbers: Option<Vec<i64>> = names.iter().map(|name| name.parse().ok()).collect();
     let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
     if let Some(numbers) = numbers {
