@@ -176,7 +176,12 @@ fn one_line(error: &object_store::Error) -> String {
         }
         below = error.source();
     }
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Without keys, clouds' machines are asked for some at an address of their own.
+    match line.contains("169.254.169.254") {
+        true => format!("no keys of this cloud in the environment (see docs/scale.md), and {line}"),
+        false => line,
+    }
 }
 
 /// Runs a future on the one thread that talks to stores, and waits for it.
@@ -203,4 +208,19 @@ fn runtime() -> Result<&'static tokio::runtime::Handle, String> {
     };
     let runtime = RUNTIME.get_or_init(|| start().map_err(|e: std::io::Error| e.to_string()));
     runtime.as_ref().map_err(Clone::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_one_line_that_says_what_to_do() {
+        let says = |text: &str| {
+            one_line(&object_store::Error::Generic { store: "S3", source: text.into() })
+        };
+        assert_eq!(says("no\n such  thing"), "Generic S3 error: no such thing");
+        let keys = says("Error performing PUT http://169.254.169.254/latest/api/token");
+        assert!(keys.starts_with("no keys of this cloud in the environment (see docs/"), "{keys}");
+    }
 }

@@ -34,6 +34,8 @@ struct Inner {
     plan: Mutex<Plan>,
     latency: Duration,
     requests: AtomicU64,
+    at_once: AtomicU64,
+    most_at_once: AtomicU64,
     happened: Mutex<HashMap<Fault, u64>>,
 }
 
@@ -43,8 +45,9 @@ impl Store {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let plan: Mutex<Plan> = Mutex::new(Box::new(|_| Fault::None));
-        let (requests, happened) = Default::default();
-        let inner = Arc::new(Inner { root, plan, latency, requests, happened });
+        let (requests, at_once, most_at_once, happened) = Default::default();
+        let inner = Inner { root, plan, latency, requests, at_once, most_at_once, happened };
+        let inner = Arc::new(inner);
         let served = Arc::clone(&inner);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -62,6 +65,11 @@ impl Store {
 
     pub fn requests(&self) -> u64 {
         self.inner.requests.load(Relaxed)
+    }
+
+    /// How many requests were being answered at the same time, at most.
+    pub fn most_at_once(&self) -> u64 {
+        self.inner.most_at_once.load(Relaxed)
     }
 
     /// How often a fault happened.
@@ -89,7 +97,9 @@ impl Inner {
         let number = self.requests.fetch_add(1, Relaxed);
         let fault = (self.plan.lock().expect("no panic"))(number);
         *self.happened.lock().expect("no panic").entry(fault).or_default() += 1;
+        self.most_at_once.fetch_max(self.at_once.fetch_add(1, Relaxed) + 1, Relaxed);
         std::thread::sleep(self.latency);
+        self.at_once.fetch_sub(1, Relaxed);
         if let Fault::Slow(millis) = fault {
             std::thread::sleep(Duration::from_millis(millis));
         }
