@@ -19,12 +19,8 @@ const SHRUNK: f64 = 0.1;
 const MUTE: f64 = 0.02;
 
 /// Times [`MUTE`] that predictions must have varied by before: those of an untrained decoder hardly vary, and that
-/// is no collapse. Nor is it one while nothing is explained yet: a decoder that begins with large weights first
-/// learns to say the mean.
+/// is no collapse.
 const SPOKEN: f64 = 2.0;
-
-/// Steps after which predictions have to vary where nothing is held out that could tell: fairseq's.
-const GRACE: u64 = 5_000;
 
 /// Effective rank of what varies along one line.
 const LINE: f64 = 1.5;
@@ -155,8 +151,8 @@ impl Watch {
         let spread = line.pretraining.as_ref().map(|line| line.target_var);
         let mut findings = vec![finite(line.loss), self.diverging(line.loss, spread)];
         findings.push((Sign::Gradient, self.steep(line.grad_norm)));
-        if let Some(spreads) = &line.pretraining {
-            findings.extend(self.spreads(line.step, spreads.target_var, spreads.pred_var));
+        if let Some(line) = &line.pretraining {
+            findings.extend(self.spreads(line.target_var, line.pred_var));
         }
         findings
     }
@@ -166,7 +162,7 @@ impl Watch {
         if line.step == 0 {
             self.first("loss", line.loss);
         }
-        findings.extend(self.spreads(line.step, line.target_var, line.pred_var));
+        findings.extend(self.spreads(line.target_var, line.pred_var));
         if let Some(explained) = line.explained {
             self.explained = self.explained.max(explained);
             let best = self.explained;
@@ -256,7 +252,7 @@ impl Watch {
     }
 
     /// Of targets and predictions, whose spread tells a collapse that the loss hides: it falls as they shrink.
-    fn spreads(&mut self, step: u64, target: f64, prediction: f64) -> Findings {
+    fn spreads(&mut self, target: f64, prediction: f64) -> Findings {
         let first = self.first("target_var", target);
         let flat = target < FLAT.max(SHRUNK * first);
         let targets = flat
@@ -264,8 +260,7 @@ impl Watch {
         // Beside flat targets flat predictions are right, and no other trouble.
         let share = if flat { f64::NAN } else { prediction / target };
         self.spoken = self.spoken.max(share);
-        let has_learned = self.explained > NOTHING || step > GRACE;
-        let mute = share < MUTE && self.has_begun() && has_learned;
+        let mute = share < MUTE && self.has_begun();
         let predictions = mute.then(|| {
             format!(
                 "predictions hardly vary: {} of the targets' {}",
