@@ -296,7 +296,7 @@ fn a_browser_draws_all_and_complains_of_nothing() {
             data(&fs::read_to_string(&copy).unwrap())["panels"].as_array().unwrap().clone();
         let curves: usize =
             panels.iter().map(|panel| panel["series"].as_array().unwrap().len()).sum();
-        for (width, is_dark) in [(1280, false), (390, true)] {
+        for (width, is_dark) in [(1280, false), (1280, true), (390, false), (390, true)] {
             let (dom, log) = open(&browser, &copy, width, is_dark);
             let what = format!("{} at {width}", page.display());
             let check = dom.split("data-check=\"").nth(1).and_then(|rest| rest.split('"').next());
