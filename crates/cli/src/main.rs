@@ -32,6 +32,7 @@ mod report;
 mod run;
 mod screen;
 mod signals;
+mod sources;
 mod tokenizer;
 mod training;
 mod transcribe;
@@ -98,7 +99,7 @@ pub struct PretrainArgs {
     /// A recipe: a TOML file that tells the whole run
     recipe: PathBuf,
     /// A folder of recordings, images or texts, a manifest, one file; or shards: a folder of .tar or .parquet, a
-    /// pattern as in "data-{000..041}.tar"
+    /// pattern as in "data-{000..041}.tar"; or a .toml that names several of these with their weights
     #[arg(long)]
     data: PathBuf,
     /// Folder of the run: checkpoints, metrics, curve, encoder

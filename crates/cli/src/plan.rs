@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use data2vec_core::TrainState;
 use data2vec_core::loader::Plan;
 use data2vec_core::random::{Purpose, stream};
+use data2vec_core::{Dataset, TrainState};
 use data2vec_torch_ext::{memory, release_freed_memory, reset_peak_memory};
 use tch::Device;
 
@@ -29,7 +29,7 @@ pub struct Trial {
 pub fn heaviest<M: Modality>(
     recipe: &Recipe<M>,
     state: &mut TrainState<M::Encoder>,
-    dataset: &M::Dataset,
+    dataset: &impl Dataset,
     plan: &Plan,
 ) -> Result<Trial> {
     let (rows, size) = plan.heaviest(dataset);
@@ -80,7 +80,7 @@ impl Trial {
 pub fn tell<M: Modality>(
     recipe: &Recipe<M>,
     state: &mut TrainState<M::Encoder>,
-    dataset: &M::Dataset,
+    dataset: &impl Dataset,
     plan: &Plan,
 ) -> Result<Vec<String>> {
     let full = heaviest(recipe, state, dataset, plan)?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use data2vec_core::loader::Plan;
 use data2vec_core::loss::spread_of;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Explained, Ranks, Snapshot, TrainState};
+use data2vec_core::{Batch, Explained, Mixed, Ranks, Snapshot, TrainState};
 use tch::{Device, Tensor};
 use toml::Table;
 
@@ -22,7 +22,7 @@ use crate::report::{note, out, tell};
 use crate::run::RunFolder;
 use crate::signals::Stop;
 use crate::training::{Opening, Results, Run, Trainee, feed};
-use crate::{PretrainArgs, device, doctor, plan, ranks};
+use crate::{PretrainArgs, device, doctor, plan, ranks, sources};
 
 impl Task for &PretrainArgs {
     fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
@@ -57,7 +57,7 @@ fn train<M: Tunable>(
     let (folder, mut outlets) = args.conduct.open(ranks, device, &run)?;
 
     let examples = ranks.first_then_all(|| open::<M>(args, &recipe, &folder))?;
-    let meaning = M::meaning(&examples.train);
+    let meaning = M::meaning(examples.train.first());
     if let Some(fingerprint) = meaning.as_ref().filter(|_| ranks.is_first()) {
         folder.check_meaning("tokenizer.sha256", "another tokenizer", fingerprint)?;
     }
@@ -92,7 +92,7 @@ fn train<M: Tunable>(
     let probe = match args.probe.as_deref().filter(|_| ranks.is_first()) {
         Some(path) => {
             let beside = folder.join("cache");
-            M::export(&examples.train, &beside)?;
+            M::export(examples.train.first(), &beside)?;
             Some(OnlineProbe::open(path, &state.model.encoder_config(), &beside, recipe.seed)?)
         }
         None => None,
@@ -119,11 +119,10 @@ fn open<M: Modality>(
     args: &PretrainArgs,
     recipe: &Recipe<M>,
     folder: &RunFolder,
-) -> Result<Examples<M::Dataset>> {
+) -> Result<Examples<Mixed<M::Dataset>>> {
     let (train, cache) = (&recipe.train, folder.join("cache"));
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let examples =
-        M::open(&args.data, &recipe.data, &recipe.features, train.held_out, recipe.seed, &cache)?;
+    let examples = sources::open(&args.data, recipe, &cache)?;
     tell!("data: {}", examples.summary);
     feed::tell_skipped(train, &examples.skipped)?;
     for side in [Some(&examples.train), examples.held_out.as_ref()].into_iter().flatten() {
@@ -139,12 +138,12 @@ fn open<M: Modality>(
 struct Pretrainee<M: Tunable> {
     recipe: Recipe<M>,
     state: TrainState<M::Encoder>,
-    dataset: Arc<M::Dataset>,
+    dataset: Arc<Mixed<M::Dataset>>,
     held_out: Vec<Batch>,
     curator: Curator<M>,
     probe: Option<OnlineProbe<M>>,
     /// What examples of the report are chosen from, if anything is held out.
-    shown: Option<M::Dataset>,
+    shown: Option<Mixed<M::Dataset>>,
 }
 
 impl<M: Tunable> Pretrainee<M> {
@@ -211,7 +210,7 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
     }
 
     fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()> {
-        let trial = plan::heaviest(&self.recipe, &mut self.state, &self.dataset, plan)?;
+        let trial = plan::heaviest(&self.recipe, &mut self.state, &*self.dataset, plan)?;
         log.say(&trial.describe::<M>());
         if let Some(warning) = plan::warn(&trial, self.state.model.device()) {
             log.say(&format!("note: {warning}"));
@@ -250,14 +249,14 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
 
     fn exhibit(&self) -> Result<Option<Exhibits>> {
         let model = &self.state.model;
-        let examples = self.shown.as_ref().unwrap_or(&self.dataset);
+        let examples = self.shown.as_ref().unwrap_or(&self.dataset).first();
         self.curator.exhibit(examples, model.student(), model.device(), self.state.step).map(Some)
     }
 
     fn export(&mut self, folder: &RunFolder) -> Result<Results> {
         let encoder = folder.join("encoder");
         self.state.model.export(&encoder)?;
-        M::export(&self.dataset, &encoder)?;
+        M::export(self.dataset.first(), &encoder)?;
         let (encoder, modality) = (encoder.display().to_string(), &self.recipe.modality);
         let next = vec![
             format!("data2vec extract --encoder {encoder} FILES… --out features.npy"),

@@ -332,3 +332,16 @@ fn the_encoders_own_tokenizer_is_used_or_none() {
     let error = Tokenizer::of_encoder(dir.path()).unwrap_err().to_string();
     assert!(error.contains("its tokenizer is another one than it was trained with"), "{error}");
 }
+
+/// Columns of Parquet as the hub keeps them: numbers of classes mean their names.
+#[test]
+fn columns_of_shards() {
+    let place = Place::new(64);
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/../source/tests/fixtures/hub.parquet");
+    let data = place.open("hub.parquet", fs::read(fixture).unwrap(), Classification);
+    assert_eq!(data.labels(), ["cat", "dog", "owl"]);
+    let targets: Vec<f64> = (0..12).map(|i| data.target(i)).collect();
+    assert_eq!(targets, [0., 1., 2., 0., 1., 2., 0., 1., 2., 0., 1., 2.]);
+    assert_eq!((data.len(), data.skipped().len()), (12, 0));
+    assert!(data.name(3).ends_with("hub.parquet, hub.parquet/4.text"), "{}", data.name(3));
+}

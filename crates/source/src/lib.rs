@@ -11,12 +11,10 @@ mod gzip;
 mod index;
 mod jsonl;
 mod lru;
-mod mixture;
 mod names;
 mod pack;
 #[cfg_attr(not(feature = "parquet"), path = "parquet_absent.rs")]
 mod parquet;
-mod permutation;
 mod places;
 #[cfg_attr(not(feature = "remote"), path = "remote_absent.rs")]
 mod remote;
@@ -28,7 +26,6 @@ mod varint;
 pub use error::{Error, Result};
 pub use example::{Example, Field, Value};
 pub use files::Files;
-pub use mixture::Mixture;
 pub use names::key_of;
 pub use pack::{Packed, Packer};
 pub use places::{has_shards, is_of_shards};
