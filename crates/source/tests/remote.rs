@@ -124,9 +124,9 @@ fn a_batch_waits_once() {
     let batch: Vec<usize> = (0..16).map(|at| at * 7).collect();
     source.prefetch(&batch);
     assert!(store.most_at_once() > 6, "{}", store.most_at_once());
-    let before = store.requests();
+    // All of it is there: the store may refuse whatever else is asked for, as what lies ahead of these is.
+    store.plan(|_| Fault::Status(403));
     batch.iter().for_each(|&index| drop(source.read(index).expect("an example")));
-    assert_eq!(store.requests(), before, "all of it was there");
 }
 
 #[test]
