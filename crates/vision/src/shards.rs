@@ -1,6 +1,6 @@
 //! Images in shards.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -50,8 +50,8 @@ impl Shards {
         let names = (0..self.files.len()).map(|at| self.name_of_class(at));
         let names: Vec<Option<String>> = names.collect::<Result<_>>()?;
         let classes = sorted(names.iter().flatten().map(String::as_str).collect::<BTreeSet<_>>());
-        let number = |name: &String| classes.iter().position(|class| class == name);
-        let of = names.iter().map(|name| Some(number(name.as_ref()?)? as u32)).collect();
+        let number: BTreeMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+        let of = names.iter().map(|name| number.get(name.as_deref()?).copied()).collect();
         Ok(self.labels.get_or_init(|| Labels { classes, of }))
     }
 

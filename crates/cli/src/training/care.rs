@@ -60,12 +60,7 @@ pub(super) struct Trouble {
 
 /// How a run is looked after.
 pub(super) struct Care {
-    /// Steps in a row that were not finite.
-    pub skipped: u64,
-    /// What the schedule's learning rates are multiplied by.
-    lr_scale: Option<f64>,
-    /// Where the last way back led, and from where.
-    back: Option<(u64, u64)>,
+    memory: Memory,
     /// Rank 0's.
     watch: Watch,
     /// What the last lines show and nothing has been done about.
@@ -75,21 +70,23 @@ pub(super) struct Care {
 impl Care {
     /// Of a run of so many steps that has not begun.
     pub fn new(steps: u64) -> Self {
-        Self {
-            skipped: 0,
-            lr_scale: None,
-            back: None,
-            watch: Watch::new(steps),
-            symptoms: Vec::new(),
-        }
+        Self { memory: Memory::default(), watch: Watch::new(steps), symptoms: Vec::new() }
+    }
+
+    /// A step was finite.
+    pub fn taken(&mut self) {
+        self.memory.skipped = 0;
     }
 }
 
-/// What rank 0 tells the others of the lines of a run that goes on.
+/// What a run remembers of trouble: what its lines tell, which rank 0 tells the others.
 #[derive(Default, Serialize, Deserialize)]
 struct Memory {
+    /// Steps in a row that were not finite.
     skipped: u64,
+    /// What the schedule's learning rates are multiplied by, if not by 1.
     lr_scale: Option<f64>,
+    /// Where the last way back led, and from where.
     back: Option<(u64, u64)>,
 }
 
@@ -122,12 +119,12 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     pub(super) fn take_care(&mut self, lines: &[Line]) -> Result<()> {
         let memory = Memory::of(lines, self.trainee.step());
         let memory = self.ranks.from_first(&serde_json::to_string(&memory)?)?;
-        let Memory { skipped, lr_scale, back } = serde_json::from_str(&memory)?;
-        self.care = Care { skipped, lr_scale, back, ..Care::new(self.train.steps) };
+        let memory: Memory = serde_json::from_str(&memory)?;
+        self.trainee.scale_lr(memory.lr_scale.unwrap_or(1.0));
+        self.care = Care { memory, ..Care::new(self.train.steps) };
         for line in lines {
             self.care.watch.see(line); // what was wrong then has been told
         }
-        self.trainee.scale_lr(lr_scale.unwrap_or(1.0));
         Ok(())
     }
 
@@ -147,7 +144,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         batches: &[(u64, Loaded<T::Batch>)],
     ) -> Result<()> {
         let step = self.trainee.step();
-        self.care.skipped += 1;
+        self.care.memory.skipped += 1;
         let names = feed.examples(&*self.dataset, self.seed, batches);
         let names: Vec<String> = self.ranks.gather_texts(&names.join("\n"))?;
         let ranks = self.ranks.clone();
@@ -194,7 +191,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     /// (`is_told`). Returns why the run has to go back, if it has to.
     pub(super) fn react(&mut self, is_told: bool) -> Result<Option<Trouble>> {
         let step = self.trainee.step();
-        if self.care.skipped >= MAX_SKIPPED {
+        if self.care.memory.skipped >= MAX_SKIPPED {
             let reason = format!("{MAX_SKIPPED} steps in a row were not finite");
             return Ok(Some(Trouble { before: step - MAX_SKIPPED, reason }));
         }
@@ -247,7 +244,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
 
     /// The next lower share of the learning rate.
     fn lower(&self, reason: &str) -> Result<f64> {
-        let now = self.care.lr_scale.unwrap_or(1.0);
+        let now = self.care.memory.lr_scale.unwrap_or(1.0);
         if now <= LEAST {
             bail!(
                 "{reason}, and that at {now} of the learning rate: giving up; try a lower schedule.lr, and see `data2vec doctor {}`",
@@ -260,7 +257,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     fn lower_lr(&mut self, reason: &str) -> Result<()> {
         let scale = self.lower(reason)?;
         self.act(Action::LowerLr, &format!("{reason}; to {scale} of the schedule's"), Some(scale))?;
-        self.care.lr_scale = Some(scale);
+        self.care.memory.lr_scale = Some(scale);
         self.trainee.scale_lr(scale);
         Ok(())
     }
@@ -271,7 +268,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         let (from, reason) = (self.trainee.step(), &trouble.reason);
         let scale = self.lower(reason)?;
         self.wait_for_saver()?;
-        let further = self.care.back.filter(|&(_, from)| trouble.before <= from);
+        let further = self.care.memory.back.filter(|&(_, from)| trouble.before <= from);
         let further = further.map(|(step, _)| step.saturating_sub(1).min(trouble.before));
         let lasts: Vec<u64> = further.into_iter().chain([trouble.before]).collect();
         let newest = self.newest(&lasts)?;
@@ -296,7 +293,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             from: Some(from),
         };
         self.log.line(&Line::Action(action))?;
-        (self.care.lr_scale, self.care.back) = (Some(scale), Some((step, from)));
+        (self.care.memory.lr_scale, self.care.memory.back) = (Some(scale), Some((step, from)));
         self.trainee.scale_lr(scale);
         Ok(())
     }

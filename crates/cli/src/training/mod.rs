@@ -6,10 +6,10 @@ mod bad;
 mod care;
 mod conduct;
 pub mod feed;
+mod phases;
 mod saver;
 mod start;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +36,7 @@ pub use care::OnTrouble;
 use care::{Care, Trouble};
 pub use conduct::{Conduct, Opening};
 use feed::{Feed, Units, loader_config};
+use phases::Phases;
 use saver::Saver;
 
 /// How often memory that lies fallow is given back.
@@ -122,31 +123,6 @@ pub struct Run<T: Trainee, D> {
     bad_list: Option<BadExamples>,
     pending: Pending,
     care: Care,
-}
-
-/// What the parts of steps have taken since the last line.
-#[derive(Default)]
-struct Phases {
-    spent: BTreeMap<String, Duration>,
-    steps: u32,
-}
-
-impl Phases {
-    /// Adds a step.
-    fn add(&mut self, spent: Vec<(String, Duration)>) {
-        self.steps += 1;
-        for (name, took) in spent {
-            *self.spent.entry(name).or_default() += took;
-        }
-    }
-
-    /// Seconds a step, with what it `waited` for data; starts anew.
-    fn take(&mut self, waited: Duration) -> BTreeMap<String, f64> {
-        self.spent.insert("data".into(), waited);
-        let Self { spent, steps } = std::mem::take(self);
-        let mean = |took: Duration| took.as_secs_f64() / f64::from(steps);
-        spent.into_iter().map(|(name, took)| (name, mean(took))).collect()
-    }
 }
 
 /// How a stretch of training ended.
@@ -287,7 +263,7 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             let step = self.trainee.step();
             match &line {
                 Some(line) => {
-                    self.care.skipped = 0;
+                    self.care.taken();
                     self.pending.mean.add(line, train.clip_norm);
                 }
                 None => self.skip(&feed, &batches)?,
