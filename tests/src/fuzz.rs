@@ -7,8 +7,8 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -161,6 +161,10 @@ pub fn corpus(name: &str) -> Vec<Vec<u8>> {
 /// If `parse` does, takes too long, or has the process ask for too much memory; the file is kept then and
 /// named.
 pub fn fuzz(name: &str, mut parse: impl FnMut(&[u8]) -> bool) {
+    // A stack's names are read from the whole program's debug information, a hundred megabytes that would
+    // count as the parser's. RUST_BACKTRACE asks for them at panics that are caught on the way, too.
+    static PLAIN: Once = Once::new();
+    PLAIN.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
     let cases = std::env::var("DATA2VEC_CASES").map_or(2_000, |n| n.parse().expect("a number"));
     let seeds = corpus(name);
     for seed in &seeds {
