@@ -86,7 +86,7 @@ fn process_groups(root: &Path, lib: &Path) -> bool {
         build.file("cpp/dist_absent.cpp").compile("data2vec_torch_ext_dist");
         return false;
     }
-    build.define("USE_C10D_GLOO", None).include("cpp/stubs").file("cpp/dist.cpp");
+    build.define("USE_C10D_GLOO", None).include("cpp/stubs").files(["cpp/dist.cpp", "cpp/ddp.cpp"]);
     let nccl = nccl_includes(root, lib);
     if let Some(includes) = &nccl {
         build.define("USE_C10D_NCCL", None).includes(includes);

@@ -150,8 +150,11 @@ fn the_same_on_one_two_and_four(make: &dyn Fn(&Path, &[&str]) -> Command, dir: &
     let out = |size: usize| dir.join(format!("on-{size}"));
     succeed(&mut make(&out(1), &with(&[])));
     for size in [2, 4] {
-        // Four share the optimizer as well.
-        let shard: &[&str] = if size == 4 { &["train.shard_optimizer=true"] } else { &[] };
+        // Four share the optimizer as well, and exchange gradients after the backward pass, not during it.
+        let shard: &[&str] = match size {
+            4 => &["train.shard_optimizer=true", "model.activation_checkpointing=true"],
+            _ => &[],
+        };
         let said = run_on(size, &|| make(&out(size), &with(shard)));
         assert!(said.contains(&format!("processes: {size}; a step is ")), "{said}");
         assert_close(&out(1), &out(size));
@@ -363,15 +366,19 @@ fn unusable_examples_are_told_once_whoever_meets_them() {
     let dir = folder();
     let data = corpus(dir.path());
     fs::write(data.join("speaker/07.wav"), wav(&[f32::NAN; 20_000])).unwrap();
-    let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
-    let set = with(&["train.held_out=0.0", "train.log_every=6"]);
-    succeed(&mut pretrain(&data, &one, &set));
-    let said = run_on(2, &|| pretrain(&data, &two, &set));
-    assert_eq!(said.matches("note: skipped").count(), 1, "{said}");
-    assert_close(&one, &two);
-    let lines = metrics(&two);
-    let trained = lines.iter().rfind(|line| line["kind"] == "train").unwrap();
-    assert_eq!(trained["bad_examples"], Value::from(1));
+    // With one example a batch, a process has nothing at all to add to a step.
+    let single = ["train.batch=2.0", "train.accumulate=2", "train.steps=12", "train.log_every=12"];
+    for (name, more) in [("many", &["train.log_every=6"][..]), ("single", &single)] {
+        let [one, two] = ["one", "two"].map(|run| dir.path().join(format!("{name}-{run}")));
+        let set = [&with(&["train.held_out=0.0"]), more].concat();
+        succeed(&mut pretrain(&data, &one, &set));
+        let said = run_on(2, &|| pretrain(&data, &two, &set));
+        assert_eq!(said.matches("note: skipped").count(), 1, "{name}: {said}");
+        assert_close(&one, &two);
+        let lines = metrics(&two);
+        let trained = lines.iter().rfind(|line| line["kind"] == "train").unwrap();
+        assert_eq!(trained["bad_examples"], Value::from(1), "{name}");
+    }
 }
 
 /// Two processes, stopped by a signal to one of them; then one, stopped again; then four.

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use data2vec_torch_ext::dist::Ddp;
 use data2vec_torch_ext::{FusedAdamW, fused_adamw, scale, total_norm};
 
 use crate::checkpoint::{assign, read_tensors};
@@ -116,12 +117,25 @@ impl Group {
     }
 }
 
+/// What several ranks divide among them, and when they exchange gradients.
+#[derive(Debug, Default)]
+pub struct Sharing {
+    /// Each keeps the moments of a part of the parameters alone (ZeRO's first stage).
+    pub shard_optimizer: bool,
+    /// The variables in the order in which they were made, which is about that of the forward pass: their gradients
+    /// are exchanged while the backward pass of a step's last micro-batch goes on. `None`: after it, as behind
+    /// activation checkpoints, which hide from LibTorch what they use.
+    pub overlap: Option<Vec<Tensor>>,
+}
+
 /// AdamW (Loshchilov and Hutter 2019) over named parameters.
 #[derive(Debug)]
 pub struct AdamW {
     config: AdamWConfig,
     groups: Vec<Group>,
     ranks: Ranks,
+    /// Sums gradients over ranks during the last backward pass of a step; `None`: that is left for the step.
+    ddp: Option<Ddp>,
     /// Who keeps which moments; `None`: every rank all of them.
     owners: Option<Owners>,
 }
@@ -170,15 +184,50 @@ impl AdamW {
                 group.add(name, param);
             }
         }
-        Self { config: config.clone(), groups, ranks: Ranks::default(), owners: None }
+        Self { config: config.clone(), groups, ranks: Ranks::default(), ddp: None, owners: None }
     }
 
-    /// From now on, gradients are sums over all `ranks`. With `shard` each keeps the moments of a part of the
-    /// parameters alone (ZeRO's first stage).
-    pub fn join(&mut self, ranks: &Ranks, shard: bool) {
+    /// From now on, gradients are sums over all `ranks`.
+    ///
+    /// # Errors
+    /// [`Error::Dist`] if LibTorch refuses.
+    pub fn join(&mut self, ranks: &Ranks, sharing: &Sharing) -> Result<()> {
         self.ranks = ranks.clone();
-        if shard && ranks.count() > 1 {
+        let Some(group) = ranks.group().filter(|_| ranks.count() > 1) else { return Ok(()) };
+        if sharing.shard_optimizer {
             self.owners = Some(Owners::divide(&mut self.groups, ranks));
+        }
+        if let Some(params) = &sharing.overlap {
+            let wanted = params.iter().filter(|param| param.requires_grad());
+            let params: Vec<Tensor> = wanted.map(Tensor::shallow_clone).collect();
+            self.ddp = Some(Ddp::new(group, &params)?);
+        }
+        Ok(())
+    }
+
+    /// The backward pass of a micro-batch's `loss`; `last`: of those of this rank's step.
+    ///
+    /// # Errors
+    /// [`Error::Torch`] if LibTorch refuses, [`Error::Dist`] if another rank is gone.
+    pub fn backward(&self, loss: &Tensor, last: bool) -> Result<()> {
+        match (&self.ddp, self.ranks.group()) {
+            (Some(ddp), Some(group)) if last => Ok(ddp.backward(group, loss)?),
+            _ => Ok(loss.f_backward()?),
+        }
+    }
+
+    /// In place of the backward passes of a step where this rank has no micro-batch, none of its examples being of
+    /// use: the others wait for its gradients.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn backward_of_none(&self) -> Result<()> {
+        let params = self.groups.iter().flat_map(|group| &group.params);
+        match params.min_by_key(|param| param.numel()) {
+            Some(any) if self.ddp.is_some() => {
+                self.backward(&(any * 0.0).sum(tch::Kind::Float), true)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -216,8 +265,8 @@ impl AdamW {
         }
     }
 
-    /// Adds the gradients of all ranks, divides them by `count`, clips them to the norm `clip`, and takes
-    /// step number `step` (counted from 1). Returns the norm before clipping; if that is not finite,
+    /// Adds the gradients of all ranks, unless that is done, divides them by `count`, clips them to the norm
+    /// `clip`, and takes step number `step` (counted from 1). Returns the norm before clipping; if that is not finite,
     /// nothing has been changed.
     ///
     /// # Errors
@@ -225,7 +274,9 @@ impl AdamW {
     pub fn step(&mut self, step: u64, lr: f64, count: f64, clip: Option<f64>) -> Result<f64> {
         let grads = tch::no_grad(|| self.grads());
         let all: Vec<Tensor> = grads.iter().flatten().map(Tensor::shallow_clone).collect();
-        self.ranks.sum(&all)?;
+        if self.ddp.is_none() {
+            self.ranks.sum(&all)?;
+        }
         let norm = total_norm(&all)?.double_value(&[]) / count;
         if !norm.is_finite() {
             return Ok(norm);

@@ -244,7 +244,10 @@ pub(crate) fn spread_of_moments(moments: &[f64]) -> f64 {
 
 impl From<dist::Error> for Error {
     fn from(error: dist::Error) -> Self {
-        Self::Dist(error)
+        match error {
+            dist::Error::Torch(error) => error.into(),
+            error => Self::Dist(error),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::loss::spread_of;
+use crate::optim::Sharing;
 use crate::random::{Purpose, seed_for, stream};
 use crate::ranks::{moments, spread_of_moments};
 use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Ranks, Result, Schedule};
@@ -95,7 +96,10 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// If the others train another model, or are gone.
     pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
         ranks.agree_on_variables(&self.model.vars().variables())?;
-        self.optimizer.join(ranks, shard);
+        let overlap = !self.model.config().model.activation_checkpointing;
+        let variables = || self.model.vars().trainable_variables();
+        let sharing = Sharing { shard_optimizer: shard, overlap: overlap.then(variables) };
+        self.optimizer.join(ranks, &sharing)?;
         self.ranks = ranks.clone();
         self.follow_first()
     }
@@ -124,14 +128,18 @@ impl<F: FeatureEncoder> TrainState<F> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.config.steps);
         self.optimizer.zero_grad();
         let mut sums = Sums::default();
-        for &(place, batch) in batches {
+        if batches.is_empty() {
+            self.optimizer.backward_of_none()?;
+        }
+        for (number, &(place, batch)) in batches.iter().enumerate() {
             let at = [self.step, place];
             // Dropout and noise draw from LibTorch's generator, all else from ours.
             tch::manual_seed(seed_for(self.config.seed, Purpose::Step, &at) as i64);
             let mut rng = stream(self.config.seed, Purpose::Step, &at);
             let batch = batch.to_device(self.model.device());
             let objective = self.model.forward(&batch, &mut rng, true)?;
-            scope(c"backward", || objective.loss.f_backward())?;
+            let last = number + 1 == batches.len();
+            scope(c"backward", || self.optimizer.backward(&objective.loss, last))?;
             sums.hidden += objective.num_hidden as f64;
             sums.masked_share += objective.masked_share;
             sums.losses.push(objective.loss.detach());

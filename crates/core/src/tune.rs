@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor, nn};
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::encoder::ENCODER_WEIGHTS;
 use crate::head::{HeadConfig, Scored, loss};
-use crate::optim::Pace;
+use crate::optim::{Pace, Sharing};
 use crate::random::{Purpose, seed_for, stream};
 use crate::tuned::{MASK_TOKEN, Tuned, read_mask_token, write_model};
 use crate::{
@@ -224,7 +224,10 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// If the others train another model, or are gone.
     pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
         ranks.agree_on_variables(&self.vars.variables())?;
-        self.optimizer.join(ranks, shard);
+        let overlap = !self.config.activation_checkpointing;
+        let variables = || self.vars.trainable_variables();
+        let sharing = Sharing { shard_optimizer: shard, overlap: overlap.then(variables) };
+        self.optimizer.join(ranks, &sharing)?;
         self.ranks = ranks.clone();
         self.ranks.follow_first(self.vars.variables())
     }
@@ -247,12 +250,16 @@ impl<F: FeatureEncoder> TuneState<F> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
         self.optimizer.zero_grad();
         let (mut count, mut losses) = (0, Vec::new());
-        for &(place, batch) in batches {
+        if batches.is_empty() {
+            self.optimizer.backward_of_none()?;
+        }
+        for (number, &(place, batch)) in batches.iter().enumerate() {
             let at = [self.step, place];
             tch::manual_seed(seed_for(self.steps.seed, Purpose::Step, &at) as i64);
             let mut rng = stream(self.steps.seed, Purpose::Step, &at);
             let scored = scope(c"forward", || self.score(batch, Some(&mut rng)))?;
-            scope(c"backward", || scored.loss.f_backward())?;
+            let last = number + 1 == batches.len();
+            scope(c"backward", || self.optimizer.backward(&scored.loss, last))?;
             count += batch.batch.rows();
             losses.push(scored.loss.detach());
         }

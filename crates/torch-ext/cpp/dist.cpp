@@ -14,7 +14,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
-#include "dist.h"
+#include "group.h"
 
 // What stubs/gloo assumes of LibTorch 2.11.0: that the classes below are as large as there.
 static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "another LibTorch: compare stubs/gloo with it");
@@ -25,23 +25,9 @@ static_assert(sizeof(c10d::ProcessGroupNCCL) == 1112, "another LibTorch: its NCC
 
 using Millis = std::chrono::milliseconds;
 
-struct D2vStore {
-  c10::intrusive_ptr<c10d::Store> store;
-};
-
-struct D2vGroup {
-  c10::intrusive_ptr<c10d::Backend> backend;
-  int size;
-};
-
 namespace {
 
 void wait(const c10::intrusive_ptr<c10d::Work> &work) { work->wait(); }
-
-c10d::Backend &backend(D2vGroup *group) {
-  TORCH_CHECK(group->backend, "this process has left the group");
-  return *group->backend;
-}
 
 c10d::ReduceOp reduce_op(int op) {
   return op == 0 ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
@@ -147,7 +133,7 @@ D2vGroup *d2v_group(D2vStore *store, int nccl, int rank, int size, int64_t timeo
       options->timeout = Millis(timeout_ms);
       auto prefixed = c10::make_intrusive<c10d::PrefixStore>("nccl", store->store);
       auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(prefixed, rank, size, options);
-      made = new D2vGroup{group, size};
+      made = new D2vGroup{group, c10d::ProcessGroup::NCCL, size, {}};
 #else
       TORCH_CHECK(false, "this program was built without NCCL: build it against a LibTorch with CUDA and NCCL's headers");
 #endif
@@ -167,7 +153,8 @@ D2vGroup *d2v_group(D2vStore *store, int nccl, int rank, int size, int64_t timeo
     }
     options->threads = static_cast<int>(2 * options->devices.size());
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", store->store);
-    made = new D2vGroup{c10::make_intrusive<Gloo>(prefixed, rank, size, options), size};
+    auto group = c10::make_intrusive<Gloo>(prefixed, rank, size, options);
+    made = new D2vGroup{group, c10d::ProcessGroup::GLOO, size, {}};
   });
   return made;
 }
@@ -182,7 +169,10 @@ int d2v_has_nccl() {
 
 // Closes all connections: the others' collectives fail at once rather than after their timeout.
 int d2v_group_leave(D2vGroup *group, char **error) {
-  return guarded(error, [&] { group->backend.reset(); });
+  return guarded(error, [&] {
+    for (auto &ddp : group->ddps) ddp->reset();
+    group->backend.reset();
+  });
 }
 
 void d2v_group_free(D2vGroup *group) { delete group; }

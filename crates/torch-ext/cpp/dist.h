@@ -4,6 +4,7 @@
 
 struct D2vStore;
 struct D2vGroup;
+struct D2vDdp;
 
 extern "C" {
 D2vStore *d2v_store(const char *host, int port, int serve, int ranks, int64_t timeout_ms, const char *prefix,
@@ -24,4 +25,7 @@ int d2v_all_gather(D2vGroup *group, TensorPtr tensor, TensorPtr out, char **erro
 int d2v_reduce_scatter(D2vGroup *group, TensorPtr tensor, TensorPtr out, char **error);
 int d2v_barrier(D2vGroup *group, char **error);
 int d2v_monitored_barrier(D2vGroup *group, int64_t timeout_ms, char **error);
+D2vDdp *d2v_ddp(D2vGroup *group, TensorPtr *params, size_t count, size_t bucket, char **error);
+void d2v_ddp_free(D2vDdp *ddp);
+int d2v_ddp_backward(D2vDdp *ddp, TensorPtr loss, int64_t *waited, int *lost, char **error);
 }

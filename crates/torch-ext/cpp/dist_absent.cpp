@@ -36,5 +36,11 @@ int d2v_all_gather(D2vGroup *, TensorPtr, TensorPtr, char **error) { return refu
 int d2v_reduce_scatter(D2vGroup *, TensorPtr, TensorPtr, char **error) { return refuse(error); }
 int d2v_barrier(D2vGroup *, char **error) { return refuse(error); }
 int d2v_monitored_barrier(D2vGroup *, int64_t, char **error) { return refuse(error); }
+D2vDdp *d2v_ddp(D2vGroup *, TensorPtr *, size_t, size_t, char **error) {
+  refuse(error);
+  return nullptr;
+}
+void d2v_ddp_free(D2vDdp *) {}
+int d2v_ddp_backward(D2vDdp *, TensorPtr, int64_t *, int *, char **error) { return refuse(error); }
 
 }

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use data2vec_torch_ext::dist::{Backend, Launch, ProcessGroup, Reduce};
+use data2vec_torch_ext::dist::{Backend, Ddp, Error, Launch, ProcessGroup, Reduce};
 use tch::{Device, Kind, Tensor};
 
 const TASK: &str = "DATA2VEC_DIST_TASK";
@@ -55,27 +55,42 @@ fn a_rank() {
     let Ok(task) = std::env::var(TASK) else { return };
     match task.as_str() {
         "collectives" => collectives(&group(20)),
-        "gone" | "hangs" => {
-            let group = group(if task == "gone" { 20 } else { 2 });
-            group.barrier().unwrap();
-            if group.rank() == 1 {
-                if task == "hangs" {
-                    std::thread::sleep(Duration::from_secs(5));
-                }
-                std::process::exit(0);
-            }
-            let start = Instant::now();
-            let error =
-                group.all_reduce(&[Tensor::from(1.0)], Reduce::Sum).unwrap_err().to_string();
-            assert!(error.starts_with("rank 0: all_reduce: "), "{error}");
-            assert!(!error.contains('\n'), "{error}");
-            let took = start.elapsed();
-            match task == "gone" {
-                true => assert!(took < Duration::from_secs(2), "{took:?}: {error}"),
-                false => assert!(took > Duration::from_secs(1), "{took:?}: {error}"),
-            }
+        "gradients" => gradients(&group(20)),
+        "gone" | "hangs" => left_alone(task == "hangs", "all_reduce", &|group, _| {
+            group.all_reduce(&[Tensor::from(1.0)], Reduce::Sum)
+        }),
+        "gone in backward" | "hangs in backward" => {
+            left_alone(task.starts_with("hangs"), "gradients", &|group, x| {
+                Ddp::new(group, &[x.shallow_clone()])?.backward(group, &(x * 2.0))
+            });
         }
         other => panic!("no task {other}"),
+    }
+}
+
+/// Rank 1 is gone, or hangs, when rank 0 wants to `exchange` something.
+fn left_alone(
+    hangs: bool,
+    what: &str,
+    exchange: &dyn Fn(&ProcessGroup, &Tensor) -> Result<(), Error>,
+) {
+    let group = group(if hangs { 2 } else { 20 });
+    let x = Tensor::from(1.0_f32).set_requires_grad(true);
+    group.barrier().unwrap();
+    if group.rank() == 1 {
+        if hangs {
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        std::process::exit(0);
+    }
+    let start = Instant::now();
+    let error = exchange(&group, &x).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("rank 0: {what}: ")), "{error}");
+    assert!(!error.contains('\n'), "{error}");
+    let took = start.elapsed();
+    match hangs {
+        false => assert!(took < Duration::from_secs(2), "{took:?}: {error}"),
+        true => assert!(took > Duration::from_secs(1), "{took:?}: {error}"),
     }
 }
 
@@ -132,6 +147,55 @@ fn collectives(group: &ProcessGroup) {
     assert!(group.barrier().unwrap_err().to_string().contains("left"));
 }
 
+/// Sums over ranks, micro-batches and a parameter that only some ranks use, against what they are.
+fn gradients(group: &ProcessGroup) {
+    let (rank, size) = (group.rank() as f64, group.size() as f64);
+    let var = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    // More than a bucket; used by all; by rank 0; by none.
+    let params = [var(8 << 20), var(3), var(2), var(5)];
+    let ddp = Ddp::new(group, &params).unwrap();
+    let [big, all, first, none] = &params;
+    let loss = |factor: f64| {
+        let loss =
+            (big * factor).sum(Kind::Float) + (all * (factor * (rank + 1.0))).sum(Kind::Float);
+        if group.rank() == 0 { loss + (first * factor).sum(Kind::Float) } else { loss }
+    };
+    for step in 1..4 {
+        for param in &params {
+            param.shallow_clone().zero_grad();
+        }
+        let factor = f64::from(step);
+        loss(10.0 * factor).backward(); // a micro-batch before the last
+        ddp.backward(group, &loss(factor)).unwrap();
+        let of = |param: &Tensor| {
+            let grad = param.grad();
+            assert_eq!(grad.min(), grad.max());
+            grad.double_value(&[0])
+        };
+        let factor = 11.0 * factor;
+        assert_eq!(of(big), factor * size);
+        assert_eq!(of(all), factor * size * (size + 1.0) / 2.0);
+        assert_eq!(of(first), factor);
+        assert!(!none.grad().defined() || of(none) == 0.0);
+    }
+    // Its own failure is not the others'.
+    let error = ddp.backward(group, &all.detach().sum(Kind::Float)).unwrap_err();
+    assert!(matches!(error, Error::Torch(_)), "{error}");
+    group.leave().unwrap();
+    let error = ddp.backward(group, &loss(1.0)).unwrap_err().to_string();
+    assert!(error.contains("has left the group"), "{error}");
+    assert!(Ddp::new(group, &params).is_err());
+}
+
+#[test]
+fn gradients_of_one_two_and_four_are_sums() {
+    for size in [1, 2, 4] {
+        for (success, said) in all("gradients", size) {
+            assert!(success, "{said}");
+        }
+    }
+}
+
 #[test]
 fn collectives_of_one_two_and_four() {
     for size in [1, 2, 4] {
@@ -143,7 +207,7 @@ fn collectives_of_one_two_and_four() {
 
 #[test]
 fn a_rank_that_is_gone_or_hangs_is_an_error_in_time() {
-    for task in ["gone", "hangs"] {
+    for task in ["gone", "hangs", "gone in backward", "hangs in backward"] {
         let (success, said) = all(task, 2).remove(0);
         assert!(success, "{task}: {said}");
     }

@@ -11,10 +11,10 @@ use super::{Error, Launch, Store, millis};
 use crate::shim::{Raw, check, made, raw, returned};
 
 /// Bytes of small tensors that go together, so that each message is worth its journey.
-const BUCKET: usize = 25 << 20;
+pub(super) const BUCKET: usize = 25 << 20;
 
 #[repr(C)]
-struct RawGroup {
+pub(super) struct RawGroup {
     _private: [u8; 0],
 }
 
@@ -197,9 +197,18 @@ impl ProcessGroup {
         &self.store
     }
 
-    /// How long this rank has been in collectives so far, waiting for others included.
+    /// How long this rank has been in collectives so far, waiting for others included, and not counting
+    /// what went on beside a backward pass.
     pub fn spent(&self) -> Duration {
         self.spent.get()
+    }
+
+    pub(super) fn add_spent(&self, more: Duration) {
+        self.spent.set(self.spent.get() + more);
+    }
+
+    pub(super) fn raw(&self) -> *mut RawGroup {
+        self.raw
     }
 
     fn timed<T>(
@@ -209,7 +218,7 @@ impl ProcessGroup {
     ) -> Result<T, Error> {
         let start = Instant::now();
         let result = call();
-        self.spent.set(self.spent.get() + start.elapsed());
+        self.add_spent(start.elapsed());
         result.map_err(|e| Error::new(self.rank(), collective, super::reason(&e)))
     }
 

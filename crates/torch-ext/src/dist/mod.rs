@@ -3,6 +3,7 @@
 //! Each process is a rank. All ranks call the same collectives in the same order, with tensors of the same
 //! sizes and kinds: where these differ, Gloo ends the process.
 
+mod ddp;
 mod group;
 mod launch;
 mod store;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use tch::TchError;
 
+pub use ddp::Ddp;
 pub use group::{Backend, ProcessGroup, Reduce};
 pub use launch::Launch;
 pub use store::Store;
@@ -31,6 +33,9 @@ pub enum Error {
         /// What LibTorch says.
         reason: String,
     },
+    /// Work of this process's own failed.
+    #[error(transparent)]
+    Torch(#[from] TchError),
 }
 
 impl Error {

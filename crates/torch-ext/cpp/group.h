@@ -1,0 +1,31 @@
+// What dist.cpp and ddp.cpp share.
+#pragma once
+#include <memory>
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "dist.h"
+
+// Sums gradients while they are computed, on its group's connections.
+struct Ddp {
+  virtual ~Ddp() = default;
+};
+
+struct D2vStore {
+  c10::intrusive_ptr<c10d::Store> store;
+};
+
+struct D2vGroup {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  c10d::ProcessGroup::BackendType kind;
+  int size;
+  // They hold the connections open as well. Each is in the handle that its owner has, too.
+  std::vector<std::shared_ptr<std::unique_ptr<Ddp>>> ddps;
+};
+
+inline c10d::Backend &backend(D2vGroup *group) {
+  TORCH_CHECK(group->backend, "this process has left the group");
+  return *group->backend;
+}
