@@ -164,6 +164,7 @@ pub fn fuzz(name: &str, mut parse: impl FnMut(&[u8]) -> bool) {
     // A stack's names are read from the whole program's debug information, a hundred megabytes that would
     // count as the parser's. RUST_BACKTRACE asks for them at panics that are caught on the way, too.
     static PLAIN: Once = Once::new();
+    #[allow(clippy::print_stderr, reason = "where the test harness looks for it")]
     PLAIN.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
     let cases = std::env::var("DATA2VEC_CASES").map_or(2_000, |n| n.parse().expect("a number"));
     let seeds = corpus(name);
