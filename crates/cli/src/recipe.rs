@@ -86,8 +86,8 @@ pub struct TrainConfig {
     /// What is done when the run has collapsed. Absent: it is said.
     #[serde(default, skip_serializing_if = "OnTrouble::is_warn")]
     pub on_trouble: OnTrouble,
-    /// Where several processes train, each keeps the optimizer's moments of a part of the parameters alone:
-    /// less memory, more to exchange, the same numbers. Absent: no.
+    /// Where several processes train, each keeps the optimizer's moments of a part of the parameters alone, and in
+    /// bf16 a part of the exact teacher: less memory, more to exchange, the same numbers. Absent: no.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shard_optimizer: bool,
 }

@@ -381,6 +381,35 @@ fn unusable_examples_are_told_once_whoever_meets_them() {
     }
 }
 
+/// In bf16 the teacher is divided as well, and nothing changes: not a bit of any weight, exact or not, and neither
+/// when a run goes on.
+#[test]
+fn a_divided_teacher_is_the_same_teacher() {
+    let dir = folder();
+    let data = images(dir.path());
+    let [whole, divided] = ["whole", "divided"].map(|name| dir.path().join(name));
+    let run = |out: &Path, shard: &str| {
+        let set = with(&["model.precision=bf16", "schedule.warmup_steps=1", shard]);
+        run_on(2, &|| pretrain_images(&data, out, &set))
+    };
+    run(&whole, "train.shard_optimizer=false");
+    let whole = tensors(&whole);
+    assert!(whole.keys().any(|name| name.contains("teacher.safetensors")));
+    for again in [false, true] {
+        if again {
+            fs::remove_dir_all(checkpoint(&divided, 6)).unwrap();
+        }
+        let said = run(&divided, "train.shard_optimizer=true");
+        assert_eq!(said.contains("going on from step 4 "), again, "{said}");
+        let divided = tensors(&divided);
+        for (name, x) in &whole {
+            assert_eq!(x.kind(), divided[name].kind(), "{name}");
+            assert_eq!(x, &divided[name], "{name}");
+        }
+        assert_eq!(whole.len(), divided.len());
+    }
+}
+
 /// Two processes, stopped by a signal to one of them; then one, stopped again; then four.
 #[test]
 fn another_number_of_processes_goes_on() {

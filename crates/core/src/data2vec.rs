@@ -20,7 +20,7 @@ use crate::random::{Purpose, seed_for};
 use crate::tuned::write_model;
 use crate::{
     Batch, Decoder, DecoderConfig, EmaConfig, EmaScope, EmaTeacher, Error, FeatureEncoder, Mask,
-    MaskStrategy, Precision, RegressionLoss, Result, Substitute, TargetConfig, Tokens,
+    MaskStrategy, Precision, Ranks, RegressionLoss, Result, Substitute, TargetConfig, Tokens,
     TransformerConfig, WeightInit,
 };
 
@@ -322,6 +322,17 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             Some(own) => Some(own.shallow_clone()),
             None => self.student.features().mask_token(),
         }
+    }
+
+    /// From now on this is the model of several processes, which begin with rank 0's weights. With `shard` they divide
+    /// the teacher's weights among them, in bf16 alone: in f32 every pass needs the exact values of all.
+    ///
+    /// # Errors
+    /// If the others train another model, or are gone.
+    pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
+        ranks.agree_on_variables(&self.vars.variables())?;
+        ranks.follow_first(self.vars.variables())?;
+        self.teacher.join(ranks, shard && self.config.model.precision == Precision::Bf16)
     }
 
     /// The teacher.

@@ -106,7 +106,7 @@ fn norms(
     teacher: &HashMap<String, Tensor>,
 ) -> Result<[Option<f64>; 3]> {
     let pair = |(name, t): (_, &Tensor)| {
-        Some((name, student.get(name)?.shallow_clone(), t.shallow_clone()))
+        Some((name, student.get(name)?.shallow_clone(), t.to_kind(Kind::Float)))
     };
     let mut pairs: Vec<(&String, Tensor, Tensor)> = teacher.iter().filter_map(pair).collect();
     // Maps have no order, and sums of floats depend on it.

@@ -54,6 +54,20 @@ impl Ranks {
         self.rank() == 0
     }
 
+    /// A rank for each of several things, so that each rank has about as much of their `sizes`.
+    pub(crate) fn divide(&self, sizes: &[usize]) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..sizes.len()).collect();
+        // Largest first, always to the rank that has least: stable, so that all ranks see the same.
+        places.sort_by_key(|&place| std::cmp::Reverse(sizes[place]));
+        let (mut owners, mut load) = (vec![0; sizes.len()], vec![0; self.count()]);
+        for place in places {
+            let least = (0..load.len()).min_by_key(|&rank| load[rank]).unwrap_or(0);
+            load[least] += sizes[place];
+            owners[place] = least;
+        }
+        owners
+    }
+
     /// Adds the ranks' `tensors` in place.
     ///
     /// # Errors

@@ -1,11 +1,19 @@
 //! The teacher: a slowly averaged copy of the student that sees everything.
 
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
+use crate::checkpoint::{assign, read_tensors};
 use crate::encoder::Encoder;
 use crate::transformer::Layer;
-use crate::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig};
+use crate::{Batch, Error, FeatureEncoder, Ranks, Result, Tokens, TransformerConfig};
+
+mod shard;
+
+use shard::Shard;
 
 /// What is averaged; the rest is the student's own, or a copy of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +71,9 @@ pub struct EmaTeacher<F> {
     vars: nn::VarStore,
     encoder: Encoder<F>,
     config: EmaConfig,
+    ranks: Ranks,
+    /// Of the blocks' products; `None`: every rank has all weights exactly.
+    shard: Option<Shard>,
 }
 
 impl<F: FeatureEncoder> EmaTeacher<F> {
@@ -80,7 +91,8 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         config.validate()?;
         let vars = nn::VarStore::new(device);
         let encoder = Encoder::new(&(vars.root() / "encoder"), features, transformer)?;
-        let mut teacher = Self { vars, encoder, config: config.clone() };
+        let (config, ranks) = (config.clone(), Ranks::default());
+        let mut teacher = Self { vars, encoder, config, ranks, shard: None };
         teacher.freeze();
         let student = student.variables();
         tch::no_grad(|| {
@@ -124,8 +136,11 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         let decay = self.config.decay_at(step);
         let student = student.variables();
         let (mut averaged, mut targets) = (Vec::new(), Vec::new());
+        let whole = |name: &String| self.shard.as_ref().is_none_or(|shard| !shard.has(name));
         tch::no_grad(|| {
-            for (name, mut tensor) in self.vars.variables() {
+            for (name, mut tensor) in
+                self.vars.variables().into_iter().filter(|(name, _)| whole(name))
+            {
                 let Some(source) = student.get(&name) else { continue };
                 if self.averages(&name) {
                     averaged.push(tensor);
@@ -135,10 +150,67 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
                 }
             }
         });
+        for (name, exact) in self.shard.iter().flat_map(Shard::own) {
+            averaged.push(exact.shallow_clone());
+            targets.push(student[name].shallow_clone());
+        }
         if decay < 1.0 {
             data2vec_torch_ext::ema_update(&averaged, &targets, decay)?;
+            self.shard.as_ref().map_or(Ok(()), Shard::tell)?;
         }
         Ok(decay)
+    }
+
+    /// From now on this is the teacher of several processes, which begin with rank 0's weights. With `shard` each
+    /// keeps the exact values of a part of the weights of the blocks' products alone, and computes with all of them
+    /// in bf16: for [`Precision::Bf16`](crate::Precision), where that makes no difference.
+    ///
+    /// # Errors
+    /// [`Error::Dist`] if another rank is gone.
+    pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
+        ranks.follow_first(self.vars.variables())?;
+        self.ranks = ranks.clone();
+        if shard && ranks.count() > 1 {
+            let is_divided = |name: &str, x: &Tensor| {
+                name.starts_with("encoder.transformer.blocks.")
+                    && x.dim() == 2
+                    && self.averages(name)
+            };
+            let mut weights = BTreeMap::from_iter(self.vars.variables());
+            weights.retain(|name, x| is_divided(name, x));
+            self.shard = Some(Shard::divide(weights, ranks));
+        }
+        Ok(())
+    }
+
+    /// The exact values of all weights, on rank 0; all ranks have to call it. The others get what they have.
+    ///
+    /// # Errors
+    /// [`Error::Dist`] if another rank is gone.
+    pub fn gather(&self) -> Result<HashMap<String, Tensor>> {
+        let mut all = self.vars.variables();
+        if let Some(shard) = &self.shard {
+            all.extend(shard.gather()?);
+        }
+        Ok(all)
+    }
+
+    /// Takes over weights from the file `path`, which rank 0 reads for all.
+    ///
+    /// # Errors
+    /// If it cannot be read; [`Error::Tensor`] if weights are missing or of another shape.
+    pub fn load(&self, path: &Path) -> Result<()> {
+        let first = self.ranks.is_first();
+        let read = if first { read_tensors(path)? } else { BTreeMap::new() };
+        let mut variables = self.vars.variables();
+        if let Some(shard) = &self.shard {
+            variables.retain(|name, _| !shard.has(name));
+            shard.scatter(path, &read)?;
+        }
+        if first {
+            assign(path, &variables, &read)?;
+        }
+        self.ranks.follow_first(variables)
     }
 
     fn averages(&self, name: &str) -> bool {
@@ -149,8 +221,8 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         }
     }
 
-    /// The teacher's variables, named as the student's.
-    pub fn variables(&self) -> std::collections::HashMap<String, Tensor> {
+    /// The teacher's variables, named as the student's; where several processes divide them, some in bf16.
+    pub fn variables(&self) -> HashMap<String, Tensor> {
         self.vars.variables()
     }
 

@@ -90,24 +90,18 @@ impl<F: FeatureEncoder> TrainState<F> {
     }
 
     /// From now on this is one of several processes that train the model together. With `shard` each keeps
-    /// the moments of a part of the parameters alone.
+    /// the moments of a part of the parameters alone, and in bf16 a part of the teacher.
     ///
     /// # Errors
     /// If the others train another model, or are gone.
     pub fn join(&mut self, ranks: &Ranks, shard: bool) -> Result<()> {
-        ranks.agree_on_variables(&self.model.vars().variables())?;
+        self.model.join(ranks, shard)?;
         let overlap = !self.model.config().model.activation_checkpointing;
         let variables = || self.model.vars().trainable_variables();
         let sharing = Sharing { shard_optimizer: shard, overlap: overlap.then(variables) };
         self.optimizer.join(ranks, &sharing)?;
         self.ranks = ranks.clone();
-        self.follow_first()
-    }
-
-    /// Takes over rank 0's weights and teacher.
-    fn follow_first(&self) -> Result<()> {
-        self.ranks.follow_first(self.model.vars().variables())?;
-        self.ranks.follow_first(self.model.teacher().variables())
+        Ok(())
     }
 
     /// One optimizer step on one or more micro-batches. Their gradients add up to that of one batch
@@ -180,11 +174,11 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// [`Error::Torch`] if there is no memory for the copies. Of several processes rank 0 alone copies, but
     /// all have to call it: [`Error::Dist`] if one is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        let moments = self.optimizer.gather()?;
+        let (moments, teacher) = (self.optimizer.gather()?, self.model.teacher().gather()?);
         let mut snapshot = Snapshot::default();
         if self.ranks.is_first() {
             snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
-            snapshot.add_tensors(TEACHER, &self.model.teacher().variables())?;
+            snapshot.add_tensors(TEACHER, &teacher)?;
             snapshot.add_tensors(OPTIMIZER, &moments)?;
         }
         Ok(snapshot)
@@ -200,9 +194,9 @@ impl<F: FeatureEncoder> TrainState<F> {
         // Rank 0 reads for all: the others may not see its folder.
         if self.ranks.is_first() {
             assign(&model, &self.model.vars().variables(), &read_tensors(&model)?)?;
-            assign(&teacher, &self.model.teacher().variables(), &read_tensors(&teacher)?)?;
         }
-        self.follow_first()?;
+        self.ranks.follow_first(self.model.vars().variables())?;
+        self.model.teacher().load(&teacher)?;
         self.optimizer.load_state(&optimizer)?;
         self.step = step;
         Ok(())

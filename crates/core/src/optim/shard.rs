@@ -20,20 +20,10 @@ pub struct Owners {
 impl Owners {
     /// Gives each rank about as many values, and frees the others' moments.
     pub fn divide(groups: &mut [Group], ranks: &Ranks) -> Self {
-        let mut owner: Vec<Vec<usize>> = groups.iter().map(|g| vec![0; g.params.len()]).collect();
-        let places = |(number, group): (usize, &Group)| {
-            group.params.iter().enumerate().map(move |(i, p)| (p.numel(), number, i)).collect()
-        };
-        let mut all: Vec<(usize, usize, usize)> =
-            groups.iter().enumerate().flat_map(|g| -> Vec<_> { places(g) }).collect();
-        // Largest first, always to the rank that has least: stable, so that all ranks see the same.
-        all.sort_by_key(|&(size, ..)| std::cmp::Reverse(size));
-        let mut load = vec![0; ranks.count()];
-        for (size, number, i) in all {
-            let least = (0..load.len()).min_by_key(|&rank| load[rank]).unwrap_or(0);
-            load[least] += size;
-            owner[number][i] = least;
-        }
+        let sizes: Vec<usize> =
+            groups.iter().flat_map(|group| &group.params).map(Tensor::numel).collect();
+        let mut owners = ranks.divide(&sizes).into_iter();
+        let owner = groups.iter().map(|g| owners.by_ref().take(g.params.len()).collect()).collect();
         let owners = Self { rank: ranks.rank(), owner };
         for (number, group) in groups.iter_mut().enumerate() {
             for i in (0..group.params.len()).filter(|&i| !owners.is_mine(number, i)) {
