@@ -228,6 +228,7 @@ impl<M: Tunable> Trainee for Tunee<M> {
         Ok((!report.skipped).then(|| TrainLine {
             step: report.step,
             loss: report.loss,
+            weight: report.examples,
             grad_norm: report.grad_norm,
             lr: report.lr,
             ..TrainLine::default()

@@ -189,6 +189,7 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
         Ok((!report.skipped).then(|| TrainLine {
             step: report.step,
             loss: report.loss,
+            weight: report.hidden,
             grad_norm: report.grad_norm,
             lr: report.lr,
             pretraining: Some(Pretraining {

@@ -52,6 +52,8 @@ pub struct StepReport {
     pub step: u64,
     /// Mean over hidden tokens.
     pub loss: f64,
+    /// How many there are.
+    pub hidden: f64,
     /// Mean over channels of the targets' standard deviation over hidden tokens; 0: collapse.
     pub target_var: f64,
     /// The same of predictions.
@@ -158,6 +160,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(StepReport {
             step: self.step,
             loss,
+            hidden,
             target_var,
             pred_var,
             grad_norm,

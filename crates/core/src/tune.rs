@@ -131,6 +131,8 @@ pub struct TuneReport {
     pub step: u64,
     /// Mean over examples.
     pub loss: f64,
+    /// How many there are.
+    pub examples: f64,
     /// Norm of the mean gradient, before clipping.
     pub grad_norm: f64,
     /// Learning rate of this step.
@@ -276,7 +278,8 @@ impl<F: FeatureEncoder> TuneState<F> {
             false => f64::NAN,
         };
         self.step += 1;
-        Ok(TuneReport { step: self.step, loss, grad_norm, lr, skipped: !grad_norm.is_finite() })
+        let skipped = !grad_norm.is_finite();
+        Ok(TuneReport { step: self.step, loss, examples: count, grad_norm, lr, skipped })
     }
 
     /// Loss and scores of a batch; with `rng` in a training pass, which keeps what gradients need.

@@ -33,6 +33,9 @@ pub struct TrainLine {
     /// Mean over hidden tokens, or over labelled examples.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
+    /// How many of these there are.
+    #[serde(skip)]
+    pub weight: f64,
     /// Norm of the gradient before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,

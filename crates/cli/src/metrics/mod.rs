@@ -51,6 +51,9 @@ impl Pending {
 pub struct Mean {
     sum: TrainLine,
     count: f64,
+    /// What the losses are means over, in all.
+    #[serde(default)]
+    weight: f64,
 }
 
 impl Mean {
@@ -59,7 +62,8 @@ impl Mean {
         let sum = &mut self.sum;
         self.count += 1.0;
         (sum.step, sum.lr) = (line.step, line.lr);
-        sum.loss += line.loss;
+        self.weight += line.weight;
+        sum.loss += line.loss * line.weight;
         sum.grad_norm += line.grad_norm;
         if let Some(clip) = clip {
             *sum.clipped.get_or_insert_default() += f64::from(line.grad_norm > clip);
@@ -76,7 +80,7 @@ impl Mean {
     /// The means; starts anew.
     pub fn take(&mut self) -> TrainLine {
         let (mut line, n) = (std::mem::take(&mut self.sum), self.count);
-        line.loss /= n;
+        line.loss /= self.weight;
         line.grad_norm /= n;
         line.clipped = line.clipped.map(|count| count / n);
         if let Some(line) = &mut line.pretraining {
@@ -84,7 +88,7 @@ impl Mean {
             line.pred_var /= n;
             line.masked_share /= n;
         }
-        self.count = 0.0;
+        (self.count, self.weight) = (0.0, 0.0);
         line
     }
 }
@@ -169,16 +173,24 @@ mod tests {
 
     #[test]
     fn steps_add_up_to_means() {
-        let step =
-            |step, grad_norm| TrainLine { step, grad_norm, loss: 2.0, ..TrainLine::default() };
+        let step = |step, grad_norm, (loss, weight)| TrainLine {
+            step,
+            grad_norm,
+            loss,
+            weight,
+            ..TrainLine::default()
+        };
         let mut mean = Mean::default();
-        for (at, norm) in [(1, 0.5), (2, 1.0), (3, 1.5), (4, 5.0)] {
-            mean.add(&step(at, norm), Some(1.0));
+        // Of 10 examples or tokens: 3 · 8 + 7 · 1 over 10, whatever the number of steps.
+        let losses = [(8.0, 1.0), (8.0, 2.0), (1.0, 3.0), (1.0, 4.0)];
+        for ((at, norm), loss) in [(1, 0.5), (2, 1.0), (3, 1.5), (4, 5.0)].into_iter().zip(losses) {
+            mean.add(&step(at, norm, loss), Some(1.0));
         }
         let line = mean.take();
-        assert_eq!((line.step, line.loss, line.grad_norm, line.clipped), (4, 2.0, 2.0, Some(0.5)));
-        mean.add(&step(5, 7.0), None);
-        assert_eq!(mean.take().clipped, None);
+        assert_eq!((line.step, line.loss, line.grad_norm, line.clipped), (4, 3.1, 2.0, Some(0.5)));
+        mean.add(&step(5, 7.0, (2.0, 5.0)), None);
+        let line = mean.take();
+        assert_eq!((line.loss, line.clipped), (2.0, None));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub const GROUPS: [&str; 5] = [LEARNING, HEALTH, OPTIMIZER, SPEED, OTHER];
 pub const KNOWN: &[Known] = &[
     Known {
         group: LEARNING, title: "Loss", log: false, zero: false,
-        hint: "In pretraining the targets move with the teacher: a fall alone proves nothing, and a rise after the first fall is usual.",
+        hint: "Pretraining: targets move with the teacher, so a fall alone proves nothing and a rise after the first fall is usual. Fine-tuning: held out should fall, too; when it rises while training falls, examples are learned by heart.",
         tags: &[("train/loss", "training"), ("held_out/loss", "held out"), ("validation/loss", "held out")],
     },
     Known {
