@@ -143,11 +143,11 @@ impl Pixels {
 
     /// `(C, H, W)` values as an encoder wants them: of 0..=1, minus `mean`, over `std`; with `flip`,
     /// left and right are swapped.
-    pub(crate) fn normalized(&self, mean: &[f32], std: &[f32], flip: bool) -> Vec<f32> {
+    pub(crate) fn normalized(&self, mean: &[f64], std: &[f64], flip: bool) -> Vec<f32> {
         let plane = self.width * self.height;
         let mut values = vec![0.0; plane * self.channels];
         for (channel, plane) in values.chunks_exact_mut(plane).enumerate() {
-            let (mean, std) = (mean[channel], std[channel]);
+            let (mean, std) = (mean[channel] as f32, std[channel] as f32);
             let table: Vec<f32> =
                 (0..=255_u8).map(|v| (f32::from(v) / 255.0 - mean) / std).collect();
             let stride = self.width * self.channels;

@@ -37,9 +37,9 @@ const MARKERS: [Marker<Layout>; 3] = [
 ];
 
 /// ImageNet's mean and standard deviation of each colour: pretraining, and all of 2.0.
-const IMAGENET: [[f32; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
+const IMAGENET: [[f64; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
 /// Those of 1.0's fine-tuned models.
-const HALF: [[f32; 3]; 2] = [[0.5; 3], [0.5; 3]];
+const HALF: [[f64; 3]; 2] = [[0.5; 3], [0.5; 3]];
 
 /// Epsilon of the reference's norms.
 const EPS: f64 = 1e-6;
@@ -108,7 +108,7 @@ fn features(
     patches: &str,
     tables: [&str; 2],
     image: Option<[i64; 2]>,
-    [mean, std]: [[f32; 3]; 2],
+    [mean, std]: [[f64; 3]; 2],
 ) -> Result<PatchEncoderConfig> {
     let [_, channels, patch, _] = source.size::<4>(patches)?;
     let present = tables.map(|name| source.tensors.contains_key(name));
@@ -140,9 +140,9 @@ fn features(
             size
         }
     };
-    let colours = |values: [f32; 3]| match channels {
+    let colours = |values: [f64; 3]| match channels {
         3 => values.to_vec(),
-        n => vec![values.iter().sum::<f32>() / 3.0; n as usize],
+        n => vec![values.iter().sum::<f64>() / 3.0; n as usize],
     };
     Ok(PatchEncoderConfig {
         image_size,
@@ -185,8 +185,7 @@ fn hugging_face(
     let preprocessor = source.json("preprocessor_config.json")?;
     for (key, values) in [("image_mean", &mut features.mean), ("image_std", &mut features.std)] {
         let own = preprocessor.get(key).and_then(|own| own.as_array());
-        let own: Option<Vec<f32>> =
-            own.and_then(|own| own.iter().map(|v| v.as_f64().map(|v| v as f32)).collect());
+        let own: Option<Vec<f64>> = own.and_then(|own| own.iter().map(|v| v.as_f64()).collect());
         if let Some(own) = own.filter(|own| own.len() == values.len()) {
             *values = own;
         }

@@ -21,9 +21,9 @@ pub struct PatchEncoderConfig {
     /// Colours of a pixel: 3 for RGB, 1 for grey.
     pub channels: i64,
     /// Mean of each channel, subtracted from values in 0..=1.
-    pub mean: Vec<f32>,
+    pub mean: Vec<f64>,
     /// Standard deviation of each channel, by which the rest is divided.
-    pub std: Vec<f32>,
+    pub std: Vec<f64>,
     /// Height and width of a patch in pixels; each gives one token.
     pub patch_size: i64,
     /// How the transformer knows where a patch is.

@@ -263,6 +263,6 @@ impl Dataset for LabelledImages {
 impl PatchEncoderConfig {
     /// The colour that is 0 after normalisation, as far as 8 bits tell.
     fn mean_colour(&self) -> Vec<u8> {
-        self.mean.iter().map(|&mean| (255.0 * f64::from(mean)).round_ties_even() as u8).collect()
+        self.mean.iter().map(|&mean| (255.0 * mean).round_ties_even() as u8).collect()
     }
 }

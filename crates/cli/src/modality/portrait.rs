@@ -92,7 +92,7 @@ fn mel_bands() -> Tensor {
 
 /// The image whose normalised values `(C, H, W)` an encoder sees.
 pub fn image(values: &Tensor, features: &PatchEncoderConfig) -> Result<Portrait> {
-    let channel = |values: &[f32]| Tensor::from_slice(values).reshape([-1, 1, 1]); // (C, 1, 1)
+    let channel = |values: &[f64]| Tensor::from_slice(values).reshape([-1, 1, 1]); // (C, 1, 1)
     let values = values.to_device(Device::Cpu).to_kind(Kind::Double);
     let light = values * channel(&features.std) + channel(&features.mean);
     let bytes = (light * 255.0).f_round()?.f_clamp(0.0, 255.0)?.f_to_kind(Kind::Uint8)?;
@@ -160,8 +160,8 @@ mod tests {
             patch_size: 1,
             positions: data2vec_vision::Positions::SinCos,
         };
-        let bytes = [[10.0, 200.0], [0.0, 255.0], [77.0, 78.0_f32]];
-        let normalised: Vec<f32> = bytes
+        let bytes = [[10.0, 200.0], [0.0, 255.0], [77.0, 78.0_f64]];
+        let normalised: Vec<f64> = bytes
             .iter()
             .zip(features.mean.iter().zip(&features.std))
             .flat_map(|(row, (mean, std))| row.map(|v| (v / 255.0 - mean) / std))
