@@ -41,6 +41,7 @@ mod tune_recipe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::training::Conduct;
@@ -134,7 +135,14 @@ pub struct PretrainArgs {
 fn main() -> ExitCode {
     data2vec_torch_ext::keep_freed_memory();
     let command = Cli::parse().command;
-    report::guarded(|| match command {
+    report::guarded(|| {
+        sources::show_indexing()?;
+        run(command)
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Pretrain(args) => {
             if args.deterministic {
                 data2vec_torch_ext::set_deterministic(true)?;
@@ -155,7 +163,7 @@ fn main() -> ExitCode {
         Command::Tokenizer(command) => tokenizer::run(&command).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => page::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Transcribe(args) => transcribe::run(&args).map(|()| ExitCode::SUCCESS),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,12 @@
 //! The data of a pretraining run: one place, or several that a TOML file names, each with its weight.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use data2vec_core::Mixed;
+use data2vec_source::{Progress, watch_indexing};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 use toml::Table;
 
@@ -24,6 +27,25 @@ struct Source {
     data: PathBuf,
     /// How many of an epoch's examples are its, in relation to the others. Absent of all: each example once.
     weight: Option<f64>,
+}
+
+/// Shows on a terminal how far the indexes of shards have come, which takes long where these are far away.
+pub fn show_indexing() -> Result<()> {
+    let style =
+        ProgressStyle::with_template("index of shards {bar:24} {pos}/{len}, {msg} left {eta}")?;
+    let shown: Mutex<Option<ProgressBar>> = Mutex::default();
+    watch_indexing(move |Progress { shards, total, examples }| {
+        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let bar = shown.get_or_insert_with(|| ProgressBar::new(0).with_style(style.clone()));
+        bar.set_length(total as u64);
+        bar.set_position(shards as u64);
+        bar.set_message(format!("{examples} examples"));
+        if shards == total {
+            bar.finish_and_clear();
+            *shown = None;
+        }
+    });
+    Ok(())
 }
 
 /// Lists the examples of all sources. What is remembered of them goes to `cache`.

@@ -21,7 +21,7 @@ const NOTES: &str = "json";
 pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result<Vec<Record>> {
     let firsts = TEXTS.iter().map(|names| names[0]);
     let wanted: Vec<&str> = firsts.chain([TEXT, NOTES]).collect();
-    let files = Files::open(path, None, &wanted, &mut |_| ()).map_err(Error::data)?;
+    let files = Files::open(path, None, &wanted).map_err(Error::data)?;
     files.lacking().iter().for_each(|reason| skipped.add(reason));
     let mut labels = [&CLASSES[..], &[CLASS]].concat();
     if task == HeadTask::Regression {

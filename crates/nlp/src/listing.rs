@@ -69,7 +69,7 @@ impl Listing {
         wanted.extend(plain.iter().map(|end| (*end).to_owned()).chain(gzipped));
         wanted.push(OBJECT.into());
         let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
-        let shards = Files::open(path, cache, &wanted, &mut |_| ()).map_err(Error::data)?;
+        let shards = Files::open(path, cache, &wanted).map_err(Error::data)?;
         let file = |at| {
             let (bytes, changed) = shards.stamp(at).map_err(Error::data)?;
             Ok(Listed { path: shards.path(at).into(), bytes, changed: changed.into() })

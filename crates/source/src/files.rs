@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use serde_json::Value as Json;
@@ -36,22 +36,31 @@ pub struct Files {
     classes: Mutex<HashMap<String, Option<Vec<String>>>>,
 }
 
+/// See [`watch_indexing`].
+static WATCHER: OnceLock<Box<dyn Fn(Progress) + Send + Sync>> = OnceLock::new();
+
+/// Tells `watcher` how far the indexes have come that [`Files::open`] makes, from now on and in all of this
+/// process: shards are opened deep inside of whatever reads a data set. The first call counts.
+pub fn watch_indexing(watcher: impl Fn(Progress) + Send + Sync + 'static) {
+    // That there is one already is no error.
+    let _ = WATCHER.set(Box::new(watcher));
+}
+
 impl Files {
     /// Opens the shards at `place`, of which each example is the first of the fields `wanted` that it has.
     /// The index is kept in `cache`, or without one in the user's own folder for such.
     ///
     /// # Errors
     /// As [`Source::open`]; [`Error::Shard`] if no example has such a field, or a shard has a key twice.
-    pub fn open(
-        place: &Path,
-        cache: Option<&Path>,
-        wanted: &[&str],
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Self> {
+    pub fn open(place: &Path, cache: Option<&Path>, wanted: &[&str]) -> Result<Self> {
         let config =
             SourceConfig { shards: vec![place.display().to_string()], ..SourceConfig::default() };
         let cache = cache.map_or_else(places::user_cache, Path::to_owned);
-        let source = Source::open(&config, &cache, progress)?;
+        let source = Source::open(&config, &cache, &mut |progress| {
+            if let Some(watcher) = WATCHER.get() {
+                watcher(progress);
+            }
+        })?;
         if u32::try_from(source.len()).is_err() {
             let reason = format!("{} examples; up to 2^32 will do: split it", source.len());
             return Err(Error::shard(config.shards.join(", "), reason));

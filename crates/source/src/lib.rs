@@ -25,7 +25,7 @@ mod varint;
 
 pub use error::{Error, Result};
 pub use example::{Example, Field, Value};
-pub use files::Files;
+pub use files::{Files, watch_indexing};
 pub use names::key_of;
 pub use pack::{Packed, Packer};
 pub use places::{has_shards, is_of_shards};

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
+use std::sync::Mutex;
 
-use data2vec_source::{Files, Packer, key_of};
+use data2vec_source::{Files, Packer, Progress, key_of, watch_indexing};
 use proptest::prelude::*;
 
 fn pack(folder: &Path, most: u64, files: &[(&str, &[u8])]) {
@@ -17,7 +18,7 @@ fn pack(folder: &Path, most: u64, files: &[(&str, &[u8])]) {
 }
 
 fn open(folder: &Path, wanted: &[&str]) -> data2vec_source::Result<Files> {
-    Files::open(folder, Some(&folder.with_extension("cache")), wanted, &mut |_| ())
+    Files::open(folder, Some(&folder.with_extension("cache")), wanted)
 }
 
 #[test]
@@ -44,6 +45,24 @@ fn files_have_their_paths_order_and_content() {
     }
     // 1 + 2 headers and contents of 512 bytes, twice, and the end: 5120 bytes are more than one shard's.
     assert!(folder.join("all-000001.tar").exists());
+}
+
+#[test]
+fn who_watches_is_told_of_each_index_that_is_made() {
+    static SEEN: Mutex<Vec<Progress>> = Mutex::new(Vec::new());
+    watch_indexing(|progress| SEEN.lock().unwrap().push(progress));
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("shards");
+    pack(&folder, 1024, &[("a.wav", b"1"), ("b.wav", b"2"), ("c.wav", b"3")]);
+    SEEN.lock().unwrap().clear();
+    open(&folder, &["wav"]).unwrap();
+    let shards = std::fs::read_dir(&folder).unwrap().count();
+    assert!(shards > 1);
+    let end = Progress { shards, total: shards, examples: 3 };
+    assert_eq!(SEEN.lock().unwrap().last(), Some(&end));
+    SEEN.lock().unwrap().clear();
+    open(&folder, &["wav"]).unwrap();
+    assert!(SEEN.lock().unwrap().is_empty(), "it was there");
 }
 
 #[test]

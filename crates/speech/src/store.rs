@@ -39,7 +39,7 @@ pub(crate) enum Store {
 /// The recordings in the shards at `path`.
 pub(crate) fn open_shards(path: &Path, cache: Option<&Path>) -> Result<Files> {
     let wanted = [&EXTENSIONS[..], &[COLUMN]].concat();
-    Files::open(path, cache, &wanted, &mut |_| ()).map_err(Error::data)
+    Files::open(path, cache, &wanted).map_err(Error::data)
 }
 
 impl Store {

@@ -37,7 +37,7 @@ pub(crate) struct Labels {
 impl Shards {
     pub(crate) fn open(path: &Path, cache: Option<&Path>) -> Result<Self> {
         let wanted = [&EXTENSIONS[..], &COLUMNS].concat();
-        let files = Files::open(path, cache, &wanted, &mut |_| ()).map_err(Error::data)?;
+        let files = Files::open(path, cache, &wanted).map_err(Error::data)?;
         let skipped = files.lacking().iter().map(|why| (path.to_owned(), why.clone())).collect();
         Ok(Self { files, skipped, labels: OnceLock::new() })
     }
