@@ -1,8 +1,6 @@
 #![no_main]
 #![allow(dead_code, reason = "a part of a program")]
 
-use std::io::Read;
-
 #[path = "../../xtask/src/archive.rs"]
 mod archive;
 #[path = "../../xtask/src/zip.rs"]
