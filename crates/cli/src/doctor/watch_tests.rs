@@ -37,7 +37,7 @@ fn told(steps: u64, lines: &[Line]) -> Vec<(u64, Sign)> {
 
 #[test]
 fn a_run_that_learns_shows_nothing() {
-    // As `recipes/speech-tiny.toml` goes: the loss falls, rises and stays up, ranks of blocks fall to a thirtieth,
+    // As `recipes/speech-tiny.toml` goes: the loss falls, rises and stays up, ranks of blocks fall far,
     // and predictions hardly vary until the decoder has learned.
     let lines: Vec<Line> = (1..=40)
         .flat_map(|i| {
