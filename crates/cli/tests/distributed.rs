@@ -467,7 +467,7 @@ fn torchrun_starts_all_again_when_one_is_killed() {
     torchrun.arg(run.get_program()).args(run.get_args()).env("OMP_NUM_THREADS", "1");
     torchrun.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = torchrun.spawn().unwrap();
-    assert!(wait_until(|| told(&out) > 6));
+    assert!(wait_until(|| checkpoint(&out, 4).join("checkpoint.json").exists()));
     kill("KILL", rank_one_of(child.id()).expect("rank 1"));
     let output = finish(child);
     let said = stderr(&output);
