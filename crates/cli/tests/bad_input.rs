@@ -348,7 +348,7 @@ fn going_on_with_something_else() {
     let other = ["train.steps=3", "transformer.dim=64", "schedule.lr=0.5"];
     fail(
         &mut pretrain(&data, &out, &other),
-        &[text(&out), "transformer.dim: 32 → 64", "schedule.lr: 0.001 → 0.5", "--out"],
+        &[text(&out), "transformer.dim: 32 → 64", "schedule.lr: 0.0005 → 0.5", "--out"],
     );
     fail(&mut pretrain(&data, &out, &["train.steps=4"]), &["train.steps: 3 → 4"]);
     assert_eq!(kept, fs::read(out.join("recipe.toml")).unwrap());

@@ -296,7 +296,7 @@ fn diff_tells_what_differs() {
     let words: Vec<Vec<&str>> =
         said.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(words.contains(&vec!["examples", "20", "19"]), "{said}");
-    assert!(words.contains(&vec!["schedule.lr", "0.001", "0.01"]), "{said}");
+    assert!(words.contains(&vec!["schedule.lr", "0.0005", "0.01"]), "{said}");
     for name in ["recipe", "data", "sha256", "command", "results", "train/loss", "cost", "seconds"]
     {
         assert!(words.iter().any(|line| line[0] == name), "no {name} in {said}");
