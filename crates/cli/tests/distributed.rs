@@ -6,128 +6,14 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use data2vec_core::checkpoint::read_tensors;
 use serde_json::Value;
+use support::ranks::*;
 use support::*;
-use tch::Kind;
-
-/// Four batches a step, for up to four processes; dropout and dropped layers, which must not depend on their
-/// number.
-const FOUR: [&str; 8] = [
-    "train.accumulate=4",
-    "train.steps=6",
-    "train.eval_every=3",
-    "train.log_every=1",
-    "train.save_every=2",
-    "transformer.dropout=0.1",
-    "transformer.layer_drop=0.2",
-    "schedule.warmup_steps=1",
-];
-
-/// Numbers that are the same but for the order of sums.
-const TOLERANCE: f64 = 1e-5;
-
-/// The command of `make` for each of `size` ranks.
-fn ranks(size: usize, make: &dyn Fn() -> Command) -> Vec<Command> {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let of = |rank: usize| {
-        let mut command = make();
-        let (rank, size) = (rank.to_string(), size.to_string());
-        for (name, value) in [
-            ("RANK", &rank),
-            ("WORLD_SIZE", &size),
-            ("LOCAL_RANK", &rank),
-            ("LOCAL_WORLD_SIZE", &size),
-            ("MASTER_PORT", &port),
-        ] {
-            command.env(name, value);
-        }
-        if command.get_args().all(|arg| arg != "--dist-timeout") {
-            command.args(["--dist-timeout", "20"]);
-        }
-        command.env("MASTER_ADDR", "127.0.0.1");
-        command
-    };
-    (0..size).map(of).collect()
-}
-
-fn start(size: usize, make: &dyn Fn() -> Command) -> Vec<Child> {
-    ranks(size, make).iter_mut().map(|command| command.spawn().unwrap()).collect()
-}
-
-fn end(children: Vec<Child>) -> Vec<Output> {
-    children.into_iter().map(finish).collect()
-}
-
-/// All ranks succeed; what rank 0 said, since the others say nothing.
-fn run_on(size: usize, make: &dyn Fn() -> Command) -> String {
-    let outputs = end(start(size, make));
-    for (rank, output) in outputs.iter().enumerate() {
-        let said = stderr(output);
-        assert!(output.status.success(), "rank {rank} of {size}: {said}");
-        assert!(rank == 0 || (said.is_empty() && output.stdout.is_empty()), "rank {rank}: {said}");
-    }
-    stderr(&outputs[0])
-}
-
-/// Each rank's last line, which is an error.
-fn errors(outputs: &[Output]) -> Vec<String> {
-    let last = |output: &Output| {
-        let said = stderr(output);
-        assert!(!said.contains("panicked"), "{said}");
-        said.lines().last().unwrap_or_default().to_owned()
-    };
-    outputs.iter().map(last).collect()
-}
-
-/// Both runs' lines and tensors, the same but for rounding.
-fn assert_close(one: &Path, other: &Path) {
-    let (a, b) = (timeless_metrics(one), timeless_metrics(other));
-    assert_eq!(a.len(), b.len());
-    for (a, b) in a.iter().zip(&b) {
-        let (x, y) = (numbers(a), numbers(b));
-        assert_eq!(a["kind"], b["kind"]);
-        assert_eq!(x.keys().collect::<Vec<_>>(), y.keys().collect::<Vec<_>>());
-        for (key, x) in x {
-            match (x, y[&key]) {
-                (Some(x), Some(y)) => {
-                    assert!((x - y).abs() <= TOLERANCE * x.abs().max(1.0), "{key}: {a} {b}");
-                }
-                (x, y) => assert_eq!(x, y, "{key}: {a} {b}"),
-            }
-        }
-    }
-    let (a, b) = (tensors(one), tensors(other));
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    for (name, a) in &a {
-        let off = (a.to_kind(Kind::Double) - &b[name]).abs().max().double_value(&[]);
-        assert!(off <= TOLERANCE, "{name} is off by {off}");
-    }
-}
-
-/// What was learned, and what the last checkpoint holds.
-fn tensors(run: &Path) -> BTreeMap<String, tch::Tensor> {
-    let last = checkpoint(run, *checkpoints(run).last().unwrap());
-    let mut all = BTreeMap::new();
-    for dir in [run.join("encoder"), run.join("model"), last] {
-        for path in fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()) {
-            if path.extension().is_some_and(|end| end == "safetensors") {
-                let name = path.strip_prefix(run).unwrap().display().to_string();
-                let tensors = read_tensors(&path).unwrap();
-                all.extend(tensors.into_iter().map(|(key, x)| (format!("{name}: {key}"), x)));
-            }
-        }
-    }
-    assert!(all.len() > 20);
-    all
-}
 
 fn images(dir: &Path) -> PathBuf {
     let data = dir.join("images");
@@ -139,10 +25,6 @@ fn images(dir: &Path) -> PathBuf {
         image::RgbImage::from_fn(10, 10, pixel).save(folder.join(format!("{i:02}.png"))).unwrap();
     }
     data
-}
-
-fn with<'a>(overrides: &[&'a str]) -> Vec<&'a str> {
-    FOUR.iter().chain(overrides).copied().collect()
 }
 
 /// One, two and four processes learn the same, of `make(out, overrides)`.

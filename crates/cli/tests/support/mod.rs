@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test uses its share of it")]
 
 pub mod disturb;
+pub mod ranks;
 pub mod small;
 
 use std::collections::BTreeMap;
