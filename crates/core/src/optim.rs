@@ -117,17 +117,6 @@ impl Group {
     }
 }
 
-/// What several ranks divide among them, and when they exchange gradients.
-#[derive(Debug, Default)]
-pub struct Sharing {
-    /// Each keeps the moments of a part of the parameters alone (ZeRO's first stage).
-    pub shard_optimizer: bool,
-    /// The variables in the order in which they were made, which is about that of the forward pass: their gradients
-    /// are exchanged while the backward pass of a step's last micro-batch goes on. `None`: after it, as behind
-    /// activation checkpoints, which hide from LibTorch what they use.
-    pub overlap: Option<Vec<Tensor>>,
-}
-
 /// AdamW (Loshchilov and Hutter 2019) over named parameters.
 #[derive(Debug)]
 pub struct AdamW {
@@ -187,19 +176,21 @@ impl AdamW {
         Self { config: config.clone(), groups, ranks: Ranks::default(), ddp: None, owners: None }
     }
 
-    /// From now on, gradients are sums over all `ranks`.
+    /// From now on, gradients are sums over all `ranks`. With `shard` each keeps the moments of a part of the
+    /// parameters alone (ZeRO's first stage). `overlap`: the variables in the order in which they were made, which is
+    /// about that of the forward pass; their gradients are exchanged while the backward pass of a step's last
+    /// micro-batch goes on. `None`: after it, as behind activation checkpoints, which hide from LibTorch what they use.
     ///
     /// # Errors
     /// [`Error::Dist`] if LibTorch refuses.
-    pub fn join(&mut self, ranks: &Ranks, sharing: &Sharing) -> Result<()> {
+    pub fn join(&mut self, ranks: &Ranks, shard: bool, overlap: Option<Vec<Tensor>>) -> Result<()> {
         self.ranks = ranks.clone();
         let Some(group) = ranks.group().filter(|_| ranks.count() > 1) else { return Ok(()) };
-        if sharing.shard_optimizer {
+        if shard {
             self.owners = Some(Owners::divide(&mut self.groups, ranks));
         }
-        if let Some(params) = &sharing.overlap {
-            let wanted = params.iter().filter(|param| param.requires_grad());
-            let params: Vec<Tensor> = wanted.map(Tensor::shallow_clone).collect();
+        if let Some(mut params) = overlap {
+            params.retain(Tensor::requires_grad);
             self.ddp = Some(Ddp::new(group, &params)?);
         }
         Ok(())

@@ -8,7 +8,6 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::loss::spread_of;
-use crate::optim::Sharing;
 use crate::random::{Purpose, seed_for, stream};
 use crate::ranks::{moments, spread_of_moments};
 use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Ranks, Result, Schedule};
@@ -100,8 +99,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         self.model.join(ranks, shard)?;
         let overlap = !self.model.config().model.activation_checkpointing;
         let variables = || self.model.vars().trainable_variables();
-        let sharing = Sharing { shard_optimizer: shard, overlap: overlap.then(variables) };
-        self.optimizer.join(ranks, &sharing)?;
+        self.optimizer.join(ranks, shard, overlap.then(variables))?;
         self.ranks = ranks.clone();
         Ok(())
     }

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor, nn};
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::encoder::ENCODER_WEIGHTS;
 use crate::head::{HeadConfig, Scored, loss};
-use crate::optim::{Pace, Sharing};
+use crate::optim::Pace;
 use crate::random::{Purpose, seed_for, stream};
 use crate::tuned::{MASK_TOKEN, Tuned, read_mask_token, write_model};
 use crate::{
@@ -228,8 +228,7 @@ impl<F: FeatureEncoder> TuneState<F> {
         ranks.agree_on_variables(&self.vars.variables())?;
         let overlap = !self.config.activation_checkpointing;
         let variables = || self.vars.trainable_variables();
-        let sharing = Sharing { shard_optimizer: shard, overlap: overlap.then(variables) };
-        self.optimizer.join(ranks, &sharing)?;
+        self.optimizer.join(ranks, shard, overlap.then(variables))?;
         self.ranks = ranks.clone();
         self.ranks.follow_first(self.vars.variables())
     }
