@@ -190,10 +190,14 @@ fn damage_in_a_checked_file_is_refused() {
     // The first frame, behind 8 kB of padding, begins with its sync code.
     let first = whole.windows(2).rposition(|pair| pair == [0, 0]).unwrap() + 2;
     for at in (first..whole.len()).step_by(97) {
-        let mut damaged = whole.clone();
-        damaged[at] ^= 0x55;
-        let refused = read_from(Cursor::new(damaged), "x.flac");
-        assert!(refused.is_err(), "a wrong byte at {at} went unnoticed");
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x55;
+        let mut cut = whole.clone();
+        cut.drain(at..(at + 1500).min(whole.len()));
+        for (damaged, damage) in [(flipped, "a wrong byte"), (cut, "a gap")] {
+            let refused = read_from(Cursor::new(damaged), "x.flac");
+            assert!(refused.is_err(), "{damage} at {at} went unnoticed");
+        }
     }
 }
 

@@ -98,6 +98,9 @@ pub enum Light {
     Saturation,
 }
 
+/// Of a grey and a value, 8 bits each.
+const PAIRS: usize = 1 << 16;
+
 /// From `base` (factor 0) through `value` (1) and on.
 pub(crate) fn blend(base: f32, value: u8, factor: f32) -> u8 {
     // Cut off, not rounded; a cast to u8 also clamps.
@@ -107,23 +110,44 @@ pub(crate) fn blend(base: f32, value: u8, factor: f32) -> u8 {
 impl Pixels {
     /// Turns `light` up or down by `factor`, in place, as PIL's enhancers do.
     pub fn enhance(&mut self, light: Light, factor: f64) {
-        let factor = factor as f32;
-        let grey = |pixel: &[u8]| if pixel.len() == 3 { luma(pixel) } else { pixel[0] };
-        let pixels = self.values.chunks_exact(self.channels);
-        let base = match light {
-            Light::Brightness => Some(0),
+        let blended = |base: u8, value: u8| blend(f32::from(base), value, factor as f32);
+        match light {
+            Light::Brightness => self.map_values(|value| blended(0, value)),
             Light::Contrast => {
-                let sum: u64 = pixels.clone().map(|pixel| u64::from(grey(pixel))).sum();
-                Some((sum as f64 / pixels.len() as f64 + 0.5) as u8)
+                let mean = self.mean_grey();
+                self.map_values(|value| blended(mean, value));
             }
-            Light::Saturation => None,
-        };
-        for pixel in self.values.chunks_exact_mut(self.channels) {
-            let from = f32::from(base.unwrap_or_else(|| grey(pixel)));
-            for value in pixel {
-                *value = blend(from, *value, factor);
+            Light::Saturation if self.channels == 1 => {} // grey has none
+            // Where there are more pixels than pairs of a grey and a value, each pair is worked out once.
+            Light::Saturation if self.values.len() > 3 * PAIRS => {
+                let pairs: Vec<u8> =
+                    (0..PAIRS).map(|pair| blended((pair >> 8) as u8, pair as u8)).collect();
+                self.saturate(|grey, value| pairs[usize::from(grey) << 8 | usize::from(value)]);
             }
+            Light::Saturation => self.saturate(blended),
         }
+    }
+
+    /// Puts `change` of each value in its place.
+    fn map_values(&mut self, change: impl Fn(u8) -> u8) {
+        let table: [u8; 256] = std::array::from_fn(|value| change(value as u8));
+        self.values.iter_mut().for_each(|value| *value = table[usize::from(*value)]);
+    }
+
+    /// Puts `change` of its pixel's grey and itself in the place of each value.
+    fn saturate(&mut self, change: impl Fn(u8, u8) -> u8) {
+        for rgb in self.values.as_chunks_mut::<3>().0 {
+            let grey = luma(rgb);
+            *rgb = rgb.map(|value| change(grey, value));
+        }
+    }
+
+    fn mean_grey(&self) -> u8 {
+        let sum = match self.channels {
+            1 => self.values.iter().map(|&grey| u64::from(grey)).sum::<u64>(),
+            _ => self.values.as_chunks::<3>().0.iter().map(|rgb| u64::from(luma(rgb))).sum::<u64>(),
+        };
+        (sum as f64 / (self.values.len() / self.channels) as f64 + 0.5) as u8
     }
 
     /// Brightness, contrast and saturation by random factors from 1 − x to 1 + x, in random order.

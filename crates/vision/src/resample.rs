@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use multiversion::multiversion;
+
 use crate::pixels::Pixels;
 
 /// Bits after the point of a weight: 8 of a value and two of sign and overshoot make 32.
@@ -34,8 +36,10 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// For each of the values `places` of the new size `to`: the first old one it is made of, and the weights
-/// from there on.
+/// For each value of a new size: the first old one it is made of, and the weights from there on.
+type Places = [(usize, Vec<i32>)];
+
+/// Those of `places` of the new size `to`.
 fn weights(from: usize, to: usize, places: Range<usize>) -> Vec<(usize, Vec<i32>)> {
     if from == to {
         return places.map(|at| (at, vec![1 << PRECISION])).collect();
@@ -84,43 +88,66 @@ impl Pixels {
     /// `part` of what `crop` would be at the size `full`, height and width; no more of it is computed.
     pub(crate) fn window(&self, crop: Crop, full: [usize; 2], part: Crop) -> Self {
         let rows = weights(crop.height, full[0], part.top..part.top + part.height);
-        // Only these rows of the image matter.
-        let first = rows.iter().map(|(first, _)| *first).min().unwrap_or(0);
-        let end = rows.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
-        let band = Crop { top: crop.top + first, height: end - first, ..crop };
         let columns = weights(crop.width, full[1], part.left..part.left + part.width);
-        let across = match self.channels {
-            1 => self.along_rows::<1>(band, &columns),
-            _ => self.along_rows::<3>(band, &columns),
+        let values = match self.channels {
+            1 => self.resampled::<1>(crop, &rows, &columns),
+            _ => self.resampled::<3>(crop, &rows, &columns),
         };
-        let values = along_columns(&across, columns.len() * self.channels, first, &rows);
         Self { width: part.width, height: part.height, channels: self.channels, values }
     }
 
-    /// The crop's rows, each with a pixel for each of `columns`.
-    fn along_rows<const C: usize>(&self, crop: Crop, columns: &[(usize, Vec<i32>)]) -> Vec<u8> {
-        let rows = (crop.top..crop.top + crop.height).map(|row| {
-            let start = (row * self.width + crop.left) * C;
-            &self.values[start..start + crop.width * C]
-        });
-        let mut values = Vec::with_capacity(crop.height * columns.len() * C);
-        for row in rows {
-            for (first, weights) in columns {
-                let mut sums = [HALF; C];
-                for (pixel, &weight) in row[first * C..].chunks_exact(C).zip(weights) {
-                    for (sum, &value) in sums.iter_mut().zip(pixel) {
-                        *sum = add(*sum, value, weight);
-                    }
-                }
-                values.extend(sums.map(to_u8));
-            }
-        }
-        values
+    /// A pixel for each of `rows` and `columns` of the crop. Columns are turned into rows to be added up, for
+    /// whole rows are what a processor adds fast.
+    fn resampled<const C: usize>(&self, crop: Crop, rows: &Places, columns: &Places) -> Vec<u8> {
+        // Only these matter.
+        let (used_rows, used_columns) = (used(rows), used(columns));
+        let start = (crop.top + used_rows.start) * self.width + crop.left + used_columns.start;
+        let pixels = &self.values.as_chunks::<C>().0[start..];
+        let columns_first = turned(pixels, self.width, [used_rows.len(), used_columns.len()]);
+        let across = add_rows(
+            columns_first.as_flattened(),
+            used_rows.len() * C,
+            used_columns.start,
+            columns,
+        );
+        let across = across.as_chunks::<C>().0;
+        let back = turned(across, used_rows.len(), [columns.len(), used_rows.len()]);
+        add_rows(back.as_flattened(), columns.len() * C, used_rows.start, rows)
     }
 }
 
+/// From the first old value to the last that any of `places` is made of.
+fn used(places: &Places) -> Range<usize> {
+    let first = places.iter().map(|(first, _)| *first).min().unwrap_or(0);
+    let end = places.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(0);
+    first..end
+}
+
+/// Rows of `height` pixels, `width` of them, from `height` rows that are `stride` apart.
+fn turned<const C: usize>(
+    pixels: &[[u8; C]],
+    stride: usize,
+    [height, width]: [usize; 2],
+) -> Vec<[u8; C]> {
+    // Rows at once: what is written side by side is on few lines of the cache.
+    const BLOCK: usize = 8;
+    let mut turned = vec![[0; C]; height * width];
+    for top in (0..height).step_by(BLOCK) {
+        let count = BLOCK.min(height - top);
+        let rows: [_; BLOCK] =
+            std::array::from_fn(|i| &pixels[(top + i.min(count - 1)) * stride..][..width]);
+        for (column, to) in turned.chunks_exact_mut(height).enumerate() {
+            for (to, row) in to[top..top + count].iter_mut().zip(rows) {
+                *to = row[column];
+            }
+        }
+    }
+    turned
+}
+
 /// A row of `stride` values for each of `places`, from `rows` of which the first has the number `top`.
-fn along_columns(rows: &[u8], stride: usize, top: usize, places: &[(usize, Vec<i32>)]) -> Vec<u8> {
+#[multiversion(targets("x86_64+avx2"))]
+fn add_rows(rows: &[u8], stride: usize, top: usize, places: &Places) -> Vec<u8> {
     let mut values = Vec::with_capacity(places.len() * stride);
     let mut sums = vec![HALF; stride];
     for (first, weights) in places {

@@ -1,0 +1,89 @@
+//! From the losses of a step's micro-batches to one gradient.
+
+use data2vec_torch_ext::{scope, total_norm};
+use rand::rngs::StdRng;
+use tch::{Kind, Tensor};
+
+use super::AdamW;
+use crate::Result;
+use crate::random::{Purpose, seed_for, stream};
+
+/// What a step's micro-batches on all ranks add up to.
+#[derive(Debug)]
+pub struct Gradients {
+    pub(super) groups: Vec<Vec<Tensor>>,
+    /// Scalar f32: the Euclidean norm of all of them. It is on the device: who reads it waits for them.
+    pub norm: Tensor,
+}
+
+impl Gradients {
+    /// What gradients of norm `norm` that are sums over `count` are divided by: to be means, and of a norm of at most
+    /// `clip`.
+    pub fn divisor(norm: f64, count: f64, clip: Option<f64>) -> f64 {
+        let clipped = clip.map_or(1.0, |max| (max / (norm / count + 1e-6)).min(1.0));
+        count / clipped
+    }
+}
+
+impl AdamW {
+    /// The gradients of a step: those of this rank's micro-batches, each with its place among those of all ranks,
+    /// and of the other ranks. `loss` computes a micro-batch's, with randomness of its own for all that is drawn.
+    ///
+    /// # Errors
+    /// What `loss` returns; [`Error::Torch`] if LibTorch refuses, [`Error::Dist`] if another rank is gone.
+    pub fn gradients<B>(
+        &self,
+        (seed, step): (u64, u64),
+        batches: &[(u64, &B)],
+        mut loss: impl FnMut(&B, &mut StdRng) -> Result<Tensor>,
+    ) -> Result<Gradients> {
+        self.zero_grad();
+        for (number, &(place, batch)) in batches.iter().enumerate() {
+            let at = [step, place];
+            // Dropout and noise draw from LibTorch's generator, all else from ours.
+            tch::manual_seed(seed_for(seed, Purpose::Step, &at) as i64);
+            let loss = loss(batch, &mut stream(seed, Purpose::Step, &at))?;
+            scope(c"backward", || self.backward(&loss, number + 1 == batches.len()))?;
+        }
+        // None of this rank's examples was of use: the others wait for its gradients.
+        if batches.is_empty() && self.ddp.is_some() {
+            let params = self.groups.iter().flat_map(|group| &group.params);
+            if let Some(any) = params.min_by_key(|param| param.numel()) {
+                self.backward(&(any * 0.0).sum(Kind::Float), true)?;
+            }
+        }
+        self.sum_gradients()
+    }
+
+    /// The backward pass of a micro-batch's `loss`; `last`: of those of this rank's step.
+    fn backward(&self, loss: &Tensor, last: bool) -> Result<()> {
+        match (&self.ddp, self.ranks.group()) {
+            (Some(ddp), Some(group)) if last => Ok(ddp.backward(group, loss)?),
+            _ => Ok(loss.f_backward()?),
+        }
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&self) {
+        for param in self.groups.iter().flat_map(|group| &group.params) {
+            param.shallow_clone().zero_grad();
+        }
+    }
+
+    /// What backward passes have left, added over all ranks unless that is done; zeros where nothing has arrived
+    /// (dropped layers).
+    fn sum_gradients(&self) -> Result<Gradients> {
+        let grad = |param: &Tensor| match param.grad() {
+            grad if grad.defined() => grad,
+            _ => param.zeros_like(),
+        };
+        let params = self.groups.iter().map(|group| &group.params);
+        let groups: Vec<Vec<Tensor>> =
+            tch::no_grad(|| params.map(|params| params.iter().map(grad).collect()).collect());
+        let all: Vec<Tensor> = groups.iter().flatten().map(Tensor::shallow_clone).collect();
+        if self.ddp.is_none() {
+            self.ranks.sum(&all)?;
+        }
+        Ok(Gradients { groups, norm: total_norm(&all)? })
+    }
+}
