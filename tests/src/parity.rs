@@ -6,7 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use data2vec_core::nn::{Init, LayerNorm};
 use data2vec_core::optim::OptimizerCompat;
 use data2vec_core::{
-    AdamW, AdamWConfig, Data2Vec, Decoder, DecoderConfig, FeatureEncoder, Mask, Objective, Tokens,
+    AdamW, AdamWConfig, Data2Vec, Decoder, DecoderConfig, FeatureEncoder, Gradients, Mask,
+    Objective, Tokens,
 };
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor, nn};
@@ -292,12 +293,14 @@ pub fn step<F: FeatureEncoder>(
     step: usize,
     clip: f64,
 ) -> (f64, f64) {
-    optimizer.zero_grad();
-    objective.loss.backward();
     let (count, step) = (objective.num_hidden as f64, step as u64 + 1);
-    let norm = optimizer.step(step, 1e-3, count, Some(clip)).expect("a step");
+    let loss = |objective: &Objective, _: &mut _| Ok(objective.loss.shallow_clone());
+    let gradients = optimizer.gradients((1, step), &[(0, objective)], loss).expect("a loss");
+    let norm = gradients.norm.double_value(&[]);
+    let divisor = Gradients::divisor(norm, count, Some(clip));
+    optimizer.step(step, 1e-3, &gradients, divisor).expect("a step");
     model.update_teacher(step).expect("a step");
-    (objective.loss.double_value(&[]) / count, norm)
+    (objective.loss.double_value(&[]) / count, norm / count)
 }
 
 /// fairseq's Adam.

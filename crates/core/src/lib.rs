@@ -51,7 +51,7 @@ pub use loader::{Loaded, Loader, LoaderConfig};
 pub use loss::{Explained, RegressionLoss};
 pub use mask::{Mask, MaskStrategy, Substitute, Visible};
 pub use mixed::Mixed;
-pub use optim::{AdamW, AdamWConfig};
+pub use optim::{AdamW, AdamWConfig, Gradients};
 pub use precision::Precision;
 pub use ranks::Ranks;
 pub use schedule::Schedule;

@@ -1,7 +1,7 @@
 //! The regression loss and the figures that tell a healthy run from a collapsed one.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::{Error, Result};
 
@@ -89,6 +89,14 @@ pub fn spread_of(batches: &[Tensor]) -> Tensor {
     }
 }
 
+/// The values of scalar f32 tensors of one device, which is waited for once.
+pub(crate) fn numbers<const N: usize>(scalars: [&Tensor; N]) -> Result<[f64; N]> {
+    let all = Tensor::stack(&scalars, 0).to_device(Device::Cpu).to_kind(Kind::Double);
+    let mut numbers = [0.0; N];
+    all.f_copy_data(&mut numbers, N)?;
+    Ok(numbers)
+}
+
 /// Share of the targets' variance that predictions explain, over any number of batches.
 ///
 /// 1 − Σ(prediction − target)² / Σ(target − mean target)², the mean taken for each channel over all
@@ -152,7 +160,7 @@ mod tests {
 
     #[test]
     fn explained_is_one_for_perfect_zero_for_the_mean_and_adds_up() {
-        let t = Tensor::randn([40, 3], (Kind::Float, tch::Device::Cpu));
+        let t = Tensor::randn([40, 3], (Kind::Float, Device::Cpu));
         let of = |p: &Tensor| {
             let mut explained = Explained::default();
             for part in 0..4 {

@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use data2vec_torch_ext::dist::Ddp;
-use data2vec_torch_ext::{FusedAdamW, fused_adamw, scale, total_norm};
+use data2vec_torch_ext::{FusedAdamW, fused_adamw};
 
 use crate::checkpoint::{assign, read_tensors};
 use crate::{Error, Ranks, Result};
 
+mod gradients;
 mod shard;
 
+pub use gradients::Gradients;
 use shard::Owners;
 
 /// Released behaviour that departs from the papers' intent, for exact reproduction.
@@ -196,48 +198,6 @@ impl AdamW {
         Ok(())
     }
 
-    /// The backward pass of a micro-batch's `loss`; `last`: of those of this rank's step.
-    ///
-    /// # Errors
-    /// [`Error::Torch`] if LibTorch refuses, [`Error::Dist`] if another rank is gone.
-    pub fn backward(&self, loss: &Tensor, last: bool) -> Result<()> {
-        match (&self.ddp, self.ranks.group()) {
-            (Some(ddp), Some(group)) if last => Ok(ddp.backward(group, loss)?),
-            _ => Ok(loss.f_backward()?),
-        }
-    }
-
-    /// In place of the backward passes of a step where this rank has no micro-batch, none of its examples being of
-    /// use: the others wait for its gradients.
-    ///
-    /// # Errors
-    /// As [`backward`](Self::backward).
-    pub fn backward_of_none(&self) -> Result<()> {
-        let params = self.groups.iter().flat_map(|group| &group.params);
-        match params.min_by_key(|param| param.numel()) {
-            Some(any) if self.ddp.is_some() => {
-                self.backward(&(any * 0.0).sum(tch::Kind::Float), true)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Forgets all gradients.
-    pub fn zero_grad(&mut self) {
-        for param in self.groups.iter_mut().flat_map(|g| &mut g.params) {
-            param.zero_grad();
-        }
-    }
-
-    /// Gradients, group by group; zeros where none has arrived (dropped layers).
-    fn grads(&self) -> Vec<Vec<Tensor>> {
-        let grad = |param: &Tensor| match param.grad() {
-            grad if grad.defined() => grad,
-            _ => param.zeros_like(),
-        };
-        self.groups.iter().map(|group| group.params.iter().map(grad).collect()).collect()
-    }
-
     /// Whether this rank keeps the moments of parameter `i` of a group.
     fn keeps(&self, number: usize, i: usize) -> bool {
         self.owners.as_ref().is_none_or(|owners| owners.is_mine(number, i))
@@ -256,25 +216,12 @@ impl AdamW {
         }
     }
 
-    /// Adds the gradients of all ranks, unless that is done, divides them by `count`, clips them to the norm
-    /// `clip`, and takes step number `step` (counted from 1). Returns the norm before clipping; if that is not finite,
-    /// nothing has been changed.
+    /// Step number `step` (counted from 1) by `gradients` over `divisor`.
     ///
     /// # Errors
     /// [`Error::Torch`] if LibTorch refuses.
-    pub fn step(&mut self, step: u64, lr: f64, count: f64, clip: Option<f64>) -> Result<f64> {
-        let grads = tch::no_grad(|| self.grads());
-        let all: Vec<Tensor> = grads.iter().flatten().map(Tensor::shallow_clone).collect();
-        if self.ddp.is_none() {
-            self.ranks.sum(&all)?;
-        }
-        let norm = total_norm(&all)?.double_value(&[]) / count;
-        if !norm.is_finite() {
-            return Ok(norm);
-        }
-        let clipped = clip.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
-        scale(&all, clipped / count)?;
-        for (number, grads) in grads.iter().enumerate() {
+    pub fn step(&mut self, step: u64, lr: f64, gradients: &Gradients, divisor: f64) -> Result<()> {
+        for (number, grads) in gradients.groups.iter().enumerate() {
             let group = &self.groups[number];
             if step <= group.pace.start {
                 continue;
@@ -282,11 +229,11 @@ impl AdamW {
             let (lr, weight_decay) = (lr * group.pace.scale, group.weight_decay);
             let step = step - group.pace.start;
             let part = self.part(number, grads);
+            let AdamWConfig { betas, eps, .. } = self.config;
+            let settings = FusedAdamW { lr, betas, eps, weight_decay, divisor };
             if self.config.has(OptimizerCompat::FairseqEpsilon) {
-                fairseq_step(&self.config, &part, step, lr, weight_decay);
+                fairseq_step(&settings, &part, step);
             } else {
-                let AdamWConfig { betas, eps, .. } = self.config;
-                let settings = FusedAdamW { lr, betas, eps, weight_decay };
                 let Part { params, grads, exp_avgs, exp_avg_sqs } = &part;
                 fused_adamw(settings, step, params, grads, exp_avgs, exp_avg_sqs)?;
             }
@@ -294,7 +241,7 @@ impl AdamW {
         if let Some(owners) = &self.owners {
             owners.share_params(&self.groups, &self.ranks)?;
         }
-        Ok(norm)
+        Ok(())
     }
 
     /// Both moments of every parameter that this rank keeps: `exp_avg.NAME`, `exp_avg_sq.NAME`.
@@ -339,8 +286,8 @@ impl AdamW {
 }
 
 /// One step with epsilon outside the bias correction, in fairseq's order of operations.
-fn fairseq_step(config: &AdamWConfig, part: &Part, step: u64, lr: f64, weight_decay: f64) {
-    let [beta1, beta2] = config.betas;
+fn fairseq_step(settings: &FusedAdamW, part: &Part, step: u64) {
+    let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay, divisor } = *settings;
     let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
     let step_size = lr * corrected(beta2).sqrt() / corrected(beta1);
     tch::no_grad(|| {
@@ -348,12 +295,13 @@ fn fairseq_step(config: &AdamWConfig, part: &Part, step: u64, lr: f64, weight_de
             let [mut param, mut m, mut v] =
                 [&part.params[i], &part.exp_avgs[i], &part.exp_avg_sqs[i]]
                     .map(Tensor::shallow_clone);
+            let grad = grad / divisor;
             let _ = m.g_mul_scalar_(beta1);
-            let _ = m.g_add_(&(grad * (1.0 - beta1)));
+            let _ = m.g_add_(&(&grad * (1.0 - beta1)));
             let _ = v.g_mul_scalar_(beta2);
             let _ = v.g_add_(&(grad.square() * (1.0 - beta2)));
             let _ = param.g_mul_scalar_(1.0 - lr * weight_decay);
-            let _ = param.g_sub_(&(&m / (v.sqrt() + config.eps) * step_size));
+            let _ = param.g_sub_(&(&m / (v.sqrt() + eps) * step_size));
         }
     });
 }
@@ -363,12 +311,14 @@ mod tests {
     use super::*;
     use tch::{Device, Kind, nn};
 
-    fn one(value: f32, grad: f64, config: &AdamWConfig) -> (nn::VarStore, AdamW) {
+    /// A parameter of that value, and the gradients of a step where it has the gradient `grad`.
+    fn one(value: f64, grad: f64, config: &AdamWConfig) -> (nn::VarStore, AdamW, Gradients) {
         let vars = nn::VarStore::new(Device::Cpu);
-        let w = vars.root().var("w", &[1], nn::Init::Const(f64::from(value)));
-        (&w * grad).sum(Kind::Float).backward();
+        let w = vars.root().var("w", &[1], nn::Init::Const(value));
         let optimizer = AdamW::new(vars.variables(), config);
-        (vars, optimizer)
+        let loss = |&grad: &f64, _: &mut _| Ok((&w * grad).sum(Kind::Float));
+        let gradients = optimizer.gradients((1, 0), &[(0, &grad)], loss).expect("a loss");
+        (vars, optimizer, gradients)
     }
 
     #[test]
@@ -381,24 +331,26 @@ mod tests {
             (vec![], 0.5),
             (vec![OptimizerCompat::FairseqEpsilon], 1.0 / (1.0 + 1.0 / 0.02_f64.sqrt())),
         ] {
-            let (vars, mut optimizer) = one(1.0, 1e-6, &config(compat));
-            optimizer.step(1, 0.1, 1.0, None).expect("a step");
+            let (vars, mut optimizer, gradients) = one(1.0, 4e-6, &config(compat));
+            optimizer.step(1, 0.1, &gradients, 4.0).expect("a step");
             let moved = 1.0 - vars.variables()["w"].double_value(&[0]);
             assert!((moved / 0.1 - expected).abs() < 1e-4, "{moved}");
         }
     }
 
     #[test]
-    fn clipping_counts_the_mean_gradient_and_non_finite_ones_change_nothing() {
+    fn clipping_counts_the_mean_gradient() {
         let config =
             AdamWConfig { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, compat: vec![] };
-        let (_vars, mut optimizer) = one(1.0, 8.0, &config);
-        assert_eq!(optimizer.step(1, 0.0, 4.0, Some(0.5)).expect("a step"), 2.0);
+        let (_vars, mut optimizer, gradients) = one(1.0, 8.0, &config);
+        let norm = gradients.norm.double_value(&[]);
+        assert_eq!(norm, 8.0);
+        optimizer
+            .step(1, 0.0, &gradients, Gradients::divisor(norm, 4.0, Some(0.5)))
+            .expect("a step");
         let m = optimizer.state()["exp_avg.w"].double_value(&[0]);
         assert!((m - 0.1 * 0.5).abs() < 1e-6, "{m}");
-
-        let (vars, mut optimizer) = one(1.0, f64::NAN, &config);
-        assert!(optimizer.step(1, 0.1, 1.0, None).expect("a step").is_nan());
-        assert_eq!(vars.variables()["w"].double_value(&[0]), 1.0);
+        assert_eq!(Gradients::divisor(1.0, 4.0, Some(0.5)), 4.0);
+        assert_eq!(Gradients::divisor(8.0, 4.0, None), 4.0);
     }
 }

@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{Snapshot, assign, read_tensors};
-use crate::loss::spread_of;
-use crate::random::{Purpose, seed_for, stream};
+use crate::loss::{numbers, spread_of};
 use crate::ranks::{moments, spread_of_moments};
-use crate::{AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Ranks, Result, Schedule};
+use crate::{
+    AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Gradients, Objective, Ranks,
+    Result, Schedule,
+};
 
 const MODEL: &str = "model.safetensors";
 const TEACHER: &str = "teacher.safetensors";
@@ -120,36 +122,20 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &Batch)]) -> Result<StepReport> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.config.steps);
-        self.optimizer.zero_grad();
         let mut sums = Sums::default();
-        if batches.is_empty() {
-            self.optimizer.backward_of_none()?;
+        let (model, place) = (&self.model, (self.config.seed, self.step));
+        let gradients = self.optimizer.gradients(place, batches, |batch, rng| {
+            let objective = model.forward(&batch.to_device(model.device()), rng, true)?;
+            Ok(sums.add(objective))
+        })?;
+        let figures = sums.means(&self.ranks, &gradients.norm, model.config().transformer.dim)?;
+        let Figures { loss, hidden, masked_share, target_var, pred_var, norm } = figures;
+        let skipped = !loss.is_finite() || !norm.is_finite();
+        if !skipped {
+            let divisor = Gradients::divisor(norm, hidden, self.config.clip_norm);
+            let step = || self.optimizer.step(self.step + 1, lr, &gradients, divisor);
+            scope(c"optimizer", step)?;
         }
-        for (number, &(place, batch)) in batches.iter().enumerate() {
-            let at = [self.step, place];
-            // Dropout and noise draw from LibTorch's generator, all else from ours.
-            tch::manual_seed(seed_for(self.config.seed, Purpose::Step, &at) as i64);
-            let mut rng = stream(self.config.seed, Purpose::Step, &at);
-            let batch = batch.to_device(self.model.device());
-            let objective = self.model.forward(&batch, &mut rng, true)?;
-            let last = number + 1 == batches.len();
-            scope(c"backward", || self.optimizer.backward(&objective.loss, last))?;
-            sums.hidden += objective.num_hidden as f64;
-            sums.masked_share += objective.masked_share;
-            sums.losses.push(objective.loss.detach());
-            sums.targets.push(objective.target);
-            sums.predictions.push(objective.prediction.detach());
-        }
-        let dim = self.model.config().transformer.dim;
-        let Means { loss, hidden, masked_share, target_var, pred_var } =
-            sums.means(&self.ranks, dim, self.model.device())?;
-        let clip = self.config.clip_norm;
-        let grad_norm = if loss.is_finite() {
-            scope(c"optimizer", || self.optimizer.step(self.step + 1, lr, hidden, clip))?
-        } else {
-            f64::NAN
-        };
-        let skipped = !grad_norm.is_finite();
         self.step += 1;
         let ema_decay = match skipped {
             true => 1.0,
@@ -161,7 +147,7 @@ impl<F: FeatureEncoder> TrainState<F> {
             hidden,
             target_var,
             pred_var,
-            grad_norm,
+            grad_norm: if skipped { f64::NAN } else { norm / hidden },
             lr,
             ema_decay,
             masked_share,
@@ -216,45 +202,66 @@ struct Sums {
 }
 
 /// See [`StepReport`].
-struct Means {
+struct Figures {
     loss: f64,
     hidden: f64,
     masked_share: f64,
     target_var: f64,
     pred_var: f64,
+    /// Of the sum of gradients.
+    norm: f64,
 }
 
 impl Sums {
-    /// Over the micro-batches of all ranks.
-    fn means(&self, ranks: &Ranks, dim: i64, device: Device) -> Result<Means> {
+    /// Takes note of a micro-batch. Returns its loss.
+    fn add(&mut self, objective: Objective) -> Tensor {
+        self.hidden += objective.num_hidden as f64;
+        self.masked_share += objective.masked_share;
+        self.losses.push(objective.loss.detach());
+        self.targets.push(objective.target);
+        self.predictions.push(objective.prediction.detach());
+        objective.loss
+    }
+
+    /// Over the micro-batches of all ranks. The device is waited for once.
+    fn means(&self, ranks: &Ranks, norm: &Tensor, dim: i64) -> Result<Figures> {
+        let device = norm.device();
         let loss = match self.losses.is_empty() {
-            true => 0.0,
-            false => Tensor::stack(&self.losses, 0).sum(Kind::Float).double_value(&[]),
+            true => norm.zeros_like(),
+            false => Tensor::stack(&self.losses, 0).sum(Kind::Float),
         };
         let count = self.losses.len() as f64;
         if ranks.count() == 1 {
-            return Ok(Means {
+            let (targets, predictions) = (spread_of(&self.targets), spread_of(&self.predictions));
+            let all = numbers([&loss, norm, &targets, &predictions])?;
+            let [loss, norm, target_var, pred_var] = all;
+            return Ok(Figures {
                 loss: loss / self.hidden,
                 hidden: self.hidden,
                 masked_share: self.masked_share / count,
-                target_var: spread_of(&self.targets).double_value(&[]),
-                pred_var: spread_of(&self.predictions).double_value(&[]),
+                target_var,
+                pred_var,
+                norm,
             });
         }
-        let numbers = Tensor::from_slice(&[loss, self.hidden, self.masked_share, count]);
+        let counts = Tensor::from_slice(&[self.hidden, self.masked_share, count]);
         let [targets, predictions] =
             [&self.targets, &self.predictions].map(|rows| moments(rows, dim, device));
-        let all = Tensor::cat(&[numbers.to_device(device), targets, predictions], 0);
+        let loss = loss.to_kind(Kind::Double).unsqueeze(0);
+        let all = Tensor::cat(&[loss, counts.to_device(device), targets, predictions], 0);
         ranks.sum(&[all.shallow_clone()])?;
-        let all: Vec<f64> = (&all.to_device(Device::Cpu)).try_into()?;
-        let [loss, hidden, masked_share, count] = [all[0], all[1], all[2], all[3]];
-        let (targets, predictions) = all[4..].split_at(1 + 2 * dim as usize);
-        Ok(Means {
+        let norm = norm.to_kind(Kind::Double).unsqueeze(0); // the same on all ranks
+        let all = Tensor::cat(&[norm, all], 0).to_device(Device::Cpu);
+        let all: Vec<f64> = (&all).try_into()?;
+        let [norm, loss, hidden, masked_share, count] = [all[0], all[1], all[2], all[3], all[4]];
+        let (targets, predictions) = all[5..].split_at(1 + 2 * dim as usize);
+        Ok(Figures {
             loss: loss / hidden,
             hidden,
             masked_share: masked_share / count,
             target_var: spread_of_moments(targets),
             pred_var: spread_of_moments(predictions),
+            norm,
         })
     }
 }

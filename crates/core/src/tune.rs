@@ -11,12 +11,14 @@ use tch::{Device, Kind, Tensor, nn};
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::encoder::ENCODER_WEIGHTS;
 use crate::head::{HeadConfig, Scored, loss};
+use crate::loss::numbers;
 use crate::optim::Pace;
-use crate::random::{Purpose, seed_for, stream};
+use crate::random::{Purpose, seed_for};
 use crate::tuned::{MASK_TOKEN, Tuned, read_mask_token, write_model};
 use crate::{
-    AdamW, AdamWConfig, Batch, EncoderConfig, Error, FeatureEncoder, Hidden, LabelledBatch,
-    MaskStrategy, Precision, Ranks, Result, Schedule, StepConfig, Tokens, TransformerConfig,
+    AdamW, AdamWConfig, Batch, EncoderConfig, Error, FeatureEncoder, Gradients, Hidden,
+    LabelledBatch, MaskStrategy, Precision, Ranks, Result, Schedule, StepConfig, Tokens,
+    TransformerConfig,
 };
 
 const MODEL: &str = "model.safetensors";
@@ -249,36 +251,30 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<TuneReport> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
-        self.optimizer.zero_grad();
         let (mut count, mut losses) = (0, Vec::new());
-        if batches.is_empty() {
-            self.optimizer.backward_of_none()?;
-        }
-        for (number, &(place, batch)) in batches.iter().enumerate() {
-            let at = [self.step, place];
-            tch::manual_seed(seed_for(self.steps.seed, Purpose::Step, &at) as i64);
-            let mut rng = stream(self.steps.seed, Purpose::Step, &at);
-            let scored = scope(c"forward", || self.score(batch, Some(&mut rng)))?;
-            let last = number + 1 == batches.len();
-            scope(c"backward", || self.optimizer.backward(&scored.loss, last))?;
+        let place = (self.steps.seed, self.step);
+        let gradients = self.optimizer.gradients(place, batches, |batch, rng| {
+            let scored = scope(c"forward", || self.score(batch, Some(rng)))?;
             count += batch.batch.rows();
             losses.push(scored.loss.detach());
-        }
+            Ok(scored.loss)
+        })?;
         let loss = match losses.is_empty() {
-            true => 0.0,
-            false => Tensor::stack(&losses, 0).sum(Kind::Float).double_value(&[]),
+            true => gradients.norm.zeros_like(),
+            false => Tensor::stack(&losses, 0).sum(Kind::Float),
         };
+        let [loss, norm] = numbers([&loss, &gradients.norm])?;
         let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;
-        let loss = loss / count;
-        let grad_norm = match loss.is_finite() {
-            true => scope(c"optimizer", || {
-                self.optimizer.step(self.step + 1, lr, count, self.steps.clip_norm)
-            })?,
-            false => f64::NAN,
-        };
+        let skipped = !loss.is_finite() || !norm.is_finite();
+        if !skipped {
+            let divisor = Gradients::divisor(norm, count, self.steps.clip_norm);
+            let step = || self.optimizer.step(self.step + 1, lr, &gradients, divisor);
+            scope(c"optimizer", step)?;
+        }
         self.step += 1;
-        let skipped = !grad_norm.is_finite();
-        Ok(TuneReport { step: self.step, loss, examples: count, grad_norm, lr, skipped })
+        let grad_norm = if skipped { f64::NAN } else { norm / count };
+        let (step, loss) = (self.step, loss / count);
+        Ok(TuneReport { step, loss, examples: count, grad_norm, lr, skipped })
     }
 
     /// Loss and scores of a batch; with `rng` in a training pass, which keeps what gradients need.

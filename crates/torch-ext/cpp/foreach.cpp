@@ -1,8 +1,7 @@
 // Operations over whole lists of parameters: one call, and on CUDA few launches.
 #include "shim.h"
 
-#include <ATen/ops/_foreach_add.h>
-#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_foreach_lerp.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/linalg_vector_norm.h>
@@ -15,16 +14,7 @@ extern "C" {
 int d2v_ema_update(TensorPtr *averaged, TensorPtr *source, size_t count, double decay, char **error) {
   return guarded(error, [&] {
     torch::autograd::AutoGradMode no_grad(false);
-    auto to = list(averaged, count);
-    at::_foreach_mul_(to, decay);
-    at::_foreach_add_(to, list(source, count), 1.0 - decay);
-  });
-}
-
-int d2v_scale(TensorPtr *tensors, size_t count, double factor, char **error) {
-  return guarded(error, [&] {
-    torch::autograd::AutoGradMode no_grad(false);
-    at::_foreach_mul_(list(tensors, count), factor);
+    at::_foreach_lerp_(list(averaged, count), list(source, count), 1.0 - decay);
   });
 }
 
@@ -39,12 +29,12 @@ int d2v_total_norm(TensorPtr *tensors, size_t count, TensorPtr out, char **error
 
 int d2v_fused_adamw(TensorPtr *params, TensorPtr *grads, TensorPtr *exp_avgs, TensorPtr *exp_avg_sqs,
                     TensorPtr *steps, size_t count, double lr, double beta1, double beta2,
-                    double weight_decay, double eps, char **error) {
+                    double weight_decay, double eps, TensorPtr divisor, char **error) {
   return guarded(error, [&] {
     torch::autograd::AutoGradMode no_grad(false);
     at::_fused_adamw_(list(params, count), list(grads, count), list(exp_avgs, count),
                       list(exp_avg_sqs, count), {}, list(steps, count), lr, beta1, beta2,
-                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/*divisor);
   });
 }
 

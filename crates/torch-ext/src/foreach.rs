@@ -14,7 +14,6 @@ unsafe extern "C" {
         decay: f64,
         error: *mut *mut c_char,
     ) -> c_int;
-    fn d2v_scale(tensors: *mut Raw, count: usize, factor: f64, error: *mut *mut c_char) -> c_int;
     fn d2v_total_norm(tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_fused_adamw(
         params: *mut Raw,
@@ -28,6 +27,7 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        divisor: Raw,
         error: *mut *mut c_char,
     ) -> c_int;
 }
@@ -60,19 +60,6 @@ pub fn ema_update(averaged: &[Tensor], source: &[Tensor], decay: f64) -> Result<
     })
 }
 
-/// Multiplies all tensors by `factor`, in place and without gradients.
-///
-/// # Errors
-/// If LibTorch refuses.
-pub fn scale(tensors: &[Tensor], factor: f64) -> Result<(), TchError> {
-    if tensors.is_empty() {
-        return Ok(());
-    }
-    let mut list = pointers(tensors);
-    // SAFETY: the array holds `list.len()` pointers to tensors that the slice keeps alive.
-    check(|error| unsafe { d2v_scale(list.as_mut_ptr(), list.len(), factor, error) })
-}
-
 /// Scalar tensor: the Euclidean norm over all values of all tensors. Nothing waits for the device.
 ///
 /// # Errors
@@ -97,6 +84,8 @@ pub struct FusedAdamW {
     pub eps: f64,
     /// Decoupled weight decay, multiplied by `lr`.
     pub weight_decay: f64,
+    /// What gradients are divided by, in place.
+    pub divisor: f64,
 }
 
 /// One step of AdamW (Loshchilov and Hutter 2019) over lists of tensors, in place.
@@ -117,10 +106,11 @@ pub fn fused_adamw(
     let Some(first) = params.first() else { return Ok(()) };
     let [mut p, mut g, mut m, mut v] = [params, grads, exp_avgs, exp_avg_sqs].map(pointers);
     // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
-    let step = Tensor::full([], step as f64, (Kind::Float, first.device()));
+    let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay, divisor } = settings;
+    let [step, divisor] =
+        [step as f64, divisor].map(|x| Tensor::full([], x, (Kind::Float, first.device())));
     let mut s = vec![raw(&step); p.len()];
-    let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay } = settings;
-    // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call.
+    // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call, as `divisor` does.
     check(|error| unsafe {
         d2v_fused_adamw(
             p.as_mut_ptr(),
@@ -134,6 +124,7 @@ pub fn fused_adamw(
             beta2,
             weight_decay,
             eps,
+            raw(&divisor),
             error,
         )
     })
@@ -163,8 +154,6 @@ mod tests {
         let flat: Vec<Tensor> = b.iter().map(|t| t.flatten(0, -1)).collect();
         let norm = Tensor::cat(&flat, 0).norm();
         assert!(close(&total_norm(&b).expect("not empty"), &norm));
-        scale(&b, 0.5).expect("a factor");
-        assert!(close(&total_norm(&b).expect("not empty"), &(norm * 0.5)));
     }
 
     #[test]
@@ -172,8 +161,9 @@ mod tests {
         // |m̂| = g and √v̂ = |g| at the first step: p·(1 − lr·wd) − lr·g/(|g| + eps).
         let (p, g) = (Tensor::from_slice(&[1.0_f32, -2.0]), Tensor::from_slice(&[0.5_f32, -1e-3]));
         let zeros = || vec![Tensor::zeros([2], (Kind::Float, Device::Cpu))];
-        let settings = FusedAdamW { lr: 0.1, betas: [0.9, 0.98], eps: 1e-3, weight_decay: 0.5 };
-        let (p, g) = (vec![p], vec![g]);
+        let (betas, eps, weight_decay) = ([0.9, 0.98], 1e-3, 0.5);
+        let settings = FusedAdamW { lr: 0.1, betas, eps, weight_decay, divisor: 4.0 };
+        let (p, g) = (vec![p], vec![g * 4.0]);
         fused_adamw(settings, 1, &p, &g, &zeros(), &zeros()).expect("four lists of one");
         let expected = [0.95 - 0.1 * 0.5 / 0.501, -1.9 + 0.1 * 0.5];
         assert!(close(&p[0], &Tensor::from_slice(&expected.map(|v| v as f32))));
