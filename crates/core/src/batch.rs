@@ -69,7 +69,7 @@ impl Batch {
 
     /// The same batch on `device`.
     pub fn to_device(&self, device: Device) -> Self {
-        Self { inputs: self.inputs.to_device(device), lengths: self.lengths.clone() }
+        Self { inputs: upload(&self.inputs, device), lengths: self.lengths.clone() }
     }
 
     /// At most `count` of the sequences, of which `rng` says which, as long as the longest of them.
@@ -135,11 +135,11 @@ impl LabelledBatch {
     /// The same on `device`.
     pub fn to_device(&self, device: Device) -> Self {
         let targets = match &self.targets {
-            Targets::Classes(x) => Targets::Classes(x.to_device(device)),
-            Targets::Shares(x) => Targets::Shares(x.to_device(device)),
-            Targets::Values(x) => Targets::Values(x.to_device(device)),
+            Targets::Classes(x) => Targets::Classes(upload(x, device)),
+            Targets::Shares(x) => Targets::Shares(upload(x, device)),
+            Targets::Values(x) => Targets::Values(upload(x, device)),
             Targets::Sequences { ids, lengths } => {
-                Targets::Sequences { ids: ids.to_device(device), lengths: lengths.clone() }
+                Targets::Sequences { ids: upload(ids, device), lengths: lengths.clone() }
             }
         };
         Self { batch: self.batch.to_device(device), targets }
@@ -219,11 +219,17 @@ impl Tokens {
     }
 }
 
+/// `x` on `device`, which need not have done what it was told before: a copy that waits for that would leave a GPU idle
+/// while the next operations are called.
+pub(crate) fn upload(x: &Tensor, device: Device) -> Tensor {
+    x.to_device_(device, x.kind(), true, false)
+}
+
 /// `(B, len)` bool, true from each row's length on; `None` when no row is shorter than `len`.
 pub fn padding_mask(lengths: &[i64], len: i64, device: Device) -> Option<Tensor> {
     if lengths.iter().all(|&n| n >= len) {
         return None;
     }
-    let lengths = Tensor::from_slice(lengths).to_device(device).unsqueeze(1); // (B, 1)
+    let lengths = upload(&Tensor::from_slice(lengths), device).unsqueeze(1); // (B, 1)
     Some(Tensor::arange(len, (Kind::Int64, device)).unsqueeze(0).ge_tensor(&lengths)) // (B, T)
 }

@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
+use crate::batch::upload;
 use crate::encoder::{Encoder, EncoderConfig};
 use crate::head::mean_over_tokens;
 use crate::nn::{Init, cut_normal, done};
@@ -197,7 +198,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let place = |s: &Substitute| s.row as i64 * tokens.num_tokens() + s.token as i64;
         let places: Vec<i64> = all.iter().map(place).collect();
         let entries: Vec<i64> = all.iter().map(|s| s.entry).collect();
-        let places = Tensor::from_slice(&places).to_device(tokens.x.device());
+        let places = upload(&Tensor::from_slice(&places), tokens.x.device());
         let x = tokens.x.flatten(0, 1).index_copy(
             0,
             &places,
@@ -265,7 +266,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let copies = tokens.x.size()[0] / target.size()[0];
         let cls_loss = prefix.zip(self.config.loss.cls).map(|(prefix, weight)| {
             // Each row counts as often as it has hidden tokens: divided by N, a mean over rows.
-            let counts = Tensor::from_slice(&mask.counts()).to_device(device); // (B·M)
+            let counts = upload(&Tensor::from_slice(&mask.counts()), device); // (B·M)
             let cls = prefix.select(1, -1); // (B·M, D)
             let padding = tokens.padding.as_ref().map(|p| p.slice(0, 0, None, copies)); // (B, T)
             let mean = mean_over_tokens(target, padding.as_ref()); // (B, D)

@@ -6,6 +6,7 @@ use ndarray::{Array2, ArrayView2};
 use rand::rngs::StdRng;
 use tch::{Device, Kind, Tensor};
 
+use crate::batch::upload;
 use crate::{Error, Result};
 
 /// Decides which tokens to hide.
@@ -123,7 +124,7 @@ impl Mask {
     pub fn to_tensor(&self, device: Device) -> Tensor {
         let flat: Vec<bool> = self.hidden.iter().copied().collect();
         let (rows, len) = self.hidden.dim();
-        Tensor::from_slice(&flat).reshape([rows as i64, len as i64]).to_device(device)
+        upload(&Tensor::from_slice(&flat), device).reshape([rows as i64, len as i64])
     }
 
     /// The rows of `x` `(B / copies, T, D)` at hidden tokens: `(N, D)`, in row-major order of the
@@ -136,7 +137,7 @@ impl Mask {
             .filter(|&(_, &hidden)| hidden)
             .map(|((row, token), _)| (row as i64 / copies) * len + token as i64)
             .collect();
-        let index = Tensor::from_slice(&index).to_device(x.device());
+        let index = upload(&Tensor::from_slice(&index), x.device());
         x.flatten(0, 1).index_select(0, &index) // (N, D)
     }
 
@@ -162,11 +163,10 @@ impl Mask {
             }
         }
         Visible {
-            ids_keep: Tensor::from_slice(&ids_keep)
-                .reshape([rows as i64, most as i64])
-                .to_device(device),
+            ids_keep: upload(&Tensor::from_slice(&ids_keep), device)
+                .reshape([rows as i64, most as i64]),
             padding: crate::padding_mask(&counts, most as i64, device),
-            restore: Tensor::from_slice(&restore).to_device(device),
+            restore: upload(&Tensor::from_slice(&restore), device),
             hidden: self.to_tensor(device).unsqueeze(-1),
         }
     }

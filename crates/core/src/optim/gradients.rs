@@ -30,7 +30,7 @@ impl AdamW {
     /// and of the other ranks. `loss` computes a micro-batch's, with randomness of its own for all that is drawn.
     ///
     /// # Errors
-    /// What `loss` returns; [`Error::Torch`] if LibTorch refuses, [`Error::Dist`] if another rank is gone.
+    /// What `loss` returns; [`Error::Torch`](crate::Error::Torch) if LibTorch refuses, [`Error::Dist`](crate::Error::Dist) if another rank is gone.
     pub fn gradients<B>(
         &self,
         (seed, step): (u64, u64),
