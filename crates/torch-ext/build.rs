@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// The parts that every LibTorch has.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "attention",
     "checkpoint",
     "dropout",
     "foreach",
     "linear",
     "memory",
+    "moments",
     "precision",
     "process",
     "profile",

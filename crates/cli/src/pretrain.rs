@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use data2vec_core::loader::Plan;
-use data2vec_core::loss::spread_of;
+use data2vec_core::loss::spread;
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Batch, Explained, Mixed, Ranks, Snapshot, TrainState};
 use tch::{Device, Tensor};
@@ -167,8 +167,8 @@ impl<M: Tunable> Pretrainee<M> {
             step: self.state.step,
             loss: loss / count,
             explained: explained.share(),
-            target_var: spread_of(&targets).double_value(&[]),
-            pred_var: spread_of(&predictions).double_value(&[]),
+            target_var: spread(&targets)?,
+            pred_var: spread(&predictions)?,
         })
     }
 }

@@ -61,7 +61,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let rows = |x: &Tensor| x.flatten(0, 1).index_select(0, &chosen); // (N, D)
         let rank = |x: &Tensor| effective_rank(&rows(x));
         let local = rows(&tokens.x);
-        let local_var = Some(spread(&local).double_value(&[])).filter(|var| var.is_finite());
+        let local_var = Some(spread(&[local.shallow_clone()])?).filter(|var| var.is_finite());
         let (student, teacher) = (self.vars().variables(), self.teacher().variables());
         let [student_norm, teacher_norm, teacher_distance] = norms(&student, &teacher)?;
         Ok(Health {

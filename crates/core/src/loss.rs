@@ -69,32 +69,37 @@ impl RegressionLoss {
     }
 }
 
-/// Mean over channels of the standard deviation over rows: `(N, D)` to a scalar.
+/// Mean over channels of the standard deviation over the rows of all `batches`, `(N, D)` each.
 ///
-/// Of targets near 0 means that the teacher says the same everywhere: collapse. Zero for one row.
-pub fn spread(x: &Tensor) -> Tensor {
-    let x = x.detach().to_kind(Kind::Float);
-    let var = match x.size()[0] {
-        1 => x.zeros_like().squeeze_dim(0),
-        _ => x.var_dim(&[0_i64][..], true, false),
-    };
-    (var + 1e-6).sqrt().mean(Kind::Float)
+/// Of targets near 0 means that the teacher says the same everywhere: collapse. Nearly 0 for one row.
+///
+/// # Errors
+/// [`Error::Input`] of no batches, [`Error::Torch`] if they do not fit each other.
+pub fn spread(batches: &[Tensor]) -> Result<f64> {
+    let first = batches.first().ok_or_else(|| Error::Input("the spread of nothing".into()))?;
+    let moments = moments(batches, first.size2()?.1, first.device())?;
+    Ok(spread_of_moments(&Vec::try_from(&moments)?))
 }
 
-/// [`spread`] of the rows of all `batches` together.
-pub fn spread_of(batches: &[Tensor]) -> Tensor {
-    match batches {
-        [one] => spread(one), // nothing to copy
-        all => spread(&Tensor::cat(all, 0)),
+/// `(1 + 2D)` f64: count, sums and sums of squares over the rows of `batches`, `(N, D)` each. These add up over
+/// ranks.
+pub(crate) fn moments(batches: &[Tensor], dim: i64, device: Device) -> Result<Tensor> {
+    let mut sums = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
+    for batch in batches {
+        sums += data2vec_torch_ext::moments(batch)?;
     }
+    Ok(sums)
 }
 
-/// The values of scalar f32 tensors of one device, which is waited for once.
-pub(crate) fn numbers<const N: usize>(scalars: [&Tensor; N]) -> Result<[f64; N]> {
-    let all = Tensor::stack(&scalars, 0).to_device(Device::Cpu).to_kind(Kind::Double);
-    let mut numbers = [0.0; N];
-    all.f_copy_data(&mut numbers, N)?;
-    Ok(numbers)
+/// [`spread`] of the rows that made `moments`.
+pub(crate) fn spread_of_moments(moments: &[f64]) -> f64 {
+    let dim = (moments.len() - 1) / 2;
+    let (count, sums, squares) = (moments[0], &moments[1..=dim], &moments[dim + 1..]);
+    let of_channel = |(sum, square): (&f64, &f64)| {
+        let var = (square - sum * sum / count).max(0.0) / (count - 1.0).max(1.0);
+        (var + 1e-6).sqrt()
+    };
+    sums.iter().zip(squares).map(of_channel).sum::<f64>() / dim as f64
 }
 
 /// Share of the targets' variance that predictions explain, over any number of batches.
@@ -154,8 +159,12 @@ mod tests {
     fn spread_by_hand() {
         let x = Tensor::from_slice(&[1.0_f32, 0.0, 3.0, 0.0]).reshape([2, 2]);
         let expected = ((2.0_f64 + 1e-6).sqrt() + 1e-3) / 2.0;
-        assert!((spread(&x).double_value(&[]) - expected).abs() < 1e-6);
-        assert!(spread(&x.narrow(0, 0, 1)).double_value(&[]) < 2e-3);
+        let of = |batches: &[Tensor]| spread(batches).expect("rows");
+        assert!((of(&[x.shallow_clone()]) - expected).abs() < 1e-9);
+        let rows = [0, 1].map(|row| x.narrow(0, row, 1));
+        assert!((of(&rows) - expected).abs() < 1e-9, "in parts");
+        assert!((of(&rows[..1]) - 1e-3).abs() < 1e-9);
+        assert!(spread(&[]).is_err());
     }
 
     #[test]

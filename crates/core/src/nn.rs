@@ -249,7 +249,12 @@ impl Conv2d {
         let (padding, groups) = ([self.padding; 2], self.groups);
         let x = x.permute([0, 3, 1, 2]); // (B, C, h, w), a view
         let y = x.conv2d(&self.weight, Some(&self.bias), [1, 1], padding, [1, 1], groups);
-        y.narrow(2, 0, height).narrow(3, 0, width).permute([0, 2, 3, 1]).contiguous()
+        // Where nothing is to be cut, nothing is: the gradient of a part is copied to a whole of zeros.
+        let y = match y.size()[2] > height {
+            true => y.narrow(2, 0, height).narrow(3, 0, width),
+            false => y,
+        };
+        y.permute([0, 2, 3, 1]).contiguous()
     }
 }
 

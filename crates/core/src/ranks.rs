@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use data2vec_torch_ext::dist::{self, ProcessGroup, Reduce};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::random::hash;
 use crate::{Error, Result};
@@ -232,30 +232,6 @@ fn wait_for_first(group: &ProcessGroup, done: &str, beats: &str) -> Result<()> {
     }
 }
 
-/// `(1 + 2D)` f64: count, sums and sums of squares over the rows of `batches`, `(N, D)` each. These add up over
-/// ranks.
-pub(crate) fn moments(batches: &[Tensor], dim: i64, device: Device) -> Tensor {
-    let mut sums = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
-    for batch in batches {
-        let x = batch.detach().to_kind(Kind::Double); // (N, D)
-        let over_rows = |x: &Tensor| x.sum_dim_intlist(&[0_i64][..], false, Kind::Double);
-        let count = Tensor::full([1], x.size()[0] as f64, (Kind::Double, device));
-        sums += Tensor::cat(&[count, over_rows(&x), over_rows(&x.square())], 0);
-    }
-    sums
-}
-
-/// [`spread`](crate::loss::spread) of the rows that made `moments`.
-pub(crate) fn spread_of_moments(moments: &[f64]) -> f64 {
-    let dim = (moments.len() - 1) / 2;
-    let (count, sums, squares) = (moments[0], &moments[1..=dim], &moments[dim + 1..]);
-    let of_channel = |(sum, square): (&f64, &f64)| {
-        let var = (square - sum * sum / count).max(0.0) / (count - 1.0).max(1.0);
-        (var + 1e-6).sqrt()
-    };
-    sums.iter().zip(squares).map(of_channel).sum::<f64>() / dim as f64
-}
-
 impl From<dist::Error> for Error {
     fn from(error: dist::Error) -> Self {
         match error {
@@ -268,19 +244,6 @@ impl From<dist::Error> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::loss::spread_of;
-
-    #[test]
-    fn spreads_of_parts_add_up() {
-        tch::manual_seed(1);
-        let rows: Vec<Tensor> =
-            [5, 1, 9].map(|n| Tensor::randn([n, 4], (Kind::Float, Device::Cpu)) * 2.0 + 3.0).into();
-        let all = moments(&rows[..2], 4, Device::Cpu) + moments(&rows[2..], 4, Device::Cpu);
-        let all: Vec<f64> = (&all).try_into().expect("numbers");
-        assert!((spread_of_moments(&all) - spread_of(&rows).double_value(&[])).abs() < 1e-6);
-        let one: Vec<f64> = (&moments(&rows[1..2], 4, Device::Cpu)).try_into().expect("numbers");
-        assert!((spread_of_moments(&one) - spread_of(&rows[1..2]).double_value(&[])).abs() < 1e-6);
-    }
 
     #[test]
     fn alone_nothing_is_exchanged() {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use data2vec_torch_ext::scope;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
+use crate::batch::upload;
 use crate::checkpoint::{Snapshot, assign, read_tensors};
-use crate::loss::{numbers, spread_of};
-use crate::ranks::{moments, spread_of_moments};
+use crate::loss::{moments, spread_of_moments};
 use crate::{
     AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Gradients, Objective, Ranks,
     Result, Schedule,
@@ -230,29 +230,15 @@ impl Sums {
             true => norm.zeros_like(),
             false => Tensor::stack(&self.losses, 0).sum(Kind::Float),
         };
-        let count = self.losses.len() as f64;
-        if ranks.count() == 1 {
-            let (targets, predictions) = (spread_of(&self.targets), spread_of(&self.predictions));
-            let all = numbers([&loss, norm, &targets, &predictions])?;
-            let [loss, norm, target_var, pred_var] = all;
-            return Ok(Figures {
-                loss: loss / self.hidden,
-                hidden: self.hidden,
-                masked_share: self.masked_share / count,
-                target_var,
-                pred_var,
-                norm,
-            });
-        }
-        let counts = Tensor::from_slice(&[self.hidden, self.masked_share, count]);
-        let [targets, predictions] =
-            [&self.targets, &self.predictions].map(|rows| moments(rows, dim, device));
-        let loss = loss.to_kind(Kind::Double).unsqueeze(0);
-        let all = Tensor::cat(&[loss, counts.to_device(device), targets, predictions], 0);
-        ranks.sum(&[all.shallow_clone()])?;
-        let norm = norm.to_kind(Kind::Double).unsqueeze(0); // the same on all ranks
-        let all = Tensor::cat(&[norm, all], 0).to_device(Device::Cpu);
-        let all: Vec<f64> = (&all).try_into()?;
+        let [loss, norm] = [&loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
+        let counts = [self.hidden, self.masked_share, self.losses.len() as f64];
+        let counts = upload(&Tensor::from_slice(&counts), device);
+        let targets = moments(&self.targets, dim, device)?;
+        let predictions = moments(&self.predictions, dim, device)?;
+        let sums = Tensor::cat(&[loss, counts, targets, predictions], 0);
+        ranks.sum(&[sums.shallow_clone()])?;
+        // All ranks have the same norm.
+        let all = Vec::<f64>::try_from(&Tensor::cat(&[norm, sums], 0))?;
         let [norm, loss, hidden, masked_share, count] = [all[0], all[1], all[2], all[3], all[4]];
         let (targets, predictions) = all[5..].split_at(1 + 2 * dim as usize);
         Ok(Figures {

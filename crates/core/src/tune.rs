@@ -11,7 +11,6 @@ use tch::{Device, Kind, Tensor, nn};
 use crate::checkpoint::{Snapshot, assign, read_tensors};
 use crate::encoder::ENCODER_WEIGHTS;
 use crate::head::{HeadConfig, Scored, loss};
-use crate::loss::numbers;
 use crate::optim::Pace;
 use crate::random::{Purpose, seed_for};
 use crate::tuned::{MASK_TOKEN, Tuned, read_mask_token, write_model};
@@ -263,7 +262,9 @@ impl<F: FeatureEncoder> TuneState<F> {
             true => gradients.norm.zeros_like(),
             false => Tensor::stack(&losses, 0).sum(Kind::Float),
         };
-        let [loss, norm] = numbers([&loss, &gradients.norm])?;
+        let read = Tensor::stack(&[&loss, &gradients.norm], 0).to_kind(Kind::Double);
+        let read = Vec::<f64>::try_from(&read)?;
+        let (loss, norm) = (read[0], read[1]);
         let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;
         let skipped = !loss.is_finite() || !norm.is_finite();
         if !skipped {

@@ -1,5 +1,5 @@
 // Attention on CPUs, a group of heads at a time, so that scores stay in the cache: neither scores nor
-// dropout masks are stored, nothing is transposed in memory. The backward pass computes scores again.
+// dropout masks are stored. The backward pass computes scores again.
 #include "kernels.h"
 #include "shim.h"
 
@@ -9,6 +9,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <array>
 #include <cmath>
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -19,15 +20,13 @@ namespace {
 // Scores of a group: about what a core's second cache holds.
 constexpr int64_t GROUP_BYTES = 1 << 20;
 
-D2V_CLONES void scale_and_add(float *x, const float *bias, int64_t n, float scale) {
+// x = x · scale + bias. Returns the largest.
+D2V_CLONES float scale_and_add(float *__restrict x, const float *__restrict bias, int64_t n, float scale) {
   if (bias) {
     for (int64_t i = 0; i < n; ++i) x[i] = x[i] * scale + bias[i];
   } else {
-    for (int64_t i = 0; i < n; ++i) x[i] = x[i] * scale;
+    for (int64_t i = 0; i < n; ++i) x[i] *= scale;
   }
-}
-
-D2V_CLONES float max_of(const float *x, int64_t n) {
   // Lane by lane: a maximum in one variable would not be vectorised, as it could be of NaN.
   constexpr int64_t LANES = 32;
   float lanes[LANES];
@@ -41,6 +40,7 @@ D2V_CLONES float max_of(const float *x, int64_t n) {
   return most;
 }
 
+// x = exp(x - most). Returns the sum.
 D2V_CLONES float exp_and_sum(float *x, int64_t n, float most) {
   float sum = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -60,10 +60,25 @@ D2V_CLONES float dot(const float *a, const float *b, int64_t n) {
   return sum;
 }
 
-// The softmax's gradient, times the factor of the scores.
-D2V_CLONES void softmax_grad(const float *p, float *grad, int64_t n, float sum, float scale) {
-  for (int64_t i = 0; i < n; ++i) grad[i] = p[i] * (grad[i] - sum) * scale;
+// The softmax's gradient, times `scale`; `out` may be `grad`.
+D2V_CLONES void softmax_grad(const float *weights, const float *grad, float *out, int64_t n, float sum, float scale) {
+  for (int64_t i = 0; i < n; ++i) out[i] = weights[i] * (grad[i] - sum) * scale;
 }
+
+// Which weights are dropped, and what the others are multiplied by.
+struct Drop {
+  uint32_t start, below;
+  float factor;
+
+  // Multiplies a row by `by`, too.
+  void apply(float *x, int64_t n, float by) const {
+    if (below) {
+      drop_row(x, x, n, by * factor, start, below);
+    } else if (by != 1.0f) {
+      multiply(x, n, by);
+    }
+  }
+};
 
 // A row of a contiguous f32 or bf16 tensor, worked on as floats.
 struct Row {
@@ -78,13 +93,15 @@ struct Row {
       widen_row(stored, buffer, n);
     }
   }
-  void store(const float *from) {
-    if (stored) {
-      narrow_row(from, stored, n);
-    } else if (from != values) {
-      std::memcpy(values, from, static_cast<size_t>(n) * sizeof(float));
-    }
+  void store() {
+    if (stored) narrow_row(values, stored, n);
   }
+};
+
+// Heads of one sequence, or all heads of several.
+struct Group {
+  int64_t row, rows, head, heads;
+  int64_t count() const { return rows * heads; }
 };
 
 struct Shape {
@@ -92,34 +109,55 @@ struct Shape {
   double scale, p;
   uint64_t key;
 
-  int64_t group() const {
-    int64_t fit = GROUP_BYTES / (tokens * tokens * static_cast<int64_t>(sizeof(float)));
-    return std::min(heads, std::max<int64_t>(1, fit));
+  // Heads that are worked on at once: as many of a sequence as fit the cache with their scores; of several
+  // sequences, if there are many and all fit with all that they are made of. One product of many heads costs less than
+  // many of one.
+  Group group() const {
+    int64_t scores = tokens * tokens * 4, all = scores + 3 * tokens * width * 4;
+    int64_t some = std::min(heads, std::max<int64_t>(1, GROUP_BYTES / scores));
+    int64_t several = std::min(rows / 8, GROUP_BYTES / (heads * all));
+    return {0, some < heads ? 1 : std::max<int64_t>(1, several), 0, some};
   }
-  // `part` 0, 1, 2: queries, keys, values of a group of heads of row `b`, (g, T, d), a view.
-  at::Tensor view(const at::Tensor &qkv, int64_t b, int64_t first, int64_t count, int64_t part) const {
-    auto row = qkv.select(0, b).view({tokens, 3, heads, width}).select(1, part);  // (T, H, d)
-    return row.narrow(1, first, count).transpose(0, 1);
+  // `part` 0, 1, 2: queries, keys, values of a group, (r, h, T, d), a view.
+  at::Tensor view(const at::Tensor &qkv, const Group &g, int64_t part) const {
+    auto some = qkv.narrow(0, g.row, g.rows).view({g.rows, tokens, 3, heads, width});
+    return some.select(2, part).narrow(2, g.head, g.heads).transpose(1, 2);
   }
   // The same of what is as wide as the model: (B, T, D).
-  at::Tensor out_view(const at::Tensor &x, int64_t b, int64_t first, int64_t count) const {
-    return x.select(0, b).view({tokens, heads, width}).narrow(1, first, count).transpose(0, 1);
+  at::Tensor out_view(const at::Tensor &x, const Group &g) const {
+    auto some = x.narrow(0, g.row, g.rows).view({g.rows, tokens, heads, width});
+    return some.narrow(2, g.head, g.heads).transpose(1, 2);
+  }
+  // (g, T, d) as products of its kind want it: those in bf16 would copy what is not contiguous, each again.
+  at::Tensor merged(const at::Tensor &x, const Group &g) const {
+    auto all = x.reshape({g.count(), tokens, width});
+    return all.scalar_type() == at::kBFloat16 ? all.contiguous() : all;
+  }
+  // Row `i` of a group's scores, as (b, head, query).
+  std::array<int64_t, 3> place(const Group &g, int64_t i) const {
+    int64_t head = i / tokens;
+    return {g.row + head / g.heads, g.head + head % g.heads, i % tokens};
   }
   // Where the random numbers of a row of scores begin.
   uint32_t start(int64_t b, int64_t head, int64_t query) const {
     auto place = static_cast<uint64_t>((b * heads + head) * tokens + query);
     return static_cast<uint32_t>(mix(key ^ mix(place)));
   }
-  // Calls work(b, first head, count) for all groups, on all threads.
+  Drop drop(const std::array<int64_t, 3> &at) const {
+    if (p == 0) return {0, 0, 1.0f};
+    return {start(at[0], at[1], at[2]), threshold(p), static_cast<float>(1.0 / (1.0 - p))};
+  }
+  // Calls `work` for all groups, on all threads.
   template <typename F> void each_group(F &&work) const {
-    int64_t size = group(), groups = (heads + size - 1) / size;
-    at::parallel_for(0, rows * groups, 1, [&](int64_t begin, int64_t end) {
+    Group size = group();
+    int64_t across = (heads + size.heads - 1) / size.heads, down = (rows + size.rows - 1) / size.rows;
+    at::parallel_for(0, down * across, 1, [&](int64_t begin, int64_t end) {
       // Other threads know nothing of this one's settings.
       at::AutoDispatchBelowADInplaceOrView no_autograd;
       c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
       for (int64_t i = begin; i < end; ++i) {
-        int64_t first = i % groups * size;
-        work(i / groups, first, std::min(size, heads - first));
+        int64_t row = i / across * size.rows, head = i % across * size.heads;
+        work(Group{row, std::min(size.rows, rows - row), head, std::min(size.heads, heads - head)});
       }
     });
   }
@@ -139,86 +177,84 @@ struct Bias {
     values = keep.const_data_ptr<float>();
     for (int i = 0; i < 3; ++i) strides[i] = keep.stride(i);
   }
-  const float *row(int64_t b, int64_t head, int64_t query) const {
-    return values ? values + b * strides[0] + head * strides[1] + query * strides[2] : nullptr;
+  const float *row(const std::array<int64_t, 3> &at) const {
+    return values ? values + at[0] * strides[0] + at[1] * strides[1] + at[2] * strides[2] : nullptr;
   }
 };
 
-// Scores to attention weights, in place.
-void softmax(float *x, const float *bias, int64_t n, float scale) {
-  scale_and_add(x, bias, n, scale);
-  multiply(x, n, 1.0f / exp_and_sum(x, n, max_of(x, n)));
-}
-
-at::Tensor attend(const at::Tensor &qkv, const at::Tensor &bias, const Shape &s) {
+// What is attended to, and the logarithm of each sum of exponentials, (B, H, T).
+std::pair<at::Tensor, at::Tensor> attend(const at::Tensor &qkv, const at::Tensor &bias, const Shape &s) {
   RECORD_FUNCTION("data2vec::attention", {});
   auto out = at::empty({s.rows, s.tokens, s.heads * s.width}, qkv.options());
+  auto log_sums = at::empty({s.rows, s.heads, s.tokens}, qkv.options().dtype(at::kFloat));
+  float *sums = log_sums.mutable_data_ptr<float>();
   Bias biases(bias, s);
-  auto below = threshold(s.p);
-  auto keep = static_cast<float>(1.0 / (1.0 - s.p));
-  s.each_group([&](int64_t b, int64_t first, int64_t count) {
-    auto scores = at::bmm(s.view(qkv, b, first, count, 0), s.view(qkv, b, first, count, 1).transpose(1, 2));
-    std::vector<float> buffer(static_cast<size_t>(s.tokens));
-    for (int64_t i = 0; i < count * s.tokens; ++i) {
-      int64_t head = first + i / s.tokens, query = i % s.tokens;
-      Row row(scores, i, s.tokens, buffer.data());
-      softmax(row.values, biases.row(b, head, query), s.tokens, static_cast<float>(s.scale));
-      if (s.p > 0) drop_row(row.values, row.values, s.tokens, keep, s.start(b, head, query), below);
-      row.store(row.values);
+  auto scale = static_cast<float>(s.scale);
+  int64_t n = s.tokens;
+  s.each_group([&](const Group &g) {
+    auto q = s.merged(s.view(qkv, g, 0), g), k = s.merged(s.view(qkv, g, 1), g), v = s.merged(s.view(qkv, g, 2), g);
+    auto scores = at::bmm(q, k.transpose(1, 2));
+    std::vector<float> buffer(static_cast<size_t>(n));
+    for (int64_t i = 0; i < g.count() * n; ++i) {
+      auto at = s.place(g, i);
+      Row row(scores, i, n, buffer.data());
+      float most = scale_and_add(row.values, biases.row(at), n, scale);
+      float sum = exp_and_sum(row.values, n, most);
+      sums[(at[0] * s.heads + at[1]) * n + at[2]] = most + std::log(sum);
+      s.drop(at).apply(row.values, n, 1.0f / sum);
+      row.store();
     }
-    s.out_view(out, b, first, count).copy_(at::bmm(scores, s.view(qkv, b, first, count, 2)));
+    s.out_view(out, g).copy_(at::bmm(scores, v).view({g.rows, g.heads, n, s.width}));
   });
-  return out;
+  return {out, log_sums};
 }
 
 // Gradients of qkv and, if wanted, of the scores' bias before broadcasting: (B, H, T, T).
 std::pair<at::Tensor, at::Tensor> attend_backward(const at::Tensor &grad, const at::Tensor &qkv,
-                                                  const at::Tensor &bias, const Shape &s, bool want_bias) {
+                                                  const at::Tensor &bias, const at::Tensor &log_sums,
+                                                  const Shape &s, bool want_bias) {
   RECORD_FUNCTION("data2vec::attention_backward", {});
   auto out = at::empty_like(qkv);
   at::Tensor bias_grad;
   if (want_bias) bias_grad = at::empty({s.rows, s.heads, s.tokens, s.tokens}, qkv.options().dtype(at::kFloat));
+  float *bias_grads = want_bias ? bias_grad.mutable_data_ptr<float>() : nullptr;
+  const float *sums = log_sums.const_data_ptr<float>();
   Bias biases(bias, s);
-  auto below = threshold(s.p);
-  auto keep = static_cast<float>(1.0 / (1.0 - s.p));
-  s.each_group([&](int64_t b, int64_t first, int64_t count) {
-    auto q = s.view(qkv, b, first, count, 0), k = s.view(qkv, b, first, count, 1),
-         v = s.view(qkv, b, first, count, 2), g = s.out_view(grad, b, first, count);
-    at::Tensor weights;  // (g, T, T)
+  auto scale = static_cast<float>(s.scale);
+  int64_t n = s.tokens;
+  s.each_group([&](const Group &g) {
+    auto q = s.merged(s.view(qkv, g, 0), g), k = s.merged(s.view(qkv, g, 1), g), v = s.merged(s.view(qkv, g, 2), g),
+         out_grad = s.merged(s.out_view(grad, g), g);
+    at::Tensor scores;  // (g, T, T)
     {
       // Profiles count what attention needs; that this is done twice is our choice.
       at::RecordFunctionGuard uncounted(/*is_enabled=*/false);
-      weights = at::bmm(q, k.transpose(1, 2));
+      scores = at::bmm(q, k.transpose(1, 2));
     }
-    auto grads = at::bmm(g, v.transpose(1, 2));
-    size_t n = static_cast<size_t>(s.tokens);
-    std::vector<float> buffers(3 * n);
-    for (int64_t i = 0; i < count * s.tokens; ++i) {
-      int64_t head = first + i / s.tokens, query = i % s.tokens;
-      Row weight(weights, i, s.tokens, buffers.data()), grad_row(grads, i, s.tokens, buffers.data() + n);
-      softmax(weight.values, biases.row(b, head, query), s.tokens, static_cast<float>(s.scale));
-      auto start = s.start(b, head, query);
-      if (s.p > 0) drop_row(grad_row.values, grad_row.values, s.tokens, keep, start, below);
-      float sum = dot(weight.values, grad_row.values, s.tokens);
-      if (want_bias) {
-        float *to = bias_grad.mutable_data_ptr<float>() +
-                    ((b * s.heads + head) * s.tokens + query) * s.tokens;
-        std::memcpy(to, grad_row.values, n * sizeof(float));
-        softmax_grad(weight.values, to, s.tokens, sum, 1.0f);
-      }
-      softmax_grad(weight.values, grad_row.values, s.tokens, sum, static_cast<float>(s.scale));
-      grad_row.store(grad_row.values);
-      if (s.p > 0) {
-        float *dropped = buffers.data() + 2 * n;
-        drop_row(weight.values, dropped, s.tokens, keep, start, below);
-        weight.store(dropped);
-      } else {
-        weight.store(weight.values);
-      }
+    auto grads = at::bmm(out_grad, v.transpose(1, 2));
+    std::vector<float> buffers(2 * static_cast<size_t>(n));
+    // Scores become weights, and gradients of weights those of scores.
+    for (int64_t i = 0; i < g.count() * n; ++i) {
+      auto at = s.place(g, i);
+      auto drop = s.drop(at);
+      int64_t place = (at[0] * s.heads + at[1]) * n + at[2];
+      Row weight(scores, i, n, buffers.data()), row(grads, i, n, buffers.data() + n);
+      scale_and_add(weight.values, biases.row(at), n, scale);
+      exp_and_sum(weight.values, n, sums[place]);
+      drop.apply(row.values, n, 1.0f);
+      float sum = dot(weight.values, row.values, n);
+      if (bias_grads) softmax_grad(weight.values, row.values, bias_grads + place * n, n, sum, 1.0f);
+      softmax_grad(weight.values, row.values, row.values, n, sum, scale);
+      drop.apply(weight.values, n, 1.0f);
+      row.store();
+      weight.store();
     }
-    s.view(out, b, first, count, 0).copy_(at::bmm(grads, k));
-    s.view(out, b, first, count, 1).copy_(at::bmm(grads.transpose(1, 2), q));
-    s.view(out, b, first, count, 2).copy_(at::bmm(weights.transpose(1, 2), g));
+    auto store = [&](int64_t part, const at::Tensor &x) {
+      s.view(out, g, part).copy_(x.view({g.rows, g.heads, n, s.width}));
+    };
+    store(0, at::bmm(grads, k));
+    store(1, at::bmm(grads.transpose(1, 2), q));
+    store(2, at::bmm(scores.transpose(1, 2), out_grad));
   });
   return {out, bias_grad};
 }
@@ -231,11 +267,12 @@ struct Attention : torch::autograd::Function<Attention> {
                             double p, int64_t key) {
     auto x = qkv.contiguous();
     auto s = shape_of(x, heads, p, key);
-    ctx->save_for_backward({x, bias});
+    auto [out, log_sums] = attend(x, bias, s);
+    ctx->save_for_backward({x, bias, log_sums});
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["p"] = p;
     ctx->saved_data["key"] = key;
-    return attend(x, bias, s);
+    return out;
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
@@ -243,7 +280,7 @@ struct Attention : torch::autograd::Function<Attention> {
                       ctx->saved_data["key"].toInt());
     bool want_bias = ctx->needs_input_grad(1);
     auto grad = grads[0].contiguous().to(saved[0].scalar_type());
-    auto [qkv_grad, bias_grad] = attend_backward(grad, saved[0], saved[1], s, want_bias);
+    auto [qkv_grad, bias_grad] = attend_backward(grad, saved[0], saved[1], saved[2], s, want_bias);
     if (want_bias) bias_grad = bias_grad.sum_to_size(saved[1].sizes()).to(saved[1].scalar_type());
     return {qkv_grad, bias_grad, {}, {}, {}};
   }

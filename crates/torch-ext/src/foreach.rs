@@ -1,4 +1,4 @@
-//! Operations over whole lists of parameters.
+//! Operations over whole lists of parameters, and sums over whole matrices.
 
 use std::ffi::{c_char, c_int};
 
@@ -15,6 +15,7 @@ unsafe extern "C" {
         error: *mut *mut c_char,
     ) -> c_int;
     fn d2v_total_norm(tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char) -> c_int;
+    fn d2v_moments(x: Raw, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_fused_adamw(
         params: *mut Raw,
         grads: *mut Raw,
@@ -71,6 +72,16 @@ pub fn total_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
     let mut list = pointers(tensors);
     // SAFETY: as above; `out` is a live tensor.
     returned(|out, error| unsafe { d2v_total_norm(list.as_mut_ptr(), list.len(), out, error) })
+}
+
+/// `(1 + 2·D)` f64 of `x` `(N, D)`: N, the sums of its columns, and those of their squares. Nothing waits for the
+/// device.
+///
+/// # Errors
+/// If `x` has not two dimensions, or LibTorch refuses.
+pub fn moments(x: &Tensor) -> Result<Tensor, TchError> {
+    // SAFETY: live tensors.
+    returned(|out, error| unsafe { d2v_moments(raw(x), out, error) })
 }
 
 /// Settings of one [`fused_adamw`] step.
@@ -154,6 +165,23 @@ mod tests {
         let flat: Vec<Tensor> = b.iter().map(|t| t.flatten(0, -1)).collect();
         let norm = Tensor::cat(&flat, 0).norm();
         assert!(close(&total_norm(&b).expect("not empty"), &norm));
+    }
+
+    #[test]
+    fn moments_by_hand() {
+        // Columns whose variance is far below the square of their mean, in both kinds and any layout.
+        let x = Tensor::from_slice(&[1.0_f32, 1024.5, -2.0, 1024.0, 4.0, 1023.5]).reshape([3, 2]);
+        let expected =
+            [3.0, 3.0, 3072.0, 21.0, 1024.5 * 1024.5 + 1024.0 * 1024.0 + 1023.5 * 1023.5];
+        let turned = x.transpose(0, 1).contiguous().transpose(0, 1);
+        for x in [x, turned] {
+            let found: Vec<f64> = (&moments(&x).expect("a matrix")).try_into().expect("numbers");
+            assert_eq!(found, expected);
+        }
+        let ones = Tensor::ones([5, 3], (Kind::BFloat16, Device::Cpu));
+        let found: Vec<f64> = (&moments(&ones).expect("a matrix")).try_into().expect("numbers");
+        assert_eq!(found, [5.0; 7]);
+        assert!(moments(&ones.get(0)).is_err());
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod profile;
 mod shim;
 
 pub use checkpoint::checkpoint;
-pub use foreach::{FusedAdamW, ema_update, fused_adamw, total_norm};
+pub use foreach::{FusedAdamW, ema_update, fused_adamw, moments, total_norm};
 pub use layers::{attention, dropout, gelu_linear, noise, residual_dropout, window_linear};
 pub use memory::{Memory, memory, reset_peak_memory};
 pub use precision::{autocast_bf16, is_autocast_on};
