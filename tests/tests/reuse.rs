@@ -54,12 +54,12 @@ fn build(name: &str) -> PathBuf {
     let mut build = cargo(&program);
     build.args(["build", "--offline", "--profile", profile]);
     build.arg("--target-dir").arg(built.parent().expect("the target folder"));
-    for (name, settings) in table(&root().join("Cargo.toml"))["profile"].as_table().expect("some") {
-        for (key, value) in settings.as_table().expect("settings") {
-            build.args(["--config", &format!("profile.{name}.{key}={value}")]);
-        }
-    }
-    let output = build.output().expect("cargo");
+    let mut settings = table(&root().join("Cargo.toml"));
+    settings.retain(|name, _| name == "profile");
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = dir.path().join("profile.toml");
+    fs::write(&config, settings.to_string()).expect("space");
+    let output = build.arg("--config").arg(&config).output().expect("cargo");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_lean(&program, name);
     built.join(format!("reuse-{name}"))
