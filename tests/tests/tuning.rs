@@ -228,3 +228,30 @@ fn micro_batches_add_up() {
     let [one, two] = reports;
     assert!((one.loss - two.loss).abs() < 1e-6 && (one.grad_norm - two.grad_norm).abs() < 1e-5);
 }
+
+#[test]
+fn a_batch_that_is_not_finite_changes_nothing() {
+    tch::manual_seed(5);
+    let ids = Tensor::randint_low(4, 9, [2, 6], (Kind::Int64, Device::Cpu));
+    let batch = Batch::new(ids).expect("a batch");
+    let targets = Targets::Values(Tensor::from_slice(&[1.0_f32, f32::NAN]));
+    let case = Case {
+        head: head(HeadTask::Regression, Pool::First, 1),
+        batches: vec![LabelledBatch { batch, targets }],
+        masks: TuneMasks::default,
+        config: TuneConfig { freeze_steps: 0, ..config() },
+    };
+    let dir = pretrained::<TokenEncoder>(text::v2());
+    let mut state = case.state::<TokenEncoder>(dir.path());
+    let saved = |state: &TuneState<TokenEncoder>, name: &str| {
+        let out = dir.path().join(name);
+        std::fs::create_dir(&out).expect("space");
+        state.snapshot().expect("memory").write(&out).expect("space");
+        ["model.safetensors", "optimizer.safetensors"]
+            .map(|file| read_tensors(&out.join(file)).expect("what was saved"))
+    };
+    let before = saved(&state, "before");
+    let report = state.step(&case.batches).expect("no error");
+    assert!(report.skipped && report.step == 1 && report.grad_norm.is_nan());
+    assert_eq!(before, saved(&state, "after"));
+}

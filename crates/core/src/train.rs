@@ -128,7 +128,7 @@ impl<F: FeatureEncoder> TrainState<F> {
             let objective = model.forward(&batch.to_device(model.device()), rng, true)?;
             Ok(sums.add(objective))
         })?;
-        let figures = sums.means(&self.ranks, &gradients.norm, model.config().transformer.dim)?;
+        let figures = sums.means(&self.ranks, &gradients, model.config().transformer.dim)?;
         let Figures { loss, hidden, masked_share, target_var, pred_var, norm } = figures;
         let skipped = !loss.is_finite() || !norm.is_finite();
         if !skipped {
@@ -195,7 +195,6 @@ impl<F: FeatureEncoder> TrainState<F> {
 struct Sums {
     hidden: f64,
     masked_share: f64,
-    losses: Vec<Tensor>,
     /// `(N, D)` each.
     targets: Vec<Tensor>,
     predictions: Vec<Tensor>,
@@ -217,21 +216,17 @@ impl Sums {
     fn add(&mut self, objective: Objective) -> Tensor {
         self.hidden += objective.num_hidden as f64;
         self.masked_share += objective.masked_share;
-        self.losses.push(objective.loss.detach());
         self.targets.push(objective.target);
         self.predictions.push(objective.prediction.detach());
         objective.loss
     }
 
     /// Over the micro-batches of all ranks. The device is waited for once.
-    fn means(&self, ranks: &Ranks, norm: &Tensor, dim: i64) -> Result<Figures> {
+    fn means(&self, ranks: &Ranks, gradients: &Gradients, dim: i64) -> Result<Figures> {
+        let Gradients { loss, norm, .. } = gradients;
         let device = norm.device();
-        let loss = match self.losses.is_empty() {
-            true => norm.zeros_like(),
-            false => Tensor::stack(&self.losses, 0).sum(Kind::Float),
-        };
-        let [loss, norm] = [&loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
-        let counts = [self.hidden, self.masked_share, self.losses.len() as f64];
+        let [loss, norm] = [loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
+        let counts = [self.hidden, self.masked_share, self.targets.len() as f64];
         let counts = upload(&Tensor::from_slice(&counts), device);
         let targets = moments(&self.targets, dim, device)?;
         let predictions = moments(&self.predictions, dim, device)?;

@@ -250,19 +250,14 @@ impl<F: FeatureEncoder> TuneState<F> {
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<TuneReport> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
-        let (mut count, mut losses) = (0, Vec::new());
+        let mut count = 0;
         let place = (self.steps.seed, self.step);
         let gradients = self.optimizer.gradients(place, batches, |batch, rng| {
             let scored = scope(c"forward", || self.score(batch, Some(rng)))?;
             count += batch.batch.rows();
-            losses.push(scored.loss.detach());
             Ok(scored.loss)
         })?;
-        let loss = match losses.is_empty() {
-            true => gradients.norm.zeros_like(),
-            false => Tensor::stack(&losses, 0).sum(Kind::Float),
-        };
-        let read = Tensor::stack(&[&loss, &gradients.norm], 0).to_kind(Kind::Double);
+        let read = Tensor::stack(&[&gradients.loss, &gradients.norm], 0).to_kind(Kind::Double);
         let read = Vec::<f64>::try_from(&read)?;
         let (loss, norm) = (read[0], read[1]);
         let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;

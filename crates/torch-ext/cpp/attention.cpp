@@ -20,13 +20,16 @@ namespace {
 // Scores of a group: about what a core's second cache holds.
 constexpr int64_t GROUP_BYTES = 1 << 20;
 
-// x = x · scale + bias. Returns the largest.
-D2V_CLONES float scale_and_add(float *__restrict x, const float *__restrict bias, int64_t n, float scale) {
+// x = x · scale + bias.
+D2V_CLONES void scale_and_add(float *__restrict x, const float *__restrict bias, int64_t n, float scale) {
   if (bias) {
     for (int64_t i = 0; i < n; ++i) x[i] = x[i] * scale + bias[i];
   } else {
     for (int64_t i = 0; i < n; ++i) x[i] *= scale;
   }
+}
+
+D2V_CLONES float max_of(const float *x, int64_t n) {
   // Lane by lane: a maximum in one variable would not be vectorised, as it could be of NaN.
   constexpr int64_t LANES = 32;
   float lanes[LANES];
@@ -198,7 +201,8 @@ std::pair<at::Tensor, at::Tensor> attend(const at::Tensor &qkv, const at::Tensor
     for (int64_t i = 0; i < g.count() * n; ++i) {
       auto at = s.place(g, i);
       Row row(scores, i, n, buffer.data());
-      float most = scale_and_add(row.values, biases.row(at), n, scale);
+      scale_and_add(row.values, biases.row(at), n, scale);
+      float most = max_of(row.values, n);
       float sum = exp_and_sum(row.values, n, most);
       sums[(at[0] * s.heads + at[1]) * n + at[2]] = most + std::log(sum);
       s.drop(at).apply(row.values, n, 1.0f / sum);

@@ -116,10 +116,10 @@ pub fn fused_adamw(
     same_length(&[params, grads, exp_avgs, exp_avg_sqs])?;
     let Some(first) = params.first() else { return Ok(()) };
     let [mut p, mut g, mut m, mut v] = [params, grads, exp_avgs, exp_avg_sqs].map(pointers);
-    // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
     let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay, divisor } = settings;
     let [step, divisor] =
         [step as f64, divisor].map(|x| Tensor::full([], x, (Kind::Float, first.device())));
+    // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
     let mut s = vec![raw(&step); p.len()];
     // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call, as `divisor` does.
     check(|error| unsafe {

@@ -12,6 +12,8 @@ use crate::random::{Purpose, seed_for, stream};
 #[derive(Debug)]
 pub struct Gradients {
     pub(super) groups: Vec<Vec<Tensor>>,
+    /// Scalar f32: the sum of this rank's losses, on the device.
+    pub loss: Tensor,
     /// Scalar f32: the Euclidean norm of all of them. It is on the device: who reads it waits for them.
     pub norm: Tensor,
 }
@@ -38,12 +40,14 @@ impl AdamW {
         mut loss: impl FnMut(&B, &mut StdRng) -> Result<Tensor>,
     ) -> Result<Gradients> {
         self.zero_grad();
+        let mut losses = Vec::new();
         for (number, &(place, batch)) in batches.iter().enumerate() {
             let at = [step, place];
             // Dropout and noise draw from LibTorch's generator, all else from ours.
             tch::manual_seed(seed_for(seed, Purpose::Step, &at) as i64);
             let loss = loss(batch, &mut stream(seed, Purpose::Step, &at))?;
             scope(c"backward", || self.backward(&loss, number + 1 == batches.len()))?;
+            losses.push(loss.detach());
         }
         // None of this rank's examples was of use: the others wait for its gradients.
         if batches.is_empty() && self.ddp.is_some() {
@@ -52,7 +56,7 @@ impl AdamW {
                 self.backward(&(any * 0.0).sum(Kind::Float), true)?;
             }
         }
-        self.sum_gradients()
+        self.sum_gradients(&losses)
     }
 
     /// The backward pass of a micro-batch's `loss`; `last`: of those of this rank's step.
@@ -72,7 +76,7 @@ impl AdamW {
 
     /// What backward passes have left, added over all ranks unless that is done; zeros where nothing has arrived
     /// (dropped layers).
-    fn sum_gradients(&self) -> Result<Gradients> {
+    fn sum_gradients(&self, losses: &[Tensor]) -> Result<Gradients> {
         let grad = |param: &Tensor| match param.grad() {
             grad if grad.defined() => grad,
             _ => param.zeros_like(),
@@ -84,6 +88,11 @@ impl AdamW {
         if self.ddp.is_none() {
             self.ranks.sum(&all)?;
         }
-        Ok(Gradients { groups, norm: total_norm(&all)? })
+        let norm = total_norm(&all)?;
+        let loss = match losses.is_empty() {
+            true => norm.zeros_like(),
+            false => Tensor::stack(losses, 0).sum(Kind::Float),
+        };
+        Ok(Gradients { groups, loss, norm })
     }
 }
