@@ -63,6 +63,8 @@ fn compiler(root: &Path) -> cc::Build {
         .std("c++17")
         .pic(true)
         .warnings(false)
+        // LibTorch's headers make thirty times as much of it as of code, in every program.
+        .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // As LibTorch itself was: some of its classes have more members without.
         .define("NDEBUG", None)
