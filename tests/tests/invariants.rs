@@ -3,7 +3,7 @@
 use data2vec_core::checkpoint::read_tensors;
 use data2vec_core::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Tokens};
+use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Precision, Tokens};
 use data2vec_speech::{SpeechEncoder, WaveEncoder, WaveEncoderConfig};
 use data2vec_tests::padding::{assert_rows_are_as_alone, mask};
 use data2vec_tests::tiny::{self, FixedMask, difference};
@@ -191,6 +191,24 @@ fn an_exported_encoder_is_the_student_and_nothing_else() {
     let features = speech.features(&samples).expect("long enough");
     assert_eq!(features.dim(), (20, 48));
     assert!((f64::from(features[[7, 5]]) - a.double_value(&[0, 7, 5])).abs() < 1e-6);
+}
+
+#[test]
+fn weights_rounded_once_give_what_rounding_at_each_product_gives() {
+    for config in [tiny::speech_v1(), tiny::speech_v2()] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let model = tiny::model(config, FixedMask(mask(20, &[&[1]])));
+        model.export(dir.path()).expect("space");
+        let load = || Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder").0;
+        let batch = Batch::new(wave(2, 20)).expect("a batch");
+        let each = Precision::Bf16.run(Device::Cpu, || load().forward(&batch));
+        let each = each.expect("autocast").expect("long enough").x;
+        let once = load().in_precision(Precision::Bf16).forward(&batch).expect("long enough").x;
+        assert_eq!(difference(&each, &once), 0.0);
+        let full = load().in_precision(Precision::F32).forward(&batch).expect("long enough").x;
+        let error = difference(&full, &once) / full.abs().max().double_value(&[]);
+        assert!(error > 0.0 && error < 0.05, "{error}");
+    }
 }
 
 #[test]

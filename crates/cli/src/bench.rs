@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, Precision};
+use data2vec_core::{Dataset, Encoder, FeatureEncoder, Precision, TrainState};
 use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
 use serde_json::{Value, json};
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Cuda, Device, Kind, Tensor, nn};
 use toml::Table;
 
 use crate::device;
@@ -159,6 +159,13 @@ enum What {
     Health,
 }
 
+/// The same with what it needs.
+enum Work<F: FeatureEncoder> {
+    Step(TrainState<F>),
+    Infer(Encoder<F>),
+    Health(TrainState<F>),
+}
+
 struct Bench<'a> {
     args: &'a Args,
     what: What,
@@ -175,12 +182,23 @@ impl Task for Bench<'_> {
             tch::set_num_threads(threads);
         }
         let device = device::choose(args.device.as_deref())?;
-        let mut state = recipe.state(device)?;
+        let precision = recipe.model.precision;
+        let (parameters, mut work) = match self.what {
+            What::Infer => {
+                let (parameters, encoder) = encoder::<M>(&recipe, device)?;
+                (parameters, Work::Infer(encoder))
+            }
+            What::Step => {
+                let state = recipe.state(device)?;
+                (state.model.parameters().0, Work::Step(state))
+            }
+            What::Health => {
+                let state = recipe.state(device)?;
+                (state.model.parameters().0, Work::Health(state))
+            }
+        };
         tch::manual_seed(recipe.seed as i64);
         let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
-        let precision = recipe.model.precision;
-        let (all, encoder) = state.model.parameters();
-        let parameters = if matches!(self.what, What::Infer) { encoder } else { all };
         out!(
             "{}",
             json!({
@@ -197,14 +215,12 @@ impl Task for Bench<'_> {
         );
 
         let mut once = || -> Result<f64> {
-            let result = match self.what {
-                What::Step => state.step(std::slice::from_ref(&batch))?.loss,
-                What::Infer => {
-                    let encoder = state.model.student();
-                    let hidden = precision.run(device, || encoder.forward(&batch))??;
-                    hidden.x.mean(Kind::Float).double_value(&[])
+            let result = match &mut work {
+                Work::Step(state) => state.step(std::slice::from_ref(&batch))?.loss,
+                Work::Infer(encoder) => {
+                    encoder.forward(&batch)?.x.mean(Kind::Float).double_value(&[])
                 }
-                What::Health => {
+                Work::Health(state) => {
                     let mut rng = stream(recipe.seed, Purpose::Health, &[0]);
                     state.model.health(&batch, &mut rng)?.target_rank.unwrap_or(f64::NAN)
                 }
@@ -226,6 +242,15 @@ impl Task for Bench<'_> {
         out!("{}", summary(peak, result, &ops));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How many parameters the recipe's encoder has, and itself, as users load one.
+fn encoder<M: Tunable>(recipe: &Recipe<M>, device: Device) -> Result<(usize, Encoder<M::Encoder>)> {
+    let mut vars = nn::VarStore::new(device);
+    let encoder = Encoder::new(&vars.root(), &recipe.features, &recipe.transformer)?;
+    vars.freeze();
+    let parameters = vars.variables().values().map(Tensor::numel).sum();
+    Ok((parameters, encoder.in_precision(recipe.model.precision)))
 }
 
 /// What one more step consists of.

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::device;
+use crate::device::Place;
 use crate::modality::{Classifier, classifier};
 use crate::report::{check_failed, describe, each_file, out};
 
@@ -27,9 +27,8 @@ pub struct Args {
     /// For people, or an object of JSON for each file; a line each
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: Place,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -54,8 +53,7 @@ struct Class<'a> {
 /// Classifies every file.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.top > 0, "--top 0: nothing would be told");
-    let device = device::choose(args.device.as_deref())?;
-    let classify = classifier(&args.model, device)?;
+    let classify = classifier(&args.model, &args.place)?;
     let name = |file: &Path| match is_stdin(file) {
         true => "standard input".to_owned(),
         false => file.display().to_string(),

@@ -3,7 +3,35 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use data2vec_core::Precision;
 use tch::{Cuda, Device, Kind, Tensor};
+
+/// Where a trained model computes, and in what.
+#[derive(clap::Args)]
+pub struct Place {
+    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    #[arg(long)]
+    device: Option<String>,
+    /// What matrix products are computed in: bf16 is faster on CPUs and GPUs that know it, and rounds
+    #[arg(long, default_value = "f32", value_parser = precisions())]
+    pub precision: Precision,
+}
+
+impl Place {
+    /// See [`choose`].
+    pub fn device(&self) -> Result<Device> {
+        choose(self.device.as_deref())
+    }
+}
+
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    let precision = |name: String| match name.as_str() {
+        "bf16" => Precision::Bf16,
+        _ => Precision::F32,
+    };
+    PossibleValuesParser::new(["f32", "bf16"]).map(precision)
+}
 
 /// The device called `asked`, or the best there is. Never another than was asked for.
 pub fn choose(asked: Option<&str>) -> Result<Device> {

@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use ndarray::Array2;
 use serde::Serialize;
 
-use crate::device;
+use crate::device::Place;
 use crate::finetune::MODEL_RECIPE;
 use crate::judge::{Answer, Judge};
 use crate::modality::{LabelledExamples, ModelTask, Source, Split, Tunable, with_model};
@@ -48,9 +48,8 @@ pub struct Args {
     /// Figures, confusion matrix and worst answers, as JSON
     #[arg(long)]
     json: Option<PathBuf>,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Part of the labelled examples.
@@ -89,8 +88,9 @@ struct Report<'a> {
 
 impl ModelTask for &Args {
     fn run<M: Tunable>(self) -> Result<ExitCode> {
-        let device = device::choose(self.device.as_deref())?;
+        let device = self.place.device()?;
         let model = Tuned::<M::Encoder>::load(&self.model, device)?;
+        let model = model.in_precision(self.place.precision);
         let task = model.head_config().task;
         let (data, split) = self.settings::<M>(&model)?;
         let examples = M::open_labelled(&Source {

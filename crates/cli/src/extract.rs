@@ -10,7 +10,7 @@ use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
 use ndarray_npy::WriteNpyExt;
 
 use crate::report::{check_failed, each_file, out};
-use crate::{device, modality};
+use crate::{device::Place, modality};
 
 /// What `extract` is told.
 #[derive(clap::Args)]
@@ -27,9 +27,8 @@ pub struct Args {
     /// Which block's output: 1, 2, …, `last`, or `all` of them, stacked in front
     #[arg(long, default_value = "last")]
     layer: String,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: Place,
 }
 
 enum Layers {
@@ -46,8 +45,7 @@ enum Features {
 
 /// Reads every file, runs the encoder, writes the features.
 pub fn run(args: &Args) -> Result<()> {
-    let device = device::choose(args.device.as_deref())?;
-    let encoder = modality::extractor(&args.encoder, device)?;
+    let encoder = modality::extractor(&args.encoder, &args.place)?;
     let layers = match args.layer.as_str() {
         "last" => Layers::One(encoder.depth),
         "all" => Layers::All,

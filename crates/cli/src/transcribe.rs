@@ -15,7 +15,7 @@ use data2vec_speech::{Recognizer, Transcript, audio};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::device;
+use crate::device::Place;
 use crate::report::{check_failed, each_file, note, out};
 
 /// What `transcribe` is told.
@@ -36,9 +36,8 @@ pub struct Args {
     /// How a beam search weighs texts
     #[command(flatten)]
     search: SearchArgs,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// How texts are found: greedily, or by a beam search if any of these is given.
@@ -166,8 +165,8 @@ pub fn run(args: &Args) -> Result<()> {
         }
         None => {}
     }
-    let device = device::choose(args.device.as_deref())?;
-    let recognizer = args.search.apply(Recognizer::load(&args.model, device)?)?;
+    let recognizer = Recognizer::load(&args.model, args.place.device()?)?;
+    let recognizer = args.search.apply(recognizer.in_precision(args.place.precision))?;
     let bar = ProgressBar::new(args.files.len() as u64); // on standard error, if that is a terminal
     let write = |path: &Path, transcript: Transcript| {
         match &args.out {

@@ -32,6 +32,13 @@ fn audio_images_and_texts() {
         let first = features.row(0);
         assert!(features.rows().into_iter().any(|row| row != first), "{name}: all the same");
     }
+    // In bf16: nearly the same.
+    let (full, half) = (dir.join("speech.npy"), dir.join("half.npy"));
+    let mut command = extract(&encoder("speech"), &[&sweep], &half);
+    succeed(command.args(["--precision", "bf16"]));
+    let [full, half]: [Array2<f32>; 2] = [full, half].map(|path| read_npy(path).unwrap());
+    let error = (&full - &half).iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    assert!(error > 0.0 && error < 0.1, "{error}");
     // Of the wrong kind: one line.
     fail(&mut extract(&encoder("speech"), &[&picture], &dir.join("x.npy")), &["rgb.jpg"]);
     fail(&mut extract(&encoder("vision"), &[&sweep], &dir.join("x.npy")), &["no image of a known"]);

@@ -11,7 +11,8 @@ use crate::checkpoint::{assign, read_tensors, replace, write_tensors};
 use crate::transformer::Layer;
 use crate::tuned::share;
 use crate::{
-    Batch, Error, FeatureEncoder, Result, Tokens, Transformer, TransformerConfig, Visible,
+    Batch, Error, FeatureEncoder, Precision, Result, Tokens, Transformer, TransformerConfig,
+    Visible,
 };
 
 /// File of weights in an exported encoder's folder.
@@ -51,6 +52,7 @@ pub struct Hidden {
 pub struct Encoder<F> {
     features: F,
     transformer: Transformer,
+    precision: Precision,
 }
 
 impl<F: FeatureEncoder> Encoder<F> {
@@ -68,6 +70,7 @@ impl<F: FeatureEncoder> Encoder<F> {
         Ok(Self {
             features: F::new(&(path / "features"), features, transformer),
             transformer: Transformer::new(&(path / "transformer"), transformer),
+            precision: Precision::F32,
         })
     }
 
@@ -81,15 +84,29 @@ impl<F: FeatureEncoder> Encoder<F> {
         self.transformer.checkpoint_activations(on);
     }
 
+    /// For inference in another precision, which [`forward`](Self::forward) then computes in. With bf16 the
+    /// weights of the blocks' linear maps are rounded to it here, once.
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        if precision == Precision::Bf16 {
+            tch::no_grad(|| self.transformer.convert(Kind::BFloat16));
+        }
+        Self { precision, ..self }
+    }
+
     /// Contextual features of `batch`, without dropout and without gradients.
     ///
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder.
     pub fn forward(&self, batch: &Batch) -> Result<Hidden> {
-        tch::no_grad(|| {
+        self.infer(batch.inputs.device(), || {
             let tokens = self.embed(batch, false)?;
             Ok(self.contextualize(&tokens, None, None))
         })
+    }
+
+    /// `body` without gradients, in the precision that was chosen for inference.
+    pub(crate) fn infer<T>(&self, device: Device, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        tch::no_grad(|| self.precision.run(device, body)?)
     }
 
     /// Raw signal to tokens that know nothing of each other's place yet.

@@ -90,6 +90,12 @@ impl Linear {
         self
     }
 
+    /// Keeps its variables in `kind` from now on.
+    pub(crate) fn convert(&mut self, kind: Kind) {
+        self.weight = self.weight.to_kind(kind);
+        self.bias = self.bias.to_kind(kind);
+    }
+
     /// `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))

@@ -320,6 +320,15 @@ impl Transformer {
         self.checkpointing = on;
     }
 
+    /// Keeps the variables of all linear maps in `kind` from now on: all but those of norms and scales.
+    pub(crate) fn convert(&mut self, kind: Kind) {
+        for Block { attn, mlp, .. } in &mut self.blocks {
+            for linear in [&mut attn.qkv, &mut attn.proj, &mut mlp.fc1, &mut mlp.fc2] {
+                linear.convert(kind);
+            }
+        }
+    }
+
     /// `x` `(B, T, D)` through all blocks; the last block's output is the last layer's `out`.
     ///
     /// `biases` are added to attention scores, `(1 or B, 1 or H, 1 or T, T)` each; padded keys hold −∞ in

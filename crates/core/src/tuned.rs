@@ -9,7 +9,7 @@ use tch::{Device, Tensor, nn};
 use crate::checkpoint::{assign, read_tensors, replace, write_tensors};
 use crate::encoder::{self, Encoder, EncoderConfig};
 use crate::head::{Head, HeadConfig, Pool, Scored, loss};
-use crate::{Batch, Error, FeatureEncoder, Hidden, LabelledBatch, Result};
+use crate::{Batch, Error, FeatureEncoder, Hidden, LabelledBatch, Precision, Result};
 
 /// File of a head's weights in a model's folder.
 pub const HEAD_WEIGHTS: &str = "head.safetensors";
@@ -70,13 +70,19 @@ impl<F: FeatureEncoder> Tuned<F> {
         Ok(tuned)
     }
 
+    /// As [`Encoder::in_precision`]; scores are f32 in any.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { encoder: self.encoder.in_precision(precision), ..self }
+    }
+
     /// `(B, T, C)` scores of every token for CTC, else `(B, C)`; and the features that they are made of.
     ///
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder.
     pub fn forward(&self, batch: &Batch) -> Result<(Tensor, Hidden)> {
         let hidden = self.encoder.forward(batch)?;
-        let scores = tch::no_grad(|| self.head.forward(&hidden, false));
+        let device = batch.inputs.device();
+        let scores = self.encoder.infer(device, || Ok(self.head.forward(&hidden, false)))?;
         Ok((scores, hidden))
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data2vec_core::{Batch, Error, HeadTask, Result, Tuned};
+use data2vec_core::{Batch, Error, HeadTask, Precision, Result, Tuned};
 use tch::{Device, Kind, Tensor};
 
 use crate::{TokenEncoder, Tokenizer, sequence::sequence};
@@ -53,6 +53,11 @@ impl TextClassifier {
         let tuned = Tuned::load(dir, device)?;
         tokenizer.check(&tuned.config().features)?;
         Ok(Self { tuned, tokenizer, device })
+    }
+
+    /// Computes in `precision` from now on; answers are f32 in any. bf16 is the faster one on hardware that has it.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { tuned: self.tuned.in_precision(precision), ..self }
     }
 
     /// The classes' names, or the number's.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data2vec_core::{Batch, Encoder, EncoderConfig, Error, Result};
+use data2vec_core::{Batch, Encoder, EncoderConfig, Error, Precision, Result};
 use ndarray::{Array2, Axis, concatenate, s};
 use tch::{Device, Kind, Tensor};
 
@@ -61,6 +61,11 @@ impl TextEncoder {
         let (encoder, config) = Encoder::load(dir, device)?;
         tokenizer.check(&config.features)?;
         Ok(Self { encoder, config, tokenizer, device })
+    }
+
+    /// Computes in `precision` from now on; features are f32 in any. bf16 is the faster one on hardware that has it.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { encoder: self.encoder.in_precision(precision), ..self }
     }
 
     /// What it was built with.

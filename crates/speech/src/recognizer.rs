@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data2vec_core::{Batch, Error, HeadTask, Result, Tuned};
+use data2vec_core::{Batch, Error, HeadTask, Precision, Result, Tuned};
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 use serde::Serialize;
 use tch::{Device, Kind, Tensor};
@@ -92,6 +92,11 @@ impl Recognizer {
     ) -> Result<Self> {
         let search = BeamSearch::new(self.labels.clone(), config, lm, lexicon)?;
         Ok(Self { search: Some(search), ..self })
+    }
+
+    /// Computes in `precision` from now on; answers are f32 in any. bf16 is the faster one on hardware that has it.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { model: self.model.in_precision(precision), ..self }
     }
 
     /// What its outputs mean.
@@ -186,6 +191,11 @@ impl AudioClassifier {
         check_task(&model, HeadTask::Classification, dir)?;
         let chunk = Chunking::new(&model.config().features);
         Ok(Self { model, device, chunk })
+    }
+
+    /// Computes in `precision` from now on; answers are f32 in any. bf16 is the faster one on hardware that has it.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { model: self.model.in_precision(precision), ..self }
     }
 
     /// The classes in the order of the outputs.

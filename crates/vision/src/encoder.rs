@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use data2vec_core::{Encoder, EncoderConfig, Error, Hidden, Result};
+use data2vec_core::{Encoder, EncoderConfig, Error, Hidden, Precision, Result};
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
@@ -24,6 +24,11 @@ impl VisionEncoder {
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let (encoder, config) = Encoder::load(dir, device)?;
         Ok(Self { encoder, config, device })
+    }
+
+    /// Computes in `precision` from now on; features are f32 in any. bf16 is the faster one on hardware that has it.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { encoder: self.encoder.in_precision(precision), ..self }
     }
 
     /// What it was built with.

@@ -14,9 +14,10 @@ use data2vec_speech::{AudioClassifier, SpeechEncoder, WaveEncoder, audio};
 use data2vec_vision::{ImageClassifier, PatchEncoder, Pixels, VisionEncoder};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tch::{Device, Tensor};
+use tch::Tensor;
 use toml::Table;
 
+use crate::device::Place;
 use crate::recipe::{nearest, read, toml_error};
 use crate::training::feed::Units;
 
@@ -232,22 +233,23 @@ pub struct Extractor {
 }
 
 /// Reads the folder of an exported encoder of any kind.
-pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
+pub fn extractor(dir: &Path, place: &Place) -> Result<Extractor> {
+    let device = place.device()?;
     Ok(match encoder_kind(dir)?.as_str() {
         WaveEncoder::NAME => {
-            let encoder = SpeechEncoder::load(dir, device)?;
+            let encoder = SpeechEncoder::load(dir, device)?.in_precision(place.precision);
             let depth = encoder.depth();
             let layers = move |path: &Path| Ok(encoder.layers(&audio::read(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
         }
         PatchEncoder::NAME => {
-            let encoder = VisionEncoder::load(dir, device)?;
+            let encoder = VisionEncoder::load(dir, device)?.in_precision(place.precision);
             let depth = encoder.depth();
             let layers = move |path: &Path| Ok(encoder.layers(&Pixels::read(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
         }
         TokenEncoder::NAME => {
-            let encoder = TextEncoder::load(dir, device)?;
+            let encoder = TextEncoder::load(dir, device)?.in_precision(place.precision);
             let depth = encoder.depth();
             let layers = move |path: &Path| Ok(encoder.layers(&read_text(path)?)?);
             Extractor { depth, layers: Box::new(layers) }
@@ -260,21 +262,22 @@ pub fn extractor(dir: &Path, device: Device) -> Result<Extractor> {
 pub type Classifier = dyn Fn(&Path) -> Result<Vec<(String, f64)>>;
 
 /// Reads the folder of a model of any kind that was fine-tuned to tell classes apart.
-pub fn classifier(dir: &Path, device: Device) -> Result<Box<Classifier>> {
+pub fn classifier(dir: &Path, place: &Place) -> Result<Box<Classifier>> {
+    let device = place.device()?;
     Ok(match encoder_kind(dir)?.as_str() {
         WaveEncoder::NAME => {
-            let model = AudioClassifier::load(dir, device)?;
+            let model = AudioClassifier::load(dir, device)?.in_precision(place.precision);
             Box::new(move |path| {
                 let classes = model.classify(&audio::read(path)?)?;
                 Ok(classes.into_iter().map(|(label, share)| (label, f64::from(share))).collect())
             })
         }
         PatchEncoder::NAME => {
-            let model = ImageClassifier::load(dir, device)?;
+            let model = ImageClassifier::load(dir, device)?.in_precision(place.precision);
             Box::new(move |path| Ok(model.classify(&Pixels::read(path)?)?))
         }
         TokenEncoder::NAME => {
-            let model = TextClassifier::load(dir, device)?;
+            let model = TextClassifier::load(dir, device)?.in_precision(place.precision);
             Box::new(move |path| Ok(model.classify(&read_text(path)?)?))
         }
         other => unknown(dir, other)?,
