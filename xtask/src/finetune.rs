@@ -20,7 +20,8 @@ pub struct Finetune {
     /// A recipe of recipes/ by name, or a file [default: finetune-MODALITY-tiny]
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
-    /// An exported encoder's folder [default: runs/MODALITY-tiny/encoder, pretrained first if it is not there]
+    /// An exported encoder's folder [default: runs/MODALITY-tiny/encoder, or runs/speech-longer/encoder; pretrained first if it
+    /// is not there]
     #[arg(long, value_name = "DIR")]
     pub encoder: Option<PathBuf>,
     /// Start from random weights, to see what pretraining is worth
@@ -53,13 +54,11 @@ pub fn run(root: &Path, finetune: &Finetune) -> Result<ExitCode> {
     let data = train::fetch(root, &catalog, &plan.finetune.data)?;
     train::build(root, &libtorch)?;
     if let Some(pretrain) = &plan.pretrain {
-        tell!(
-            "no encoder in {} yet: pretraining it first, as `cargo xtask train {}` does",
-            plan.encoder.display(),
-            finetune.modality
-        );
+        let Train { modality, run, .. } = pretraining(root, finetune);
+        let steps = run.steps.map_or(String::new(), |steps| format!(" for {steps} steps"));
+        let encoder = plan.encoder.display();
+        tell!("no encoder in {encoder} yet: pretraining it first on {modality}{steps}");
         let data = train::fetch(root, &catalog, &pretrain.data)?;
-        let run = pretraining(finetune).run;
         let mut program = Command::new(train::program(root));
         program.args(train::arguments("pretrain", pretrain, &data, &run, &[]));
         repo::run(repo::with_libtorch(&mut program, &libtorch))?;
@@ -97,15 +96,20 @@ pub fn plan(root: &Path, asked: &Finetune, catalog: &Catalog, files: &dyn Files)
         );
         return Ok(Plan { pretrain: None, encoder: encoder.clone(), finetune });
     }
-    let pretrain = train::plan(root, &pretraining(asked), catalog, files)?;
+    let pretrain = train::plan(root, &pretraining(root, asked), catalog, files)?;
     let encoder = pretrain.out.join("encoder");
     let pretrain = (!exported(&encoder)).then_some(pretrain);
     Ok(Plan { pretrain, encoder, finetune })
 }
 
-/// What one would type to pretrain the default encoder.
-fn pretraining(asked: &Finetune) -> Train {
-    let run = Run { device: asked.run.device.clone(), ..Run::default() };
+/// What one would type to pretrain the default encoder: the quick start, but for speech, where so short a one is no
+/// better than none.
+fn pretraining(root: &Path, asked: &Finetune) -> Train {
+    let mut run = Run { device: asked.run.device.clone(), ..Run::default() };
+    if asked.modality == "speech" {
+        run.steps = Some(1500);
+        run.out = Some(repo::shown(&root.join("runs/speech-longer")));
+    }
     Train { modality: asked.modality.clone(), recipe: None, run }
 }
 

@@ -91,6 +91,15 @@ fn an_encoder_is_pretrained_where_there_is_none() {
 }
 
 #[test]
+fn speech_is_pretrained_for_longer_than_its_quick_start() {
+    let run = |line: &str| pretraining(Path::new("/repo"), &parse(line)).run;
+    let speech = run("speech --device cpu --steps 7");
+    assert_eq!((speech.steps, speech.device.as_deref()), (Some(1500), Some("cpu")));
+    assert_eq!(speech.out.unwrap(), Path::new("/repo/runs/speech-longer"));
+    assert_eq!((run("vision").steps, run("vision").out), (None, None));
+}
+
+#[test]
 fn runs_to_compare_have_their_own_folders() {
     let out = |line: &str| plan_for(line, true).unwrap().finetune.out;
     assert_eq!(out("nlp --from-scratch"), Path::new("/repo/runs/finetune-nlp-tiny-from-scratch"));
