@@ -139,6 +139,6 @@ fn everything_reaches_the_program() {
     let wanted = "finetune r.toml --encoder e --from-scratch --set seed=4 --data /d --out o --device cpu --steps 5 --set a.b=1 --more x";
     assert_eq!(words.join(" "), wanted);
     // Pretraining gets the device and nothing else.
-    let run = pretraining(&asked).run;
+    let run = pretraining(Path::new("/repo"), &asked).run;
     assert_eq!((run.device.as_deref(), run.steps, run.set.len()), (Some("cpu"), None, 0));
 }
