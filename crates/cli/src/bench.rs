@@ -183,19 +183,17 @@ impl Task for Bench<'_> {
         }
         let device = device::choose(args.device.as_deref())?;
         let precision = recipe.model.precision;
+        let training = |work: fn(TrainState<M::Encoder>) -> Work<M::Encoder>| -> Result<_> {
+            let state = recipe.state(device)?;
+            Ok((state.model.parameters().0, work(state)))
+        };
         let (parameters, mut work) = match self.what {
             What::Infer => {
                 let (parameters, encoder) = encoder::<M>(&recipe, device)?;
                 (parameters, Work::Infer(encoder))
             }
-            What::Step => {
-                let state = recipe.state(device)?;
-                (state.model.parameters().0, Work::Step(state))
-            }
-            What::Health => {
-                let state = recipe.state(device)?;
-                (state.model.parameters().0, Work::Health(state))
-            }
+            What::Step => training(Work::Step)?,
+            What::Health => training(Work::Health)?,
         };
         tch::manual_seed(recipe.seed as i64);
         let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
