@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// The parts that every LibTorch has.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "attention",
     "checkpoint",
     "dropout",
@@ -11,6 +11,7 @@ const FILES: [&str; 10] = [
     "linear",
     "memory",
     "moments",
+    "norm",
     "precision",
     "process",
     "profile",

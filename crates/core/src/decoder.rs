@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
 use crate::nn::{
-    CONV_NORM_EPS, Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout,
-    keep_factor, plain_layer_norm,
+    Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout, keep_factor,
+    norm_gelu,
 };
 use crate::{Error, Mask, Result, Tokens};
 
@@ -261,7 +261,7 @@ impl Conv2dDecoder {
         let ([height, width], size) = (tokens.grid(), tokens.x.size());
         let x = tokens.x.reshape([size[0], height, width, size[2]]); // (B, h, w, D)
         self.blocks.iter().zip(&self.residual).scan(x, |x, (conv, residual)| {
-            let y = plain_layer_norm(&conv.forward(x), CONV_NORM_EPS).gelu("none"); // (B, h, w, dim)
+            let y = norm_gelu(&conv.forward(x)); // (B, h, w, dim)
             *x = if *residual { &*x + y } else { y };
             Some(x.flatten(1, 2))
         })

@@ -159,6 +159,11 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
+
+    /// The same with GELU of it; the backward pass makes what lies between again.
+    pub fn forward_gelu(&self, x: &Tensor) -> Tensor {
+        done(data2vec_torch_ext::norm_gelu(x, Some((&self.weight, &self.bias)), self.eps))
+    }
 }
 
 /// Layer norm over the last dimension without parameters.
@@ -260,7 +265,7 @@ impl Conv2d {
             true => y.narrow(2, 0, height).narrow(3, 0, width),
             false => y,
         };
-        y.permute([0, 2, 3, 1]).contiguous()
+        y.permute([0, 2, 3, 1])
     }
 }
 
@@ -281,7 +286,12 @@ pub fn conv_block(x: &Tensor, conv: &Conv1d, keep: Option<&Tensor>) -> Tensor {
         None => x.shallow_clone(),
     };
     let y = conv.forward(&x.transpose(1, 2)).transpose(1, 2); // (B, T, C)
-    plain_layer_norm(&y.contiguous(), CONV_NORM_EPS).gelu("none")
+    norm_gelu(&y)
+}
+
+/// GELU of a layer norm over the last dimension without parameters, as all stacks of convolutions have it.
+pub(crate) fn norm_gelu(x: &Tensor) -> Tensor {
+    done(data2vec_torch_ext::norm_gelu(x, None, CONV_NORM_EPS))
 }
 
 /// Epsilon of the layer norms in convolution stacks, in all of the reference's models.

@@ -122,7 +122,7 @@ impl WaveConv {
     fn forward(&self, x: &Tensor, padding: Option<&Tensor>) -> Tensor {
         let mut y = time_conv(x, &self.weight, self.stride); // (B, L', C_out)
         if let Some(norm) = &self.layer_norm {
-            y = norm.forward(&y);
+            return norm.forward_gelu(&y);
         }
         if let Some((weight, bias)) = &self.group_norm {
             y = instance_norm(&y, padding, CONV_NORM_EPS) * weight + bias;

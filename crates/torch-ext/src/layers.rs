@@ -33,6 +33,14 @@ unsafe extern "C" {
         out: Raw,
         error: *mut *mut c_char,
     ) -> c_int;
+    fn d2v_norm_gelu(
+        x: Raw,
+        weight: Raw,
+        bias: Raw,
+        eps: f64,
+        out: Raw,
+        error: *mut *mut c_char,
+    ) -> c_int;
     fn d2v_gelu_linear(x: Raw, weight: Raw, bias: Raw, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_window_linear(
         x: Raw,
@@ -109,6 +117,22 @@ pub fn attention(
     let bias = bias.map_or(std::ptr::null_mut(), raw);
     // SAFETY: live tensors, and a pointer that is null or to one.
     returned(|out, error| unsafe { d2v_attention(raw(qkv), bias, heads, p, out, error) })
+}
+
+/// `gelu(layer_norm(x))` over the last dimension, with `affine`'s weight and bias if there are any. On CPUs it keeps
+/// `x` alone for the backward pass, and takes it through memory once.
+///
+/// # Errors
+/// If the shapes do not fit.
+pub fn norm_gelu(
+    x: &Tensor,
+    affine: Option<(&Tensor, &Tensor)>,
+    eps: f64,
+) -> Result<Tensor, TchError> {
+    let null = std::ptr::null_mut();
+    let (weight, bias) = affine.map_or((null, null), |(weight, bias)| (raw(weight), raw(bias)));
+    // SAFETY: live tensors, and pointers that are null or to one.
+    returned(|out, error| unsafe { d2v_norm_gelu(raw(x), weight, bias, eps, out, error) })
 }
 
 /// `linear(gelu(x))` that keeps `x` alone for the backward pass. Computed in the kind of `x`.
@@ -265,6 +289,36 @@ mod tests {
         assert!((row(0) * row(1)).mean(Kind::Double).double_value(&[]).abs() < 0.02);
         tch::manual_seed(4);
         assert_eq!(noise(&[3, 100_001], 0.5, Device::Cpu).expect("a size") * 2.0, x);
+    }
+
+    #[test]
+    fn gelu_of_a_norm_agrees_with_what_it_is_made_of() {
+        tch::manual_seed(7);
+        // 300 rows of 512 are three chunks; a transposed input is not contiguous.
+        for size in [[2, 150, 512], [3, 2, 5]] {
+            let (x, w, b) = (leaf(&size), leaf(&size[2..]), leaf(&size[2..]));
+            let turned = x.transpose(0, 1);
+            let weight = Tensor::randn(turned.size(), F32);
+            for affine in [None, Some((&w, &b))] {
+                let ours = || norm_gelu(&turned, affine, 1e-5).expect("shapes fit");
+                let plain = || {
+                    let (w, b) = affine.unzip();
+                    turned.layer_norm(&size[2..], w, b, 1e-5, true).gelu("none")
+                };
+                assert!(difference(&ours(), &plain()) < 1e-5);
+                let inputs: &[&Tensor] = if affine.is_some() { &[&x, &w, &b] } else { &[&x] };
+                for (a, b) in
+                    grads(inputs, &weight, ours).iter().zip(&grads(inputs, &weight, plain))
+                {
+                    assert!(difference(a, b) < 1e-4, "{:?}: {}", a.size(), difference(a, b));
+                }
+                let half = x.to_kind(Kind::BFloat16);
+                let half = norm_gelu(&half, affine, 1e-5).expect("bf16").transpose(0, 1);
+                assert_eq!(half.kind(), Kind::BFloat16);
+                assert!(difference(&half, &ours()) < 0.06);
+            }
+        }
+        assert!(norm_gelu(&leaf(&[2, 3]), Some((&leaf(&[4]), &leaf(&[4]))), 1e-5).is_err());
     }
 
     #[test]

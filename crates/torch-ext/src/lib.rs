@@ -12,7 +12,9 @@ mod shim;
 
 pub use checkpoint::checkpoint;
 pub use foreach::{FusedAdamW, ema_update, fused_adamw, moments, total_norm};
-pub use layers::{attention, dropout, gelu_linear, noise, residual_dropout, window_linear};
+pub use layers::{
+    attention, dropout, gelu_linear, noise, norm_gelu, residual_dropout, window_linear,
+};
 pub use memory::{Memory, memory, reset_peak_memory};
 pub use precision::{autocast_bf16, is_autocast_on};
 pub use process::{
