@@ -294,8 +294,11 @@ pub fn step<F: FeatureEncoder>(
     clip: f64,
 ) -> (f64, f64) {
     let (count, step) = (objective.num_hidden as f64, step as u64 + 1);
-    let loss = |objective: &Objective, _: &mut _| Ok(objective.loss.shallow_clone());
-    let gradients = optimizer.gradients((1, step), &[(0, objective)], loss).expect("a loss");
+    let gradients = optimizer
+        .gradients((1, step), &[(0, objective)], |objective, _, _| {
+            Ok(objective.loss.shallow_clone())
+        })
+        .expect("a loss");
     let norm = gradients.norm.double_value(&[]);
     let divisor = Gradients::divisor(norm, count, Some(clip));
     optimizer.step(step, 1e-3, &gradients, divisor).expect("a step");

@@ -168,6 +168,60 @@ fn a_row_in_a_padded_batch_is_as_alone() {
 }
 
 #[test]
+fn parts_of_a_batch_add_up_to_it() {
+    // Rows hide unlike numbers; the last example is shorter than the others. In 2.0 there are two, twice each.
+    let hidden: [&[usize]; 4] = [&[2, 3, 4, 9], &[7], &[1, 9, 15], &[0, 5, 12]];
+    for ((name, mut config), layer_drop) in
+        both().into_iter().flat_map(|c| [(c.clone(), 0.0), (c, 0.5)])
+    {
+        config.model.noise_std = 0.0; // parts draw other noise
+        config.transformer.layer_drop = layer_drop;
+        config.model.copies = if name == "1.0" { 1 } else { 2 };
+        let rows = 4 / config.model.copies;
+        let lengths = (1..=rows).map(|row| samples(if row < rows { 20 } else { 16 })).collect();
+        let model = model(config, &mask(20, &hidden));
+        let batch = Batch::padded(wave(rows, 20), lengths).expect("a batch");
+        let pass = |tokens: i64| {
+            let (mut loss, mut parts) = (0.0, 1);
+            let mut take = |loss_of: &Tensor| {
+                loss += loss_of.double_value(&[]);
+                loss_of.backward();
+            };
+            let mut rng = stream(1, Purpose::Step, &[0]);
+            let last = model.forward_in_parts(&batch, &mut rng, tokens, |part| {
+                parts += 1;
+                take(&part.loss);
+                Ok(())
+            });
+            take(&last.expect("a pass").loss);
+            let mut grads: Vec<(String, Tensor)> = Vec::new();
+            for (name, variable) in model.vars().variables() {
+                let grad = variable.grad();
+                if grad.defined() {
+                    grads.push((name, grad.copy()));
+                }
+                variable.shallow_clone().zero_grad();
+            }
+            grads.sort_by(|a, b| a.0.cmp(&b.0));
+            (parts, loss, grads)
+        };
+        let whole = pass(i64::MAX);
+        let [two, four] = [if name == "1.0" { 40 } else { 30 }, 10].map(pass);
+        assert_eq!([whole.0, two.0, four.0], [1, 2, 4], "{name}");
+        // Parts of one batch drop the same blocks, if not those that it drops as a whole.
+        let expected = if layer_drop > 0.0 { &two } else { &whole };
+        for (_, loss, grads) in [&two, &four] {
+            assert!((loss / expected.1 - 1.0).abs() < 1e-5, "{name}: {loss} and {}", expected.1);
+            assert_eq!(grads.len(), expected.2.len());
+            for ((name, a), (_, b)) in expected.2.iter().zip(grads) {
+                let largest = a.abs().max().double_value(&[]);
+                assert!(difference(a, b) < 1e-4 * largest.max(1e-3), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_exported_encoder_is_the_student_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a folder");
     let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));

@@ -49,7 +49,10 @@ fn trial<M: Modality>(
     let start = Instant::now();
     let batch = M::random(&recipe.features, rows, size)?.to_device(device);
     let mut rng = stream(recipe.seed, Purpose::HeldOut, &[u64::MAX]);
-    let objective = state.model.forward(&batch, &mut rng, true)?;
+    let tokens = state.model.tokens_at_once();
+    let objective = state
+        .model
+        .forward_in_parts(&batch, &mut rng, tokens, |part| Ok(part.loss.f_backward()?))?;
     objective.loss.f_backward()?;
     let loss = objective.loss.double_value(&[]); // waits for the device
     let took = start.elapsed();

@@ -1,5 +1,7 @@
 //! Batches of raw signal, and the tokens that a feature encoder makes of them.
 
+use std::ops::Range;
+
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use tch::{Device, Kind, Tensor};
@@ -208,6 +210,12 @@ impl Tokens {
             self.lengths.iter().flat_map(|&n| std::iter::repeat_n(n, copies as usize)).collect();
         let x = self.x.repeat_interleave_self_int(copies, 0, None); // (B·M, T, D)
         Self { grid: self.grid, ..Self::new(x, Some(lengths)) }
+    }
+
+    /// Some of the rows, as long as all of them are.
+    pub(crate) fn rows(&self, rows: &Range<usize>) -> Self {
+        let x = self.x.narrow(0, rows.start as i64, rows.len() as i64);
+        Self { grid: self.grid, ..Self::new(x, Some(self.lengths[rows.clone()].to_vec())) }
     }
 
     /// `x` with zeros at padded tokens.

@@ -5,6 +5,8 @@
 //! learned one; 2.0 (Baevski et al. 2023) drops them, shows the student several masks of the same
 //! input, and has a decoder put noise where tokens are hidden.
 
+mod parts;
+
 use std::path::Path;
 
 use data2vec_torch_ext as torch_ext;
@@ -113,6 +115,16 @@ pub struct Objective {
     pub target: Tensor,
 }
 
+/// What the student is to do with a batch.
+struct Task {
+    /// `(B·M, T, D)`: tokens before hidden ones leave.
+    shown: Tokens,
+    /// `(B·M, T)`.
+    mask: Mask,
+    /// `(B, T, D)`.
+    target: Tensor,
+}
+
 impl<F: FeatureEncoder> Data2Vec<F> {
     /// Builds student, teacher and decoder with weights drawn from `seed`.
     ///
@@ -178,6 +190,11 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     }
 
     fn objective(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Objective> {
+        let Task { shown, mask, target } = self.task(batch, rng, train)?;
+        Ok(scope(c"student", || self.regress(&shown, &mask, &target, None, train.then_some(rng))))
+    }
+
+    fn task(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Task> {
         let tokens = scope(c"embed", || self.student.embed(batch, train))?; // (B, T, D)
         let repeated = tokens.repeat(self.config.model.copies); // (B·M, T, D)
         let mask = self.masking.sample(repeated.lengths(), repeated.num_tokens(), rng)?; // (B·M, T)
@@ -185,8 +202,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             false => self.target(batch, &tokens)?, // (B, T, D)
             true => self.target_of_hidden(batch, &repeated, &mask)?, // (B·M, T, D)
         };
-        let shown = self.substitute(repeated, &mask)?;
-        Ok(scope(c"student", || self.regress(&shown, &mask, &target, None, train.then_some(rng))))
+        Ok(Task { shown: self.substitute(repeated, &mask)?, mask, target })
     }
 
     /// Other tokens in the places where the mask wants them.

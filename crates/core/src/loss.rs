@@ -1,7 +1,7 @@
 //! The regression loss and the figures that tell a healthy run from a collapsed one.
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use crate::{Error, Result};
 
@@ -77,18 +77,11 @@ impl RegressionLoss {
 /// [`Error::Input`] of no batches, [`Error::Torch`] if they do not fit each other.
 pub fn spread(batches: &[Tensor]) -> Result<f64> {
     let first = batches.first().ok_or_else(|| Error::Input("the spread of nothing".into()))?;
-    let moments = moments(batches, first.size2()?.1, first.device())?;
-    Ok(spread_of_moments(&Vec::try_from(&moments)?))
-}
-
-/// `(1 + 2D)` f64: count, sums and sums of squares over the rows of `batches`, `(N, D)` each. These add up over
-/// ranks.
-pub(crate) fn moments(batches: &[Tensor], dim: i64, device: Device) -> Result<Tensor> {
-    let mut sums = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
+    let mut sums = Tensor::zeros([1 + 2 * first.size2()?.1], (Kind::Double, first.device()));
     for batch in batches {
         sums += data2vec_torch_ext::moments(batch)?;
     }
-    Ok(sums)
+    Ok(spread_of_moments(&Vec::try_from(&sums)?))
 }
 
 /// [`spread`] of the rows that made `moments`.
@@ -143,6 +136,7 @@ impl Explained {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tch::Device;
 
     #[test]
     fn losses_by_hand() {

@@ -1,8 +1,9 @@
 //! Which tokens a student does not see.
 
 use std::fmt::Debug;
+use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, s};
 use rand::rngs::StdRng;
 use tch::{Device, Kind, Tensor};
 
@@ -97,6 +98,13 @@ impl Mask {
             row.iter_mut().take(real as usize).for_each(|h| *h = !*h);
         }
         let num_hidden = lengths.iter().sum::<i64>() - self.num_hidden;
+        Self { hidden, num_hidden, substitutes: Vec::new() }
+    }
+
+    /// Some of the rows. They may hide nothing.
+    pub(crate) fn rows(&self, rows: &Range<usize>) -> Self {
+        let hidden = self.hidden.slice(s![rows.clone(), ..]).to_owned();
+        let num_hidden = hidden.iter().filter(|&&h| h).count() as i64;
         Self { hidden, num_hidden, substitutes: Vec::new() }
     }
 

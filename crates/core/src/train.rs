@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use data2vec_torch_ext::scope;
+use data2vec_torch_ext::{moments, scope};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::batch::upload;
 use crate::checkpoint::{Snapshot, assign, read_tensors};
-use crate::loss::{moments, spread_of_moments};
+use crate::loss::spread_of_moments;
 use crate::{
     AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Gradients, Objective, Ranks,
     Result, Schedule,
@@ -124,9 +124,12 @@ impl<F: FeatureEncoder> TrainState<F> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.config.steps);
         let mut sums = Sums::default();
         let (model, place) = (&self.model, (self.config.seed, self.step));
-        let gradients = self.optimizer.gradients(place, batches, |batch, rng| {
-            let objective = model.forward(&batch.to_device(model.device()), rng, true)?;
-            Ok(sums.add(objective))
+        let gradients = self.optimizer.gradients(place, batches, |batch, rng, take| {
+            let batch = batch.to_device(model.device());
+            let last = model.forward_in_parts(&batch, rng, model.tokens_at_once(), |part| {
+                take(&sums.add(part)?)
+            })?;
+            sums.add(last)
         })?;
         let figures = sums.means(&self.ranks, &gradients, model.config().transformer.dim)?;
         let Figures { loss, hidden, masked_share, target_var, pred_var, norm } = figures;
@@ -195,9 +198,11 @@ impl<F: FeatureEncoder> TrainState<F> {
 struct Sums {
     hidden: f64,
     masked_share: f64,
-    /// `(N, D)` each.
-    targets: Vec<Tensor>,
-    predictions: Vec<Tensor>,
+    /// Of how many objectives.
+    count: f64,
+    /// [`moments`]; `None`: of none.
+    targets: Option<Tensor>,
+    predictions: Option<Tensor>,
 }
 
 /// See [`StepReport`].
@@ -212,13 +217,20 @@ struct Figures {
 }
 
 impl Sums {
-    /// Takes note of a micro-batch. Returns its loss.
-    fn add(&mut self, objective: Objective) -> Tensor {
+    /// Takes note of a micro-batch or a part of one. Returns its loss.
+    fn add(&mut self, objective: Objective) -> Result<Tensor> {
         self.hidden += objective.num_hidden as f64;
         self.masked_share += objective.masked_share;
-        self.targets.push(objective.target);
-        self.predictions.push(objective.prediction.detach());
-        objective.loss
+        self.count += 1.0;
+        let Objective { loss, prediction, target, .. } = objective;
+        for (sum, rows) in [(&mut self.targets, target), (&mut self.predictions, prediction)] {
+            let these = moments(&rows)?;
+            *sum = Some(match sum.take() {
+                Some(sum) => sum + these,
+                None => these,
+            });
+        }
+        Ok(loss)
     }
 
     /// Over the micro-batches of all ranks. The device is waited for once.
@@ -226,11 +238,12 @@ impl Sums {
         let Gradients { loss, norm, .. } = gradients;
         let device = norm.device();
         let [loss, norm] = [loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
-        let counts = [self.hidden, self.masked_share, self.targets.len() as f64];
+        let counts = [self.hidden, self.masked_share, self.count];
         let counts = upload(&Tensor::from_slice(&counts), device);
-        let targets = moments(&self.targets, dim, device)?;
-        let predictions = moments(&self.predictions, dim, device)?;
-        let sums = Tensor::cat(&[loss, counts, targets, predictions], 0);
+        let none = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
+        let [targets, predictions] =
+            [&self.targets, &self.predictions].map(|sum| sum.as_ref().unwrap_or(&none));
+        let sums = Tensor::cat(&[&loss, &counts, targets, predictions], 0);
         ranks.sum(&[sums.shallow_clone()])?;
         // All ranks have the same norm.
         let all = Vec::<f64>::try_from(&Tensor::cat(&[norm, sums], 0))?;

@@ -252,7 +252,7 @@ impl<F: FeatureEncoder> TuneState<F> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
         let mut count = 0;
         let place = (self.steps.seed, self.step);
-        let gradients = self.optimizer.gradients(place, batches, |batch, rng| {
+        let gradients = self.optimizer.gradients(place, batches, |batch, rng, _| {
             let scored = scope(c"forward", || self.score(batch, Some(rng)))?;
             count += batch.batch.rows();
             Ok(scored.loss)

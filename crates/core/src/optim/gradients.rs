@@ -29,7 +29,8 @@ impl Gradients {
 
 impl AdamW {
     /// The gradients of a step: those of this rank's micro-batches, each with its place among those of all ranks,
-    /// and of the other ranks. `loss` computes a micro-batch's, with randomness of its own for all that is drawn.
+    /// and of the other ranks. `loss` computes a micro-batch's, with randomness of its own for all that is drawn; of one
+    /// in parts it gives all but the last to its third argument, which takes their gradients at once.
     ///
     /// # Errors
     /// What `loss` returns; [`Error::Torch`](crate::Error::Torch) if LibTorch refuses, [`Error::Dist`](crate::Error::Dist) if another rank is gone.
@@ -37,7 +38,7 @@ impl AdamW {
         &self,
         (seed, step): (u64, u64),
         batches: &[(u64, &B)],
-        mut loss: impl FnMut(&B, &mut StdRng) -> Result<Tensor>,
+        mut loss: impl FnMut(&B, &mut StdRng, &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<Tensor>,
     ) -> Result<Gradients> {
         self.zero_grad();
         let mut losses = Vec::new();
@@ -45,9 +46,13 @@ impl AdamW {
             let at = [step, place];
             // Dropout and noise draw from LibTorch's generator, all else from ours.
             tch::manual_seed(seed_for(seed, Purpose::Step, &at) as i64);
-            let loss = loss(batch, &mut stream(seed, Purpose::Step, &at))?;
-            scope(c"backward", || self.backward(&loss, number + 1 == batches.len()))?;
-            losses.push(loss.detach());
+            let mut backward = |loss: &Tensor, last| {
+                losses.push(loss.detach());
+                scope(c"backward", || self.backward(loss, last))
+            };
+            let mut take = |part: &Tensor| backward(part, false);
+            let loss = loss(batch, &mut stream(seed, Purpose::Step, &at), &mut take)?;
+            backward(&loss, number + 1 == batches.len())?;
         }
         // None of this rank's examples was of use: the others wait for its gradients.
         if batches.is_empty() && self.ddp.is_some() {
