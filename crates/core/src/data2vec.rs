@@ -121,7 +121,7 @@ struct Task {
     shown: Tokens,
     /// `(B·M, T)`.
     mask: Mask,
-    /// `(B, T, D)`.
+    /// `(B, T, D)`, or `(B·M, T, D)` of some rows.
     target: Tensor,
 }
 
@@ -190,8 +190,12 @@ impl<F: FeatureEncoder> Data2Vec<F> {
     }
 
     fn objective(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Objective> {
-        let Task { shown, mask, target } = self.task(batch, rng, train)?;
-        Ok(scope(c"student", || self.regress(&shown, &mask, &target, None, train.then_some(rng))))
+        let task = self.task(batch, rng, train)?;
+        Ok(self.answer(&task, train.then_some(rng)))
+    }
+
+    fn answer(&self, Task { shown, mask, target }: &Task, rng: Option<&mut StdRng>) -> Objective {
+        scope(c"student", || self.regress(shown, mask, target, None, rng))
     }
 
     fn task(&self, batch: &Batch, rng: &mut StdRng, train: bool) -> Result<Task> {

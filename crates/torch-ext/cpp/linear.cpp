@@ -20,8 +20,6 @@ at::ScalarType kind_of(const at::Tensor &x) {
   return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 
-at::Tensor rows(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
-
 // linear(gelu(x)): keeps x alone.
 struct GeluLinear : torch::autograd::Function<GeluLinear> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight,

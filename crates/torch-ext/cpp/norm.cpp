@@ -39,8 +39,6 @@ struct Chunks {
   }
 };
 
-at::Tensor rows(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
-
 // Parameters that there are: without, they are empty.
 std::optional<at::Tensor> given(const at::Tensor &x) { return x.numel() ? std::optional(x) : std::nullopt; }
 
@@ -99,14 +97,10 @@ int d2v_norm_gelu(TensorPtr x, TensorPtr weight, TensorPtr bias, double eps, Ten
   return guarded(error, [&] {
     TORCH_CHECK(x->dim() >= 1 && (!weight || weight->numel() == x->size(-1)), "a weight for each channel is wanted");
     bool ours = x->is_cpu() && x->numel() > 0 && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16);
-    if (ours) {
-      auto none = at::empty({0});
-      *out = NormGelu::apply(*x, weight ? *weight : none, bias ? *bias : none, eps);
-    } else {
-      std::optional<at::Tensor> w, b;
-      if (weight) w = *weight, b = *bias;
-      *out = at::gelu(at::layer_norm(*x, {x->size(-1)}, w, b, eps));
-    }
+    auto none = at::empty({0});
+    auto w = weight ? *weight : none, b = bias ? *bias : none;
+    *out = ours ? NormGelu::apply(*x, w, b, eps)
+                : at::gelu(at::layer_norm(*x, {x->size(-1)}, given(w), given(b), eps));
   });
 }
 

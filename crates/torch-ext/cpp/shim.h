@@ -17,6 +17,9 @@ inline std::vector<at::Tensor> list(TensorPtr *pointers, size_t count) {
   return tensors;
 }
 
+// A matrix: all dimensions but the last as one.
+inline at::Tensor rows(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
+
 template <typename F> int guarded(char **error, F &&body) {
   try {
     body();

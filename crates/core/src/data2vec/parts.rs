@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use data2vec_torch_ext::scope;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tch::{Device, Kind, Tensor};
@@ -41,20 +40,16 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let precision = self.config.model.precision;
         let task = precision.run(self.device(), || self.task(batch, rng, true))??;
         let (parts, last) = self.parts(&task, tokens);
+        let answer = |task: &Task, rng: &mut StdRng| {
+            precision.run(self.device(), || self.answer(task, Some(rng)))
+        };
         if parts.is_empty() {
-            let Task { shown, mask, target } = &task;
-            let body = || scope(c"student", || self.regress(shown, mask, target, None, Some(rng)));
-            return precision.run(self.device(), body);
+            return answer(&task, rng);
         }
         // All parts drop the same blocks.
         let drop: u64 = rng.random();
-        let regress = |rows: &Range<usize>, x: &Tensor| {
-            let shown = task.shown.rows(rows).with(x.shallow_clone());
-            let (mask, target) = (task.mask.rows(rows), self.target_of(&task, rows));
-            let rng = &mut StdRng::seed_from_u64(drop);
-            let body =
-                || scope(c"student", || self.regress(&shown, &mask, &target, None, Some(rng)));
-            precision.run(self.device(), body)
+        let answer = |rows: &Range<usize>, x: &Tensor| {
+            answer(&task.rows(rows, x), &mut StdRng::seed_from_u64(drop))
         };
         // One operation, with one gradient: that of a slice is as large as what it was cut from.
         let sizes: Vec<i64> = parts.iter().chain([&last]).map(|rows| rows.len() as i64).collect();
@@ -63,24 +58,16 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let mut grads = Vec::with_capacity(parts.len());
         for (rows, x) in parts.iter().zip(before) {
             let x = x.detach().set_requires_grad(x.requires_grad());
-            take(regress(rows, &x)?)?;
+            take(answer(rows, &x)?)?;
             grads.extend(x.requires_grad().then(|| x.grad()));
         }
-        let mut objective = regress(&last, x)?;
+        let mut objective = answer(&last, x)?;
         // Worth nothing; their gradients are those that the other parts have left for the embedding.
         for (x, grad) in before.iter().zip(&grads) {
             let owed = (x * grad).sum(Kind::Float);
             objective.loss = &objective.loss + (&owed - owed.detach());
         }
         Ok(objective)
-    }
-
-    /// `(R, T, D)`: the target of each of the rows.
-    fn target_of(&self, task: &Task, rows: &Range<usize>) -> Tensor {
-        let copies = self.config.model.copies;
-        let examples: Vec<i64> = rows.clone().map(|row| row as i64 / copies).collect();
-        let examples = upload(&Tensor::from_slice(&examples), task.target.device());
-        task.target.index_select(0, &examples)
     }
 
     /// Rows that are taken together, the last ones apart: as many parts as there are `tokens` among those that the
@@ -96,5 +83,19 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let mut parts = (0..count).map(|i| i * rows / count..(i + 1) * rows / count);
         let last = parts.next_back().unwrap_or(0..rows);
         (parts.collect(), last)
+    }
+}
+
+impl Task {
+    /// Some of the rows, with `x` for their tokens.
+    fn rows(&self, rows: &Range<usize>, x: &Tensor) -> Self {
+        let copies = self.shown.lengths().len() as i64 / self.target.size()[0];
+        let examples: Vec<i64> = rows.clone().map(|row| row as i64 / copies).collect();
+        let examples = upload(&Tensor::from_slice(&examples), self.target.device());
+        Self {
+            shown: self.shown.rows(rows).with(x.shallow_clone()),
+            mask: self.mask.rows(rows),
+            target: self.target.index_select(0, &examples), // (R, T, D)
+        }
     }
 }
