@@ -50,12 +50,14 @@ fn trial<M: Modality>(
     let batch = M::random(&recipe.features, rows, size)?.to_device(device);
     let mut rng = stream(recipe.seed, Purpose::HeldOut, &[u64::MAX]);
     let tokens = state.model.tokens_at_once();
+    state.model.stochastic_depth(false);
     let objective = state
         .model
         .forward_in_parts(&batch, &mut rng, tokens, |part| Ok(part.loss.f_backward()?))?;
     objective.loss.f_backward()?;
     let loss = objective.loss.double_value(&[]); // waits for the device
     let took = start.elapsed();
+    state.model.stochastic_depth(true);
     state.optimizer.zero_grad();
     if !loss.is_finite() {
         bail!("the loss of random inputs is {loss}: are the recipe's numbers right?");

@@ -260,12 +260,21 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         rng: Option<&mut StdRng>,
     ) -> Objective {
         let (train, device) = (rng.is_some(), tokens.x.device());
-        let (features, prefix) = match self.config.model.masked_input {
+        let (prediction, prefix) = match self.config.model.masked_input {
             MaskedInput::Replace => {
                 let hidden = mask.to_tensor(device).unsqueeze(-1); // (B, T, 1)
                 let x = self.mask_token().unwrap_or_default().where_self(&hidden, &tokens.x); // (B, T, D)
-                let hidden = self.student.contextualize(&tokens.with(x), None, rng);
-                (self.decoder.drop_input(&hidden.x, train), hidden.prefix)
+                let shown = tokens.with(x);
+                match &self.decoder {
+                    Decoder::Mlp(mlp) if self.config.loss.cls.is_none() => {
+                        (mlp.forward(&self.student.contextualize_hidden(&shown, mask, rng)), None)
+                    }
+                    decoder => {
+                        let seen = self.student.contextualize(&shown, None, rng);
+                        let x = decoder.drop_input(&seen.x, train);
+                        (decoder.forward(&tokens.with(x), mask), seen.prefix)
+                    }
+                }
             }
             MaskedInput::Drop => {
                 let visible = mask.visible(tokens.lengths(), device);
@@ -279,10 +288,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
                         done(torch_ext::noise(&tokens.x.size(), std, device))
                     }
                 };
-                (visible.restore(&kept, &noise), seen.prefix) // (B·M, T, D)
+                let x = visible.restore(&kept, &noise); // (B·M, T, D)
+                (self.decoder.forward(&tokens.with(x), mask), seen.prefix)
             }
-        };
-        let prediction = self.decoder.forward(&tokens.with(features), mask); // (N, D)
+        }; // (N, D)
         let copies = tokens.x.size()[0] / target.size()[0];
         let cls_loss = prefix.zip(self.config.loss.cls).map(|(prefix, weight)| {
             // Each row counts as often as it has hidden tokens: divided by N, a mean over rows.
@@ -330,6 +339,12 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             features: self.config.features.clone(),
             transformer: self.config.transformer.clone(),
         }
+    }
+
+    /// Whether training leaves out blocks and branches of the student by chance, as the settings say: so it is at
+    /// first. Without, a step takes the most that it can.
+    pub fn stochastic_depth(&mut self, on: bool) {
+        self.student.stochastic_depth(on);
     }
 
     /// The student: the part that is kept.

@@ -163,7 +163,6 @@ impl Decoder {
     /// `(N, D)`: predictions at hidden tokens, of features `tokens` `(B, T, D)` at full length.
     pub fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
         match self {
-            // A token's prediction depends on that token alone: the visible ones need none.
             Self::Mlp(mlp) => mlp.forward(&mask.gather(&tokens.x, 1)),
             Self::Conv1d(conv) => mask.gather(&conv.forward(tokens), 1),
             Self::Conv2d(conv) => conv.forward(tokens, mask),
@@ -210,7 +209,8 @@ pub struct MlpDecoder {
 }
 
 impl MlpDecoder {
-    fn forward(&self, x: &Tensor) -> Tensor {
+    /// `(N, D)` to the same shape: a token's prediction depends on that token alone.
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match &self.norm {
             Some(norm) => project(&self.proj, &norm.forward(x)),
             None => project(&self.proj, x),

@@ -11,7 +11,7 @@ use crate::checkpoint::{assign, read_tensors, replace, write_tensors};
 use crate::transformer::Layer;
 use crate::tuned::share;
 use crate::{
-    Batch, Error, FeatureEncoder, Precision, Result, Tokens, Transformer, TransformerConfig,
+    Batch, Error, FeatureEncoder, Mask, Precision, Result, Tokens, Transformer, TransformerConfig,
     Visible,
 };
 
@@ -41,7 +41,7 @@ pub struct Hidden {
     pub prefix: Option<Tensor>,
     /// `(B, T)` bool, true at padding; `None` when nothing is padded.
     pub padding: Option<Tensor>,
-    /// Each block's results, without prefix tokens. In training, dropped blocks are missing.
+    /// Each block's results, without prefix tokens; none after a training pass.
     pub layers: Vec<Layer>,
     /// Real tokens of each row.
     pub lengths: Vec<i64>,
@@ -53,6 +53,18 @@ pub struct Encoder<F> {
     features: F,
     transformer: Transformer,
     precision: Precision,
+}
+
+/// What the transformer is given.
+struct Start {
+    /// `(B, P+T, D)`, or `(B, P+K, D)`.
+    x: Tensor,
+    /// As [`Transformer::layers`] takes them.
+    biases: Vec<Tensor>,
+    /// Of `x` without its prefix.
+    padding: Option<Tensor>,
+    /// How many tokens of it are the prefix (P).
+    prefix: i64,
 }
 
 impl<F: FeatureEncoder> Encoder<F> {
@@ -82,6 +94,11 @@ impl<F: FeatureEncoder> Encoder<F> {
     /// In training, keeps of each block only its input and computes the block again for its gradients.
     pub fn checkpoint_activations(&mut self, on: bool) {
         self.transformer.checkpoint_activations(on);
+    }
+
+    /// Whether training leaves out blocks and branches by chance, as the settings say: so it is at first.
+    pub fn stochastic_depth(&mut self, on: bool) {
+        self.transformer.stochastic_depth(on);
     }
 
     /// For inference in another precision, which [`forward`](Self::forward) then computes in. With bf16 the
@@ -125,7 +142,35 @@ impl<F: FeatureEncoder> Encoder<F> {
         visible: Option<&Visible>,
         rng: Option<&mut StdRng>,
     ) -> Hidden {
-        let mut x = self.features.add_positions(tokens, rng.is_some()); // (B, T, D)
+        let Start { x, biases, padding, prefix } = self.start(tokens, visible, rng.is_some());
+        let cut = |x: &Tensor| x.narrow(1, prefix, x.size()[1] - prefix);
+        let (out, layers) = match rng {
+            Some(rng) => (self.transformer.forward(&x, &biases, None, Some(rng)), Vec::new()),
+            None => {
+                let layers = self.transformer.layers(&x, &biases);
+                let out = layers.last().map_or(x, |layer| layer.out.shallow_clone());
+                let cut_both = |layer: &Layer| Layer { ffn: cut(&layer.ffn), out: cut(&layer.out) };
+                (out, layers.iter().map(cut_both).collect())
+            }
+        };
+        let first = (prefix > 0).then(|| out.narrow(1, 0, prefix)); // (B, P, D)
+        Hidden { x: cut(&out), prefix: first, padding, layers, lengths: tokens.lengths().to_vec() }
+    }
+
+    /// The features of the tokens that `mask` hides, in the order of [`Mask::gather`]: `(N, D)`. The same as
+    /// [`contextualize`](Self::contextualize) gives for them, in less time.
+    pub(crate) fn contextualize_hidden(
+        &self,
+        tokens: &Tokens,
+        mask: &Mask,
+        rng: Option<&mut StdRng>,
+    ) -> Tensor {
+        let Start { x, biases, prefix, .. } = self.start(tokens, None, rng.is_some());
+        self.transformer.forward(&x, &biases, Some(&mask.places(1, prefix)), rng)
+    }
+
+    fn start(&self, tokens: &Tokens, visible: Option<&Visible>, train: bool) -> Start {
+        let mut x = self.features.add_positions(tokens, train); // (B, T, D)
         let mut padding = tokens.padding.as_ref().map(Tensor::shallow_clone);
         if let Some(visible) = visible {
             x = visible.gather(&x); // (B, K, D)
@@ -133,24 +178,14 @@ impl<F: FeatureEncoder> Encoder<F> {
         }
         let ids_keep = visible.map(|v| &v.ids_keep);
         let biases = self.features.attention_bias(tokens, ids_keep);
-        let prefix = self.features.prefix();
-        let prefix_len = prefix.as_ref().map_or(0, |p| p.size()[0]);
-        if let Some(prefix) = prefix {
+        let first = self.features.prefix();
+        let prefix = first.as_ref().map_or(0, |first| first.size()[0]);
+        if let Some(first) = first {
             let rows = x.size()[0];
-            x = Tensor::cat(&[prefix.unsqueeze(0).expand([rows, -1, -1], false), x], 1); // (B, P+T, D)
+            x = Tensor::cat(&[first.unsqueeze(0).expand([rows, -1, -1], false), x], 1); // (B, P+T, D)
         }
-        let biases = score_biases(biases, padding.as_ref(), prefix_len, x.kind());
-        let mut layers = self.transformer.forward(&x, &biases, rng);
-
-        let out = layers.last().map_or(x, |layer| layer.out.shallow_clone());
-        let prefix = (prefix_len > 0).then(|| out.narrow(1, 0, prefix_len)); // (B, P, D)
-        let cut = |x: &Tensor| x.narrow(1, prefix_len, x.size()[1] - prefix_len);
-        if prefix_len > 0 {
-            for layer in &mut layers {
-                *layer = Layer { ffn: cut(&layer.ffn), out: cut(&layer.out) };
-            }
-        }
-        Hidden { x: cut(&out), prefix, padding, layers, lengths: tokens.lengths().to_vec() }
+        let biases = score_biases(biases, padding.as_ref(), prefix, x.kind());
+        Start { x, biases, padding, prefix }
     }
 
     /// Reads an exported encoder from the folder `dir`, ready for [`forward`](Self::forward).

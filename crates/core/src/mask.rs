@@ -138,15 +138,18 @@ impl Mask {
     /// The rows of `x` `(B / copies, T, D)` at hidden tokens: `(N, D)`, in row-major order of the
     /// mask. With `copies` > 1 each row of `x` stands for that many adjacent rows of the mask.
     pub fn gather(&self, x: &Tensor, copies: i64) -> Tensor {
-        let len = self.hidden.ncols() as i64;
-        let index: Vec<i64> = self
-            .hidden
-            .indexed_iter()
-            .filter(|&(_, &hidden)| hidden)
-            .map(|((row, token), _)| (row as i64 / copies) * len + token as i64)
-            .collect();
-        let index = upload(&Tensor::from_slice(&index), x.device());
+        let index = upload(&Tensor::from_slice(&self.places(copies, 0)), x.device());
         x.flatten(0, 1).index_select(0, &index) // (N, D)
+    }
+
+    /// Where the hidden ones are among flattened tokens `(B / copies, prefix + T)`, in the order of
+    /// [`gather`](Self::gather).
+    pub(crate) fn places(&self, copies: i64, prefix: i64) -> Vec<i64> {
+        let len = prefix + self.hidden.ncols() as i64;
+        let hidden = self.hidden.indexed_iter().filter(|&(_, &hidden)| hidden);
+        hidden
+            .map(|((row, token), _)| (row as i64 / copies) * len + prefix + token as i64)
+            .collect()
     }
 
     /// What is visible, of rows with `lengths` real tokens.

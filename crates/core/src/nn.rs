@@ -132,9 +132,12 @@ impl LayerScale {
         Self(path.var(name, &[dim], nn::Init::Const(value)))
     }
 
-    /// `(…, dim)` to the same shape.
-    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
-        x * &self.0
+    /// `(…, dim)` to the same shape, all `times` as large.
+    pub(crate) fn forward(&self, x: &Tensor, times: f64) -> Tensor {
+        match times {
+            1.0 => x * &self.0,
+            _ => x * (&self.0 * times),
+        }
     }
 }
 
@@ -311,13 +314,4 @@ pub(crate) fn done<T>(result: Result<T, TchError>) -> T {
 /// Zeros with probability `p`, the rest divided by 1 − p; nothing unless in training.
 pub fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
     if train && p > 0.0 { done(data2vec_torch_ext::dropout(x, p)) } else { x.shallow_clone() }
-}
-
-/// Scales whole rows by 1/keep or drops them: stochastic depth (Huang et al. 2016).
-pub(crate) fn drop_path(x: &Tensor, p: f64, train: bool) -> Tensor {
-    if !train || p == 0.0 {
-        return x.shallow_clone();
-    }
-    let rows = Tensor::empty([x.size()[0], 1, 1], (x.kind(), x.device())).bernoulli_float_(1.0 - p);
-    x * rows / (1.0 - p)
 }

@@ -1,11 +1,14 @@
 //! The transformer that student and teacher share, with every block's offer to the targets.
 
+mod block;
+
 use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
-use crate::nn::{Init, LayerNorm, LayerScale, Linear, done, drop_path, dropout};
+use crate::nn::{Init, LayerNorm, dropout};
 use crate::{Error, Result};
+use block::Block;
 
 /// Where a block normalises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +125,12 @@ impl TransformerConfig {
     fn mlp_dim(&self) -> i64 {
         (self.dim as f64 * self.mlp_ratio).round() as i64
     }
+
+    /// [`drop_path`](Self::drop_path) of block `index`, from 0.
+    fn drop_path_of(&self, index: usize) -> f64 {
+        let deepest = self.depth.saturating_sub(1).max(1) as f64;
+        self.drop_path * index as f64 / deepest
+    }
 }
 
 /// What a block offers to the targets, `(B, T, D)` each.
@@ -133,170 +142,15 @@ pub struct Layer {
     pub out: Tensor,
 }
 
-/// Every map has a bias. BEiT's attention has none for keys: it would add the same to all scores of a
-/// query, which the softmax takes away again, so ours is without effect and its gradient is zero.
-#[derive(Clone, Debug)]
-struct Attention {
-    qkv: Linear,
-    proj: Linear,
-    heads: i64,
-    dropout: f64,
-}
-
-impl Attention {
-    /// The last map's weights start multiplied by `last`.
-    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
-        let (dim, init) = (config.dim, config.init.linear());
-        Self {
-            qkv: Linear::new(&(path / "qkv"), dim, 3 * dim, init),
-            proj: Linear::new(&(path / "proj"), dim, dim, init).scaled(last),
-            heads: config.heads,
-            dropout: config.attention_dropout,
-        }
-    }
-
-    /// `bias` is added to the scores: `(1 or B, 1 or H, 1 or T, T)`.
-    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Tensor {
-        let dropout = if train { self.dropout } else { 0.0 };
-        let qkv = self.qkv.forward(x); // (B, T, 3·D)
-        // On CPUs, LibTorch's fused kernel is the faster one where nothing is kept for gradients; it has no
-        // dropout there.
-        let y = match x.device() {
-            Device::Cpu if qkv.requires_grad() || dropout > 0.0 => {
-                done(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout))
-            }
-            _ => self.fused(&qkv, bias, dropout),
-        };
-        self.proj.forward(&y)
-    }
-
-    fn fused(&self, qkv: &Tensor, bias: Option<&Tensor>, dropout: f64) -> Tensor {
-        let (b, t, d) = qkv.size3().unwrap_or_default();
-        let width = d / 3 / self.heads;
-        let qkv = qkv.reshape([b, t, 3, self.heads, width]).permute([2, 0, 3, 1, 4]);
-        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2)); // (B, H, T, d)
-        let scale = (width as f64).powf(-0.5);
-        let y =
-            Tensor::scaled_dot_product_attention(&q, &k, &v, bias, dropout, false, scale, false);
-        y.transpose(1, 2).reshape([b, t, d / 3])
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    dropout: f64,
-}
-
-impl Mlp {
-    /// As [`Attention::new`].
-    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
-        let (dim, hidden, init) = (config.dim, config.mlp_dim(), config.init.linear());
-        Self {
-            fc1: Linear::new(&(path / "fc1"), dim, hidden, init),
-            fc2: Linear::new(&(path / "fc2"), hidden, dim, init).scaled(last),
-            dropout: config.activation_dropout,
-        }
-    }
-
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let x = self.fc1.forward(x);
-        match train && self.dropout > 0.0 {
-            true => self.fc2.forward(&dropout(&x.gelu("none"), self.dropout, train)),
-            false => self.fc2.forward_gelu(&x),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Block {
-    norm1: LayerNorm,
-    attn: Attention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-    /// Factors of the two residual branches.
-    scales: [Option<LayerScale>; 2],
-    placement: NormPlacement,
-    dropout: f64,
-    drop_path: f64,
-}
-
-impl Block {
-    /// Number `index` of the blocks, from 0.
-    fn new(path: &nn::Path, config: &TransformerConfig, index: usize) -> Self {
-        let deepest = config.depth.saturating_sub(1).max(1) as f64;
-        let last = match config.init {
-            WeightInit::Bert => 1.0,
-            WeightInit::Beit => (2.0 * (index + 1) as f64).powf(-0.5),
-        };
-        let scale = |name| config.layer_scale.map(|v| LayerScale::new(path, name, config.dim, v));
-        Self {
-            norm1: LayerNorm::new(&(path / "norm1"), config.dim, config.norm_eps),
-            attn: Attention::new(&(path / "attn"), config, last),
-            norm2: LayerNorm::new(&(path / "norm2"), config.dim, config.norm_eps),
-            mlp: Mlp::new(&(path / "mlp"), config, last),
-            scales: ["scale1", "scale2"].map(scale),
-            placement: config.norm,
-            dropout: config.dropout,
-            drop_path: config.drop_path * index as f64 / deepest,
-        }
-    }
-
-    fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Layer {
-        // x plus what a branch made of it
-        let add = |x: &Tensor, y: &Tensor, scale: &Option<LayerScale>| {
-            if scale.is_none() && self.drop_path == 0.0 {
-                let p = if train { self.dropout } else { 0.0 };
-                return done(data2vec_torch_ext::residual_dropout(x, y, p));
-            }
-            let y = dropout(y, self.dropout, train);
-            let y = scale.as_ref().map_or_else(|| y.shallow_clone(), |scale| scale.forward(&y));
-            x + drop_path(&y, self.drop_path, train)
-        };
-        let [scale1, scale2] = &self.scales;
-        match self.placement {
-            NormPlacement::Post => {
-                let x = add(x, &self.attn.forward(x, bias, train), scale1);
-                let x = self.norm1.forward(&x);
-                let ffn = self.mlp.forward(&x, train);
-                let out = self.norm2.forward(&add(&x, &ffn, scale2));
-                Layer { ffn, out }
-            }
-            NormPlacement::Pre => {
-                let y = self.attn.forward(&self.norm1.forward(x), bias, train);
-                let x = add(x, &y, scale1);
-                let ffn = self.mlp.forward(&self.norm2.forward(&x), train);
-                let out = add(&x, &ffn, scale2);
-                Layer { ffn, out }
-            }
-        }
-    }
-}
-
-impl Block {
-    /// A training pass that is taken again for the gradients.
-    fn forward_twice(self, x: &Tensor, bias: Option<&Tensor>) -> Layer {
-        let body = move |x: &Tensor, bias: Option<&Tensor>| {
-            let Layer { ffn, out } = self.forward(x, bias, true);
-            [ffn, out]
-        };
-        let [ffn, out] = done(data2vec_torch_ext::checkpoint(x, bias, body));
-        Layer { ffn, out }
-    }
-}
-
 /// Blocks of attention and MLP over tokens that already carry their positions.
 #[derive(Debug)]
 pub struct Transformer {
     input_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
-    input_dropout: f64,
+    config: TransformerConfig,
+    /// 0 while nothing is left out.
     layer_drop: f64,
     checkpointing: bool,
-    /// Whether sums may be stored in bf16 where products are: if each is normalised at once. Where they
-    /// run through all blocks, small branches would be lost in them.
-    half: bool,
 }
 
 impl Transformer {
@@ -308,10 +162,9 @@ impl Transformer {
                 .input_norm
                 .then(|| LayerNorm::new(&(path / "input_norm"), config.dim, config.norm_eps)),
             blocks: (0..config.depth).map(|i| Block::new(&(&blocks / i), config, i)).collect(),
-            input_dropout: config.input_dropout,
+            config: config.clone(),
             layer_drop: config.layer_drop,
             checkpointing: false,
-            half: config.norm == NormPlacement::Post,
         }
     }
 
@@ -320,49 +173,85 @@ impl Transformer {
         self.checkpointing = on;
     }
 
-    /// Keeps the variables of all linear maps in `kind` from now on: all but those of norms and scales.
-    pub(crate) fn convert(&mut self, kind: Kind) {
-        for Block { attn, mlp, .. } in &mut self.blocks {
-            for linear in [&mut attn.qkv, &mut attn.proj, &mut mlp.fc1, &mut mlp.fc2] {
-                linear.convert(kind);
-            }
+    /// Whether training leaves out blocks and branches by chance, as the settings say: so it is at first.
+    /// Without, a step takes the most that it can.
+    pub fn stochastic_depth(&mut self, on: bool) {
+        let share = if on { 1.0 } else { 0.0 };
+        self.layer_drop = share * self.config.layer_drop;
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            block.drop_path = share * self.config.drop_path_of(i);
         }
     }
 
-    /// `x` `(B, T, D)` through all blocks; the last block's output is the last layer's `out`.
+    /// Keeps the variables of all linear maps in `kind` from now on: all but those of norms and scales.
+    pub(crate) fn convert(&mut self, kind: Kind) {
+        self.blocks.iter_mut().for_each(|block| block.convert(kind));
+    }
+
+    /// `x` `(B, T, D)` through all blocks, without dropout: what each makes of it.
     ///
     /// `biases` are added to attention scores, `(1 or B, 1 or H, 1 or T, T)` each; padded keys hold −∞ in
     /// them. There are none, one for all blocks, or one for each.
-    /// With `rng` the pass is a training pass: dropout, and blocks dropped by draws from `rng`, which
-    /// are then missing from the result. At least one layer is returned.
-    pub fn forward(&self, x: &Tensor, biases: &[Tensor], rng: Option<&mut StdRng>) -> Vec<Layer> {
+    pub fn layers(&self, x: &Tensor, biases: &[Tensor]) -> Vec<Layer> {
+        let mut x = self.start(x, false);
+        let blocks = self.blocks.iter().enumerate().map(|(i, block)| {
+            let layer = block.forward(&x, bias_of(biases, i), None, false);
+            x = layer.out.shallow_clone();
+            layer
+        });
+        blocks.collect()
+    }
+
+    /// The last block's output, `(B, T, D)`. With `only`, in increasing order the places of N tokens among the
+    /// flattened `(B·T)`, it is theirs, `(N, D)`, and what would be for others alone is not computed.
+    ///
+    /// `biases` as those of [`layers`](Self::layers). With `rng` it is a training pass: dropout, and blocks dropped
+    /// by draws from `rng`, though never all.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        biases: &[Tensor],
+        only: Option<&[i64]>,
+        rng: Option<&mut StdRng>,
+    ) -> Tensor {
         let train = rng.is_some();
-        let mut keep = vec![true; self.blocks.len()];
+        let mut kept: Vec<usize> = (0..self.blocks.len()).collect();
         if let Some(rng) = rng.filter(|_| self.layer_drop > 0.0) {
-            keep.fill_with(|| rng.random::<f64>() >= self.layer_drop);
-            if !keep.contains(&true) {
-                keep[self.blocks.len() - 1] = true; // an all-identity student would learn nothing
+            kept.retain(|_| rng.random::<f64>() >= self.layer_drop);
+            if kept.is_empty() {
+                kept.push(self.blocks.len() - 1); // an all-identity student would learn nothing
             }
         }
-        let mut x = match &self.input_norm {
+        let mut x = self.start(x, train);
+        for &i in &kept {
+            let (block, bias) = (&self.blocks[i], bias_of(biases, i));
+            let only = only.filter(|_| kept.last() == Some(&i));
+            x = match train && self.checkpointing {
+                false => block.forward(&x, bias, only, train).out,
+                true => block.clone().forward_twice(&x, bias, only),
+            };
+        }
+        x
+    }
+
+    /// What the first block is given.
+    fn start(&self, x: &Tensor, train: bool) -> Tensor {
+        let x = match &self.input_norm {
             Some(norm) => norm.forward(x),
             None => x.shallow_clone(),
         };
-        x = dropout(&x, self.input_dropout, train);
-        if self.half && data2vec_torch_ext::is_autocast_on(x.device()) {
-            x = x.to_kind(Kind::BFloat16);
+        let x = dropout(&x, self.config.input_dropout, train);
+        // Sums may be stored in bf16 where products are, if each is normalised at once. Where they run through all
+        // blocks, small branches would be lost in them.
+        let half = self.config.norm == NormPlacement::Post;
+        match half && data2vec_torch_ext::is_autocast_on(x.device()) {
+            true => x.to_kind(Kind::BFloat16),
+            false => x,
         }
-        let mut layers = Vec::with_capacity(self.blocks.len());
-        let blocks = self.blocks.iter().enumerate().zip(keep);
-        for ((i, block), _) in blocks.filter(|(_, keep)| *keep) {
-            let bias = biases.get(if biases.len() == 1 { 0 } else { i });
-            let layer = match train && self.checkpointing {
-                false => block.forward(&x, bias, train),
-                true => block.clone().forward_twice(&x, bias),
-            };
-            x = layer.out.shallow_clone();
-            layers.push(layer);
-        }
-        layers
     }
+}
+
+/// Of block `i`.
+fn bias_of(biases: &[Tensor], i: usize) -> Option<&Tensor> {
+    biases.get(if biases.len() == 1 { 0 } else { i })
 }

@@ -12,9 +12,7 @@
 
 namespace {
 
-constexpr size_t OUTPUTS = 2;
-
-// Calls back: inputs in, owned outputs out. Returns 0, or 1 with a message.
+// Calls back: inputs in, an owned output out. Returns 0, or 1 with a message.
 using Run = int (*)(void *state, TensorPtr x, TensorPtr bias, TensorPtr *out, char **error);
 using Drop = void (*)(void *state);
 
@@ -25,19 +23,16 @@ struct Body : torch::CustomClassHolder {
   Body(void *state, Run run, Drop drop) : state(state), run(run), drop(drop) {}
   ~Body() override { drop(state); }
 
-  torch::autograd::variable_list operator()(at::Tensor x, at::Tensor bias) const {
-    TensorPtr out[OUTPUTS] = {nullptr, nullptr};
+  at::Tensor operator()(at::Tensor x, at::Tensor bias) const {
+    TensorPtr out = nullptr;
     char *error = nullptr;
-    int failed = run(state, &x, bias.numel() == 0 ? nullptr : &bias, out, &error);
+    int failed = run(state, &x, bias.numel() == 0 ? nullptr : &bias, &out, &error);
     std::string message = error ? error : "";
     free(error);
     TORCH_CHECK(!failed, message);
-    torch::autograd::variable_list outputs;
-    for (auto *pointer : out) {
-      outputs.push_back(std::move(*pointer));
-      delete pointer;
-    }
-    return outputs;
+    at::Tensor output = std::move(*out);
+    delete out;
+    return output;
   }
 };
 
@@ -90,8 +85,8 @@ using torch::autograd::variable_list;
 
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
   // `wanted` asks for gradients even if neither input does: the body's own variables may.
-  static variable_list forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &bias,
-                               const at::Tensor & /*wanted*/, c10::intrusive_ptr<Body> body) {
+  static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &bias,
+                            const at::Tensor & /*wanted*/, c10::intrusive_ptr<Body> body) {
     ctx->save_for_backward({x, bias});
     ctx->saved_data["body"] = c10::IValue::make_capsule(body);
     ctx->saved_data["as"] = c10::IValue::make_capsule(c10::make_intrusive<Surroundings>(x.device()));
@@ -102,22 +97,17 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
     auto saved = ctx->get_saved_variables();
     auto body = c10::static_intrusive_pointer_cast<Body>(ctx->saved_data["body"].toCapsule());
     auto as = c10::static_intrusive_pointer_cast<Surroundings>(ctx->saved_data["as"].toCapsule());
-    variable_list inputs, outputs;
+    variable_list inputs;
+    at::Tensor output;
     for (size_t i = 0; i < 2; ++i)
       inputs.push_back(saved[i].detach().set_requires_grad(ctx->needs_input_grad(i)));
     {
       As forward_pass(*as);
       torch::autograd::AutoGradMode with_grad(true);
       at::RecordFunctionGuard uncounted(/*is_enabled=*/false);  // that it is done twice is our choice
-      outputs = (*body)(inputs[0], inputs[1]);
+      output = (*body)(inputs[0], inputs[1]);
     }
-    variable_list roots, root_grads;
-    for (size_t i = 0; i < OUTPUTS; ++i) {
-      if (!grads[i].defined() || !outputs[i].requires_grad()) continue;
-      roots.push_back(outputs[i]);
-      root_grads.push_back(grads[i]);
-    }
-    torch::autograd::backward(roots, root_grads);
+    if (output.requires_grad()) torch::autograd::backward({output}, {grads[0]});
     return {inputs[0].grad(), inputs[1].grad(), at::Tensor(), at::Tensor()};
   }
 };
@@ -127,14 +117,11 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 extern "C" {
 
 // `bias` may be null. Takes over `state`, which `drop` frees.
-int d2v_checkpoint(TensorPtr x, TensorPtr bias, void *state, Run run, Drop drop, TensorPtr out1, TensorPtr out2,
-                   char **error) {
+int d2v_checkpoint(TensorPtr x, TensorPtr bias, void *state, Run run, Drop drop, TensorPtr out, char **error) {
   return guarded(error, [&] {
     auto body = c10::make_intrusive<Body>(state, run, drop);
     auto wanted = at::empty({0}).set_requires_grad(true);
-    auto outputs = Checkpoint::apply(*x, bias ? *bias : at::empty({0}), wanted, body);
-    *out1 = outputs[0];
-    *out2 = outputs[1];
+    *out = Checkpoint::apply(*x, bias ? *bias : at::empty({0}), wanted, body);
   });
 }
 

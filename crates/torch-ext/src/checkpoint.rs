@@ -8,7 +8,7 @@ use tch::{TchError, Tensor};
 
 use crate::shim::{Raw, check, raw};
 
-type Body = Box<dyn Fn(&Tensor, Option<&Tensor>) -> [Tensor; 2] + Send>;
+type Body = Box<dyn Fn(&Tensor, Option<&Tensor>) -> Tensor + Send>;
 type Run = unsafe extern "C" fn(*mut c_void, Raw, Raw, *mut Raw, *mut *mut c_char) -> c_int;
 type Free = unsafe extern "C" fn(*mut c_void);
 
@@ -19,8 +19,7 @@ unsafe extern "C" {
         state: *mut c_void,
         run: Run,
         free: Free,
-        out1: Raw,
-        out2: Raw,
+        out: Raw,
         error: *mut *mut c_char,
     ) -> c_int;
 }
@@ -34,23 +33,21 @@ unsafe extern "C" {
 pub fn checkpoint(
     x: &Tensor,
     bias: Option<&Tensor>,
-    body: impl Fn(&Tensor, Option<&Tensor>) -> [Tensor; 2] + Send + 'static,
-) -> Result<[Tensor; 2], TchError> {
+    body: impl Fn(&Tensor, Option<&Tensor>) -> Tensor + Send + 'static,
+) -> Result<Tensor, TchError> {
     let body: Body = Box::new(body);
     let state = Box::into_raw(Box::new(body)).cast();
-    let out = [Tensor::new(), Tensor::new()];
+    let out = Tensor::new();
     let bias = bias.map_or(std::ptr::null_mut(), raw);
     // SAFETY: live tensors; `state` is a `Box<Body>` as `run` and `free` expect, and is freed by the
     // shim, once, when the last graph that holds it goes. The engine may call it from a thread of its
     // own, one call at a time, which `Send` allows.
-    check(|error| unsafe {
-        d2v_checkpoint(raw(x), bias, state, run, free, raw(&out[0]), raw(&out[1]), error)
-    })?;
+    check(|error| unsafe { d2v_checkpoint(raw(x), bias, state, run, free, raw(&out), error) })?;
     Ok(out)
 }
 
 /// # Safety
-/// `state` is a `Box<Body>`, `x` a tensor, `bias` one or null; `out` has room for two.
+/// `state` is a `Box<Body>`, `x` a tensor, `bias` one or null; `out` has room for one.
 unsafe extern "C" fn run(
     state: *mut c_void,
     x: Raw,
@@ -68,11 +65,9 @@ unsafe extern "C" fn run(
         }
     };
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(outputs) => {
-            for (i, output) in outputs.into_iter().enumerate() {
-                // SAFETY: there is room for two; the shim takes the tensors over.
-                unsafe { *out.add(i) = raw(&ManuallyDrop::new(output)) };
-            }
+        Ok(output) => {
+            // SAFETY: there is room; the shim takes the tensor over.
+            unsafe { *out = raw(&ManuallyDrop::new(output)) };
             0
         }
         Err(panic) => {
@@ -110,15 +105,15 @@ mod tests {
         let inner = weight.shallow_clone();
         let body = move |x: &Tensor, bias: Option<&Tensor>| {
             let y = crate::dropout(&x.linear(&inner, bias), 0.3).expect("a probability");
-            [y.tanh(), y.gelu("none") * 3.0]
+            y.gelu("none") * 3.0
         };
         let pass = move || {
             let out = match forget {
                 true => checkpoint(&x, Some(&bias), body).expect("no panic"),
                 false => body(&x, Some(&bias)),
             };
-            let after = crate::dropout(&out[1], 0.5).expect("a probability"); // the numbers go on
-            ((&out[0] + after).to_kind(Kind::Float).square().sum(Kind::Float), x, bias)
+            let after = crate::dropout(&out, 0.5).expect("a probability"); // the numbers go on
+            ((out + after).to_kind(Kind::Float).square().sum(Kind::Float), x, bias)
         };
         let (loss, x, bias) = match bf16 {
             true => crate::autocast_bf16(Device::Cpu, pass).expect("autocast"),
