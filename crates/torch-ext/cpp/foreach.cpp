@@ -18,6 +18,13 @@ int d2v_ema_update(TensorPtr *averaged, TensorPtr *source, size_t count, double 
   });
 }
 
+// Frees them: the next backward pass puts its own in their place, where zeros would be added to.
+int d2v_forget_gradients(TensorPtr *params, size_t count, char **error) {
+  return guarded(error, [&] {
+    for (auto &param : list(params, count)) param.mutable_grad().reset();
+  });
+}
+
 // Euclidean norm over all values of all tensors; stays on the device.
 int d2v_total_norm(TensorPtr *tensors, size_t count, TensorPtr out, char **error) {
   return guarded(error, [&] {

@@ -20,23 +20,24 @@ at::ScalarType kind_of(const at::Tensor &x) {
   return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 
-// linear(gelu(x)): keeps x alone.
+// linear(gelu(x)): keeps x, and the weight in its kind.
 struct GeluLinear : torch::autograd::Function<GeluLinear> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight,
                             const at::Tensor &bias) {
-    ctx->save_for_backward({x, weight, bias});
     auto kind = x.scalar_type();
-    return at::linear(at::gelu(x), weight.to(kind), bias.to(kind));
+    auto w = weight.to(kind);
+    ctx->save_for_backward({x, w});
+    return at::linear(at::gelu(x), w, bias.to(kind));
   }
+  // Gradients in the kind of x: the engine gives each the kind of what it is for.
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
-    auto &x = saved[0], &weight = saved[1], &bias = saved[2];
+    auto &x = saved[0], &w = saved[1];
     auto grad = rows(grads[0].to(x.scalar_type()));
     at::Tensor dx, dweight, dbias;
-    if (ctx->needs_input_grad(1)) dweight = at::mm(grad.t(), rows(at::gelu(x))).to(weight.scalar_type());
-    if (ctx->needs_input_grad(2)) dbias = grad.sum(0).to(bias.scalar_type());
-    if (ctx->needs_input_grad(0))
-      dx = at::gelu_backward(at::mm(grad, weight.to(x.scalar_type())).view(x.sizes()), x);
+    if (ctx->needs_input_grad(1)) dweight = at::mm(grad.t(), rows(at::gelu(x)));
+    if (ctx->needs_input_grad(2)) dbias = grad.sum(0);
+    if (ctx->needs_input_grad(0)) dx = at::gelu_backward(at::mm(grad, w).view(x.sizes()), x);
     return {dx, dweight, dbias};
   }
 };

@@ -14,6 +14,7 @@ unsafe extern "C" {
         decay: f64,
         error: *mut *mut c_char,
     ) -> c_int;
+    fn d2v_forget_gradients(params: *mut Raw, count: usize, error: *mut *mut c_char) -> c_int;
     fn d2v_total_norm(tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_moments(x: Raw, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_fused_adamw(
@@ -59,6 +60,16 @@ pub fn ema_update(averaged: &[Tensor], source: &[Tensor], decay: f64) -> Result<
     check(|error| unsafe {
         d2v_ema_update(to.as_mut_ptr(), from.as_mut_ptr(), to.len(), decay, error)
     })
+}
+
+/// From now on these have no gradients. Their memory is free until the next backward pass, which adds to nothing.
+///
+/// # Errors
+/// If LibTorch refuses.
+pub fn forget_gradients(params: &[Tensor]) -> Result<(), TchError> {
+    let mut list = pointers(params);
+    // SAFETY: as above.
+    check(|error| unsafe { d2v_forget_gradients(list.as_mut_ptr(), list.len(), error) })
 }
 
 /// Scalar tensor: the Euclidean norm over all values of all tensors. Nothing waits for the device.
@@ -195,6 +206,20 @@ mod tests {
         fused_adamw(settings, 1, &p, &g, &zeros(), &zeros()).expect("four lists of one");
         let expected = [0.95 - 0.1 * 0.5 / 0.501, -1.9 + 0.1 * 0.5];
         assert!(close(&p[0], &Tensor::from_slice(&expected.map(|v| v as f32))));
+    }
+
+    #[test]
+    fn forgotten_gradients_are_not_added_to() {
+        let x: Vec<Tensor> = randn(3).iter().map(|x| x.set_requires_grad(true)).collect();
+        let backward = || (&x[0] * 2.0 + &x[1]).sum(Kind::Float).backward();
+        backward();
+        forget_gradients(&x).expect("live tensors");
+        assert!(x.iter().all(|x| !x.grad().defined()));
+        backward();
+        backward();
+        // Two passes; the first tensor's single column goes to two of the second's.
+        assert_eq!([&x[0], &x[1]].map(|x| x.grad().max().double_value(&[])), [8.0, 2.0]);
+        assert!(!x[2].grad().defined());
     }
 
     #[test]

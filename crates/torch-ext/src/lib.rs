@@ -11,7 +11,7 @@ mod profile;
 mod shim;
 
 pub use checkpoint::checkpoint;
-pub use foreach::{FusedAdamW, ema_update, fused_adamw, moments, total_norm};
+pub use foreach::{FusedAdamW, ema_update, forget_gradients, fused_adamw, moments, total_norm};
 pub use layers::{
     attention, dropout, gelu_linear, noise, norm_gelu, residual_dropout, window_linear,
 };

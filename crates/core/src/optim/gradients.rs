@@ -40,7 +40,7 @@ impl AdamW {
         batches: &[(u64, &B)],
         mut loss: impl FnMut(&B, &mut StdRng, &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<Tensor>,
     ) -> Result<Gradients> {
-        self.zero_grad();
+        self.forget_gradients()?;
         let mut losses = Vec::new();
         for (number, &(place, batch)) in batches.iter().enumerate() {
             let at = [step, place];
@@ -72,11 +72,15 @@ impl AdamW {
         }
     }
 
-    /// Forgets all gradients.
-    pub fn zero_grad(&self) {
-        for param in self.groups.iter().flat_map(|group| &group.params) {
-            param.shallow_clone().zero_grad();
+    /// From now on no parameter has a gradient.
+    ///
+    /// # Errors
+    /// [`Error::Torch`](crate::Error::Torch) if LibTorch refuses.
+    pub fn forget_gradients(&self) -> Result<()> {
+        for group in &self.groups {
+            data2vec_torch_ext::forget_gradients(&group.params)?;
         }
+        Ok(())
     }
 
     /// What backward passes have left, added over all ranks unless that is done; zeros where nothing has arrived
