@@ -180,14 +180,10 @@ pub fn plain_layer_norm(x: &Tensor, eps: f64) -> Tensor {
 pub fn instance_norm(x: &Tensor, padding: Option<&Tensor>, eps: f64) -> Tensor {
     // Sums of rows: LibTorch's own variance over another dimension than the last takes five times as long.
     let sum = |x: &Tensor| x.sum_dim_intlist(&[1_i64][..], true, Kind::Float); // (B, 1, D)
-    let Some(keep) = keep_factor(padding, x.kind()) else {
-        let count = x.size()[1] as f64;
-        let centred = x - sum(x) / count;
-        let var = sum(&centred.square()) / count;
-        return centred * (var + eps).rsqrt();
-    };
-    let count = sum(&keep); // (B, 1, 1)
-    let centred = (x - sum(&(x * &keep)) / &count) * keep;
+    let keep = keep_factor(padding, x.kind()); // (B, T, 1)
+    let real = |x: &Tensor| keep.as_ref().map_or_else(|| x.shallow_clone(), |keep| x * keep);
+    let count = keep.as_ref().map_or_else(|| Tensor::from(x.size()[1] as f32), sum); // (B, 1, 1)
+    let centred = real(&(x - sum(&real(x)) / &count));
     let var = sum(&centred.square()) / count;
     centred * (var + eps).rsqrt()
 }
