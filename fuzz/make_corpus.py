@@ -1,8 +1,8 @@
-"""The seeds of the mutations that are not written by hand: torch.save, safetensors, archives, checksums.
+"""Writes the generated seeds of the corpus: torch.save, safetensors, archives, files with checksums.
 
     python make_corpus.py
 
-wants torch, safetensors and the programs ar, xz and zstd.
+needs torch, safetensors and the programs xz and zstd.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def pickles():
         [("encoder.weight", torch.arange(6.0).reshape(2, 3)), ("encoder.bias", torch.zeros(2).half())]
     )
     weights["step"] = torch.tensor(7)
-    whole = {
+    full = {
         "args": argparse.Namespace(arch="data2vec", layers=2, lr=[0.1, 1e-3], names=("a", None, True)),
         "cfg": {"model": {"depth": 2, "dropout": 0.1}},
         "model": weights,
         "history": [1, 2**40, -1, {"x": b"bytes"}],
     }
-    whole["model"]["tied"] = weights["encoder.weight"].t()
-    for name, value, new in [("zip", whole, True), ("legacy", whole, False), ("plain", dict(weights), True)]:
+    full["model"]["tied"] = weights["encoder.weight"].t()
+    for name, value, new in [("zip", full, True), ("legacy", full, False), ("plain", dict(weights), True)]:
         out = io.BytesIO()
         torch.save(value, out, _use_new_zipfile_serialization=new)
         write(f"pickle/{name}", out.getvalue())

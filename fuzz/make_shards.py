@@ -1,4 +1,4 @@
-"""Seeds of shards: fixtures of crates/source behind a byte that tells which kind of file they are.
+"""Writes the seeds of shards: fixtures of crates/source, prefixed with a byte for the file type.
 
     python make_shards.py
 """
@@ -20,7 +20,7 @@ for name, kind, fixture in [
     ("jsonl-gz", 3, "rows.jsonl.gz"),
 ]:
     content = (FIXTURES / fixture).read_bytes()
-    # Two blocks of zeros are an end; archives are filled up to 10 kB, which only slows mutations down.
+    # Trim the padding of archives to the two zero blocks of the end marker: padding slows mutations down.
     if kind == 0:
         content = content.rstrip(b"\0") + bytes(1536)
         content = content[: len(content) // 512 * 512]

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The parts that every LibTorch has.
+/// C++ files that compile against every LibTorch.
 const FILES: [&str; 11] = [
     "attention",
     "checkpoint",
@@ -26,8 +26,7 @@ fn main() {
     if std::env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() {
         return;
     }
-    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
-        .expect("torch-sys tells where LibTorch's libraries are");
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").expect("torch-sys sets DEP_TCH_LIBTORCH_LIB");
     let root = match std::env::var("LIBTORCH_INCLUDE") {
         Ok(root) => PathBuf::from(root),
         Err(_) => Path::new(&lib).join(".."),
@@ -35,7 +34,7 @@ fn main() {
     let mut build = compiler(&root);
     for flag in [
         "-O3",
-        // Sums in any order, so that loops use vectors; infinities stay what they are.
+        // Allow reordered sums, so that loops vectorise; infinities and NaN keep their meaning.
         "-fassociative-math",
         "-fno-signed-zeros",
         "-fno-trapping-math",
@@ -47,7 +46,7 @@ fn main() {
     println!("cargo:rustc-link-search=native={lib}");
     let nccl = process_groups(&root, Path::new(&lib));
     if nccl {
-        // Not `--as-needed`: it registers its hooks when it is loaded.
+        // No symbol of it is used: it registers its hooks when it is loaded.
         println!("cargo:rustc-link-arg=-Wl,--no-as-needed");
         println!("cargo:rustc-link-lib=torch_cuda");
         println!("cargo:rustc-link-lib=c10_cuda");
@@ -56,7 +55,7 @@ fn main() {
     println!("cargo:rustc-link-lib=c10");
 }
 
-/// What all files of the shim are compiled with.
+/// Returns the compiler settings common to all files.
 fn compiler(root: &Path) -> cc::Build {
     let mut build = cc::Build::new();
     build
@@ -64,29 +63,32 @@ fn compiler(root: &Path) -> cc::Build {
         .std("c++17")
         .pic(true)
         .warnings(false)
-        // LibTorch's headers make thirty times as much of it as of code, in every program.
+        // Debug information of LibTorch's headers is thirty times the size of the code, in every
+        // program.
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        // As LibTorch itself was: some of its classes have more members without.
+        // As LibTorch was compiled: without it, some of its classes have more members.
         .define("NDEBUG", None)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"));
     build
 }
 
-/// LibTorch's process groups, or what refuses in their place. Whether NCCL is among them.
+/// Compiles the process groups, or stubs that return errors. Returns true if NCCL is included.
 fn process_groups(root: &Path, lib: &Path) -> bool {
     let wanted = std::env::var_os("CARGO_FEATURE_DISTRIBUTED").is_some();
     let header = "include/torch/csrc/distributed/c10d/ProcessGroupGloo.hpp";
-    // Elsewhere than on Linux, LibTorch's Gloo has another transport, which nobody has tried.
-    let there = root.join(header).exists()
+    // On other systems LibTorch's Gloo uses a different transport, which is untested.
+    let available = root.join(header).exists()
         && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux");
-    if wanted && !there {
-        println!("cargo:warning=no process groups in this LibTorch: training on one process alone");
+    if wanted && !available {
+        println!(
+            "cargo:warning=this LibTorch has no process groups: distributed training is disabled"
+        );
     }
     let mut build = compiler(root);
     build.flag("-O2");
-    if !(wanted && there) {
+    if !(wanted && available) {
         build.file("cpp/dist_absent.cpp").compile("data2vec_torch_ext_dist");
         return false;
     }
@@ -99,14 +101,16 @@ fn process_groups(root: &Path, lib: &Path) -> bool {
     nccl.is_some()
 }
 
-/// Where NCCL's and CUDA's headers are, if LibTorch has CUDA; `DATA2VEC_CUDA_INCLUDE` names more folders.
+/// Returns the include directories of NCCL and CUDA, if LibTorch has CUDA.
+///
+/// `DATA2VEC_CUDA_INCLUDE` adds directories.
 fn nccl_includes(root: &Path, lib: &Path) -> Option<Vec<PathBuf>> {
     if !lib.join("libtorch_cuda.so").exists() {
         return None;
     }
     let more = std::env::var_os("DATA2VEC_CUDA_INCLUDE").unwrap_or_default();
     let mut includes: Vec<PathBuf> = std::env::split_paths(&more).collect();
-    // Beside the torch package, and a toolkit.
+    // Next to the torch Python package, and in a CUDA toolkit.
     for dir in ["../nvidia/cu13/include", "../nvidia/nccl/include"] {
         includes.push(root.join(dir));
     }
@@ -117,13 +121,13 @@ fn nccl_includes(root: &Path, lib: &Path) -> Option<Vec<PathBuf>> {
     }
     includes.push("/usr/include".into());
     let found = |name: &str| includes.iter().any(|dir| dir.join(name).exists());
-    // The last two are packages of their own: nvidia-cuda-crt, nvidia-cuda-cccl.
+    // The last two are separate packages: nvidia-cuda-crt, nvidia-cuda-cccl.
     let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "nv/target"];
     let missing: Vec<&str> =
         needed.into_iter().filter(|name| !found(name) && !found(&format!("cccl/{name}"))).collect();
     if !missing.is_empty() {
         println!(
-            "cargo:warning=LibTorch has CUDA, but {} not found: no training on several GPUs; name the folders in DATA2VEC_CUDA_INCLUDE",
+            "cargo:warning=LibTorch has CUDA, but these headers were not found: {}; training on several GPUs is disabled. Set DATA2VEC_CUDA_INCLUDE to their directories",
             missing.join(", ")
         );
         return None;

@@ -1,18 +1,20 @@
-//! A target for each parser of `data2vec_tests::parsers`.
+//! libFuzzer targets for the parsers of `data2vec_tests::parsers`.
 
-/// Takes back libFuzzer's panic hook, which ends the process at panics too that a parser catches and makes an error of.
-/// It still ends at those that nobody catches.
-pub fn let_panics_be_caught() {
+/// Replaces libFuzzer's panic hook, which aborts even at panics that a parser catches and returns
+/// as errors.
+///
+/// Uncaught panics still abort.
+pub fn allow_caught_panics() {
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
 }
 
-/// The target of the parser with this name.
+/// Defines the fuzz target of the parser `$name`.
 #[macro_export]
 macro_rules! target {
     ($name:literal) => {
         std::thread_local! {
             static PARSER: std::cell::RefCell<data2vec_tests::parsers::Parser> = {
-                $crate::let_panics_be_caught();
+                $crate::allow_caught_panics();
                 data2vec_tests::parsers::parser($name).into()
             };
         }

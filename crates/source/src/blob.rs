@@ -1,4 +1,4 @@
-//! Bytes of a shard, read at any place from any thread.
+//! Random access to the bytes of a shard, from any thread.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::Cache;
-use crate::places::{Shard, is_remote};
 use crate::remote::{Remote, Stores};
+use crate::shard::{Shard, is_remote};
 use crate::{Error, Result, gzip};
 
 /// An open shard.
@@ -18,38 +18,44 @@ pub(crate) struct Blob {
 }
 
 enum Bytes {
-    Here(File),
-    There(Remote),
+    Local(File),
+    Remote(Remote),
 }
 
 impl Blob {
-    /// Opens a shard that is as it was when it was listed; one that is compressed as a whole is unpacked
-    /// into the cache.
+    /// Opens a shard; unpacks a compressed one into the cache.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] if its size differs from when it was listed, or it cannot be unpacked;
+    /// [`Error::Io`] if it cannot be opened.
     pub fn open(shard: &Shard, stores: &Arc<Stores>, cache: &Arc<Cache>) -> Result<Arc<Self>> {
-        let blob = match is_remote(&shard.place) {
+        let blob = match is_remote(&shard.location) {
             true => {
                 let remote = Remote::open(shard, stores, cache)?;
-                Arc::new(Self { len: remote.len(), bytes: Bytes::There(remote) })
+                Arc::new(Self { len: remote.len(), bytes: Bytes::Remote(remote) })
             }
-            false => Self::here(File::open(&shard.place), &shard.place)?,
+            false => Self::local(File::open(&shard.location), &shard.location)?,
         };
         if blob.len != shard.bytes {
             let (now, then) = (blob.len, shard.bytes);
             let reason =
-                format!("has {now} bytes, had {then} when this run began: it is written to");
+                format!("has {now} bytes but had {then} when it was listed; is it being written?");
             return Err(Error::shard(&shard.name, reason));
         }
         match shard.gzip {
-            true => Self::here(Ok(gzip::unpacked(shard, &blob, cache)?), cache.folder()),
+            true => {
+                let file = gzip::unpack(shard, Cursor::new(&blob, 0), cache)?;
+                Self::local(Ok(file), cache.folder())
+            }
             false => Ok(blob),
         }
     }
 
-    fn here(file: io::Result<File>, path: impl AsRef<Path>) -> Result<Arc<Self>> {
+    fn local(file: io::Result<File>, path: impl AsRef<Path>) -> Result<Arc<Self>> {
         let open = || {
             let file = file?;
             let len = file.metadata()?.len();
-            Ok(Arc::new(Self { bytes: Bytes::Here(file), len }))
+            Ok(Arc::new(Self { bytes: Bytes::Local(file), len }))
         };
         open().map_err(|error| Error::io(path, error))
     }
@@ -58,22 +64,22 @@ impl Blob {
         self.len
     }
 
-    /// What is read over a network, if it is.
+    /// Returns the remote shard if the bytes are read over the network.
     pub fn remote(&self) -> Option<&Remote> {
         match &self.bytes {
-            Bytes::There(remote) => Some(remote),
-            Bytes::Here(_) => None,
+            Bytes::Remote(remote) => Some(remote),
+            Bytes::Local(_) => None,
         }
     }
 
-    /// Fills as much of `buffer` as the shard has from `at` on.
-    pub fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads from `offset` until `buffer` is full or the shard ends; returns the bytes read.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let (at, rest) = (at.saturating_add(filled as u64), &mut buffer[filled..]);
+            let (at, rest) = (offset.saturating_add(filled as u64), &mut buffer[filled..]);
             let read = match &self.bytes {
-                Bytes::Here(file) => file.read_at(rest, at),
-                Bytes::There(remote) => remote.read_at(at, rest),
+                Bytes::Local(file) => file.read_at(rest, at),
+                Bytes::Remote(remote) => remote.read_at(at, rest),
             };
             match read {
                 Ok(0) => break,
@@ -85,24 +91,24 @@ impl Blob {
         Ok(filled)
     }
 
-    /// `len` bytes from `at` on; memory is taken only for what the shard has.
-    pub fn range(&self, at: u64, len: u64) -> io::Result<Vec<u8>> {
-        let end = at.checked_add(len).filter(|&end| end <= self.len);
+    /// Reads exactly `len` bytes at `offset`; allocates nothing if the range exceeds the shard.
+    pub fn read_range(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+        let end = offset.checked_add(len).filter(|&end| end <= self.len);
         let len = end.and_then(|_| usize::try_from(len).ok());
         let mut buffer = vec![0; len.ok_or(io::ErrorKind::UnexpectedEof)?];
-        match self.read_at(at, &mut buffer)? == buffer.len() {
+        match self.read_at(offset, &mut buffer)? == buffer.len() {
             true => Ok(buffer),
             false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }
 
-/// Reads a blob from `start` on; the position counts from there.
+/// Sequential reader of a blob from `start` on; positions are relative to it.
 pub(crate) struct Cursor {
     blob: Arc<Blob>,
     start: u64,
     position: u64,
-    /// Whether the last read found nothing left.
+    /// True if the last read reached the end of the blob.
     pub at_end: bool,
 }
 
@@ -111,15 +117,15 @@ impl Cursor {
         Self { blob: Arc::clone(blob), start, position: 0, at_end: false }
     }
 
-    /// Where in the blob the next byte is.
-    pub fn place(&self) -> u64 {
+    /// Returns the offset of the next byte in the blob.
+    pub fn offset(&self) -> u64 {
         self.start.saturating_add(self.position)
     }
 }
 
 impl Read for Cursor {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let got = self.blob.read_at(self.place(), buffer)?;
+        let got = self.blob.read_at(self.offset(), buffer)?;
         self.at_end = got == 0 && !buffer.is_empty();
         self.position += got as u64;
         Ok(got)

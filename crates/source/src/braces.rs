@@ -1,15 +1,16 @@
-//! `shard-{000..017}.tar` and `{train,valid}.tar` as shells and WebDataset read them, and `*.tar`.
+//! Brace expansion (`shard-{000..017}.tar`, `{train,valid}.tar`), as in WebDataset, and globs
+//! (`*.tar`).
 
 use crate::{Error, Result};
 
-/// More would be a slip of the finger.
-const MOST: usize = 1_000_000;
+/// Maximum number of expansions; more is assumed to be a typing error.
+const MAX_EXPANSIONS: usize = 1_000_000;
 
-/// All places that `pattern` stands for, in its order.
+/// Expands the braces of `pattern`, in order.
 pub(crate) fn expand(pattern: &str) -> Result<Vec<String>> {
     let bad = |reason: &str| Error::shard(pattern, reason);
     let Some(open) = pattern.find('{') else { return Ok(vec![pattern.to_owned()]) };
-    let close = closing(&pattern[open..]).ok_or_else(|| bad("a { without its }"))? + open;
+    let close = closing(&pattern[open..]).ok_or_else(|| bad("unmatched {"))? + open;
     let (before, inside, after) =
         (&pattern[..open], &pattern[open + 1..close], &pattern[close + 1..]);
     let choices = match range(inside) {
@@ -17,7 +18,8 @@ pub(crate) fn expand(pattern: &str) -> Result<Vec<String>> {
         None => {
             let parts = split(inside);
             if parts.len() < 2 {
-                let reason = "braces hold a range, {000..017}, or a choice, {a,b}";
+                let reason =
+                    "braces must contain a range such as {000..017} or alternatives such as {a,b}";
                 return Err(bad(reason));
             }
             let mut choices = Vec::new();
@@ -28,8 +30,8 @@ pub(crate) fn expand(pattern: &str) -> Result<Vec<String>> {
         }
     };
     let rest = expand(after)?;
-    if choices.len().saturating_mul(rest.len()) > MOST {
-        return Err(bad(&format!("stands for more than {MOST} places")));
+    if choices.len().saturating_mul(rest.len()) > MAX_EXPANSIONS {
+        return Err(bad(&format!("expands to more than {MAX_EXPANSIONS} names")));
     }
     let all = choices
         .iter()
@@ -37,7 +39,7 @@ pub(crate) fn expand(pattern: &str) -> Result<Vec<String>> {
     Ok(all.collect())
 }
 
-/// Where the brace closes that `text` begins with.
+/// Returns the index of the brace that closes the one `text` begins with.
 fn closing(text: &str) -> Option<usize> {
     let mut depth = 0;
     text.char_indices().find_map(|(at, c)| {
@@ -50,7 +52,7 @@ fn closing(text: &str) -> Option<usize> {
     })
 }
 
-/// The parts between commas that are in no inner braces.
+/// Splits at commas outside inner braces.
 fn split(inside: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (at, c) in inside.char_indices() {
@@ -68,28 +70,28 @@ fn split(inside: &str) -> Vec<&str> {
     parts
 }
 
-/// The numbers of `000..017`, as wide as the wider end is written.
+/// Expands a range such as `000..017`, zero-padded to its wider end; `None` if it is not a range.
 fn range(inside: &str) -> Option<std::result::Result<Vec<String>, String>> {
     let (first, last) = inside.split_once("..").filter(|_| !inside.contains([',', '{']))?;
     let number = |text: &str| -> Option<u64> {
         text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
     };
     let (Some(from), Some(to)) = (number(first), number(last)) else {
-        return Some(Err("the ends of a range are numbers, as in {000..017}".into()));
+        return Some(Err("the ends of a range must be numbers, as in {000..017}".into()));
     };
-    if from > to || to - from >= MOST as u64 {
-        return Some(Err(format!("a range goes up and has at most {MOST} numbers")));
+    if from > to || to - from >= MAX_EXPANSIONS as u64 {
+        return Some(Err(format!("a range must ascend and have at most {MAX_EXPANSIONS} numbers")));
     }
     let padded = [first, last].iter().any(|end| end.len() > 1 && end.starts_with('0'));
     let width = if padded { first.len().max(last.len()) } else { 0 };
     Some(Ok((from..=to).map(|number| format!("{number:0width$}")).collect()))
 }
 
-/// Whether `name` is one that `pattern` means: `*` is any characters, `?` is one.
+/// Returns true if `name` matches the glob `pattern`: `*` matches any characters, `?` matches one.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) =
         (pattern.chars().collect(), name.chars().collect());
-    // Where to go on should a star have to take one character more.
+    // The last star and the name position to retry from when it takes one more character.
     let (mut p, mut n, mut retry) = (0, 0, None);
     while n < name.len() {
         match pattern.get(p) {
@@ -115,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_choices_and_their_products() {
+    fn expands_ranges_alternatives_and_products() {
         let all = |pattern: &str| expand(pattern).expect("a pattern").join(" ");
         assert_eq!(all("a.tar"), "a.tar");
         assert_eq!(all("s-{008..011}.tar"), "s-008.tar s-009.tar s-010.tar s-011.tar");
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn stars() {
+    fn matches_globs() {
         for (pattern, name, fits) in [
             ("*.tar", "a.tar", true),
             ("*.tar", "a.tar.gz", false),

@@ -1,4 +1,5 @@
-//! Makes an index: all cores look through shards, one writes what they find in the order of the shards.
+//! Builds an index: threads scan shards in parallel, one writer stores their entries in shard
+//! order.
 
 use std::fs;
 use std::path::Path;
@@ -9,19 +10,30 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::blob::Blob;
 use crate::cache::Cache;
 use crate::index::{Entry, Index, Writer};
-use crate::places::{Format, Shard, is_remote};
 use crate::remote::Stores;
-use crate::{Error, Progress, Result, jsonl, parquet, tar, varint};
+use crate::shard::{Format, Shard, is_remote};
+use crate::{Error, Result, jsonl, parquet, tar, temp, varint};
 
-/// Bytes of records that go to the writer at once.
+/// Bytes of records per batch sent to the writer.
 const BATCH: usize = 1 << 16;
-/// Batches of a shard that may wait.
+/// Maximum number of queued batches per shard.
 const QUEUE: usize = 16;
 
-/// Records behind their lengths, or why the shard has none.
+/// Progress of building an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Shards scanned.
+    pub shards: usize,
+    /// Total number of shards.
+    pub total: usize,
+    /// Examples found.
+    pub examples: u64,
+}
+
+/// Length-prefixed records, or the error of the shard.
 type Batch = Result<Vec<u8>>;
 
-/// Makes the index at `path`, whole or not at all.
+/// Builds the index at `path` atomically, by renaming a temporary file.
 pub(crate) fn build(
     path: &Path,
     shards: &[Shard],
@@ -31,44 +43,42 @@ pub(crate) fn build(
 ) -> Result<Index> {
     let folder = path.parent().unwrap_or(Path::new(""));
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    let draft = path.with_extension(format!("{}.part", std::process::id()));
-    let built = write(&draft, shards, stores, cache, progress)
-        .and_then(|()| fs::rename(&draft, path).map_err(|e| Error::io(path, e)));
-    if let Err(error) = built {
-        let _ = fs::remove_file(&draft); // what matters is the first error
-        return Err(error);
-    }
-    let place = path.display().to_string();
-    Index::open(path, shards)
-        .ok_or_else(|| Error::shard(place, "cannot be read back; is another run writing it?"))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temp = temp::create(folder, &name, ".part").map_err(|e| Error::io(folder, e))?;
+    write(temp.path(), shards, stores, cache, progress)?;
+    temp.persist(path).map_err(|e| Error::io(path, e.error))?;
+    let location = path.display().to_string();
+    Index::open(path, shards).ok_or_else(|| {
+        Error::shard(location, "the new index cannot be read; is another run writing it?")
+    })
 }
 
 fn write(
-    draft: &Path,
+    path: &Path,
     shards: &[Shard],
     stores: &Arc<Stores>,
     cache: &Arc<Cache>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
-    let io = |error| Error::io(draft, error);
-    let mut writer = Writer::create(draft).map_err(io)?;
-    // A shard's turn comes in order, so the one that is waited for is always being looked through.
+    let io = |error| Error::io(path, error);
+    let mut writer = Writer::create(path).map_err(io)?;
+    // Threads take shards in order, so the shard the writer waits for is always being scanned.
     let (senders, receivers): (Vec<Sender<Batch>>, Vec<Receiver<Batch>>) =
         shards.iter().map(|_| bounded(QUEUE)).unzip();
-    let turns = Mutex::new(shards.iter().enumerate().zip(senders));
+    let queue = Mutex::new(shards.iter().enumerate().zip(senders));
     let mut threads = std::thread::available_parallelism().map_or(1, usize::from);
-    if shards.iter().any(|shard| is_remote(&shard.place)) {
-        threads *= 4; // they wait more than they compute
+    if shards.iter().any(|shard| is_remote(&shard.location)) {
+        threads *= 4; // bound by latency, not by compute
     }
     let threads = threads.min(shards.len());
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while let Some(((number, shard), send)) = {
-                    let mut turns = turns.lock().unwrap_or_else(|e| e.into_inner());
-                    turns.next()
+                    let mut queue = queue.lock().unwrap_or_else(|e| e.into_inner());
+                    queue.next()
                 } {
-                    look_through(number as u32, shard, stores, cache, &send);
+                    scan_shard(number as u32, shard, stores, cache, &send);
                 }
             });
         }
@@ -89,8 +99,8 @@ fn write(
     writer.finish(shards).map_err(io)
 }
 
-/// Finds the examples of a shard; stops when nobody wants them any more.
-fn look_through(
+/// Sends the entries of a shard in batches; stops if the receiver is gone.
+fn scan_shard(
     number: u32,
     shard: &Shard,
     stores: &Arc<Stores>,
@@ -114,6 +124,6 @@ fn look_through(
         };
         scanned.map_err(|reason| Error::shard(&shard.name, reason))
     });
-    // Nobody may be listening any more, after an error elsewhere.
+    // The receiver is gone after an error in another shard.
     let _ = send.send(scanned.map(|()| batch));
 }

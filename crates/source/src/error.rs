@@ -1,8 +1,8 @@
-//! What can go wrong, with the place.
+//! Errors, with the location of the problem.
 
 use std::path::{Path, PathBuf};
 
-/// One line each: what, where, what to do.
+/// Error of this crate. Messages are one line: where, cause, remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -11,23 +11,23 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A shard, or a place where shards should be, cannot be used as it is.
-    #[error("{place}: {reason}")]
+    /// A shard, or a location that should have shards, is unusable.
+    #[error("{location}: {reason}")]
     Shard {
-        /// The shard or the place, and where in it.
-        place: String,
-        /// What is wrong with it, and what would do.
+        /// The shard or location, and the position in it.
+        location: String,
+        /// Cause and remedy.
         reason: String,
     },
-    /// A setting is impossible.
+    /// A setting is invalid.
     #[error("{key}: {reason}")]
     Config {
         /// The key of [`SourceConfig`](crate::SourceConfig).
         key: &'static str,
-        /// Why it cannot be, and what would do.
+        /// Cause and remedy.
         reason: String,
     },
 }
@@ -40,8 +40,8 @@ impl Error {
         Self::Io { path: path.as_ref().to_owned(), source }
     }
 
-    pub(crate) fn shard(place: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Shard { place: place.into(), reason: reason.into() }
+    pub(crate) fn shard(location: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Shard { location: location.into(), reason: reason.into() }
     }
 
     pub(crate) fn config(key: &'static str, reason: impl Into<String>) -> Self {

@@ -1,44 +1,44 @@
-//! What is read of one example.
+//! Examples and the values of their fields.
 
 use bytes::Bytes;
 
-/// Names and values.
+/// Names and values of an example's fields.
 pub(crate) type Fields = Vec<(String, Value)>;
 
-/// One example: its key, and its fields in the order of the shard.
+/// An example: its key and its fields, in the order of the shard.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// What the shard calls it: a path in a tar shard, the number of a line or a row from 1.
+    /// Key within the shard: a path in a tar shard, else the number of the line or row, from 1.
     pub key: String,
-    /// By extension (`flac`, `txt`, `seg.png`) or column. A column in a struct is `outer.inner`, but the
-    /// `bytes` of one are the field `outer`. What is null is left out.
+    /// Values by extension (`flac`, `txt`, `seg.png`) or column. A column of a struct is named
+    /// `outer.inner`, except that its `bytes` are the field `outer`. Nulls are omitted.
     pub fields: Vec<(String, Value)>,
 }
 
 impl Example {
-    /// The field of that name.
+    /// Returns the field `name`.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
     }
 }
 
-/// What a field holds.
+/// Value of a field.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// A file's content, as in every field of a tar shard.
+    /// File content; every field of a tar shard.
     Bytes(Bytes),
-    /// A text.
+    /// Text.
     Text(String),
-    /// A whole number.
+    /// Integer.
     Integer(i64),
-    /// Another number.
+    /// Floating-point number.
     Number(f64),
-    /// Anything else: a truth value, a list, an object.
+    /// Any other JSON value: boolean, array, object.
     Json(serde_json::Value),
 }
 
 impl Value {
-    /// The content, if it is bytes.
+    /// Returns the content of [`Value::Bytes`].
     pub fn bytes(&self) -> Option<&Bytes> {
         match self {
             Self::Bytes(bytes) => Some(bytes),
@@ -46,7 +46,7 @@ impl Value {
         }
     }
 
-    /// The text, if it is one or bytes that are UTF-8.
+    /// Returns text, or bytes that are valid UTF-8.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
@@ -55,7 +55,7 @@ impl Value {
         }
     }
 
-    /// The whole number, if it is one or a text that is nothing else, as `cls` is in tar shards.
+    /// Returns an integer, or text that parses as one, such as `cls` in tar shards.
     pub fn integer(&self) -> Option<i64> {
         match self {
             Self::Integer(number) => Some(*number),
@@ -63,7 +63,7 @@ impl Value {
         }
     }
 
-    /// The number, if it is one or a text that is nothing else.
+    /// Returns a number, or text that parses as one.
     pub fn number(&self) -> Option<f64> {
         match self {
             Self::Integer(number) => Some(*number as f64),
@@ -87,11 +87,11 @@ impl From<serde_json::Value> for Value {
     }
 }
 
-/// A field, as the index knows it.
+/// Name and size of a field, as stored in the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
     /// Extension or column.
     pub name: String,
-    /// Bytes it takes in the shard; `None` where only reading it tells (columns of Parquet).
+    /// Size in bytes in the shard; `None` if unknown without reading it (Parquet columns).
     pub size: Option<u64>,
 }

@@ -1,13 +1,14 @@
-//! Where every example is, in a file that is read by pieces: however many there are, it takes no memory.
+//! The index: a file with the position of every example, read block by block instead of loaded into
+//! memory.
 //!
 //! ```text
-//! blocks     of 64 examples each, as numbers of 7 bits a byte and names
-//! table      8 bytes where a block starts, 4 bytes its checksum, for each
-//! about      JSON: the shards, how many examples
-//! tail       checksum of `about`, its length, the magic number
+//! blocks     64 examples each: varints and names
+//! table      for each block: offset (8 bytes), checksum (4 bytes)
+//! metadata   JSON: the shards, the number of examples
+//! tail       checksum of the metadata, its length, the magic number
 //! ```
 //!
-//! A block is checked whenever it is read, so opening takes as long for ten million examples as for ten.
+//! Blocks are verified when they are read, so opening takes constant time.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -18,47 +19,47 @@ use std::sync::{Arc, Mutex};
 use crc32c::{crc32c, crc32c_append};
 use serde::{Deserialize, Serialize};
 
-use crate::places::Shard;
+use crate::shard::Shard;
 use crate::varint::{self, Bytes};
 use crate::{Error, Result};
 
-/// Last bytes of an index; others mean another format.
+/// Last bytes of an index; identifies the format version.
 const MAGIC: &[u8; 8] = b"d2vindx1";
-/// Examples of a block: about 3 kB, which is what a disk reads at once.
+/// Examples per block: about 3 kB, close to the page size of a disk.
 const BLOCK: u64 = 64;
-/// Bytes of a line of the table.
-const LINE: u64 = 12;
+/// Bytes of a table entry.
+const TABLE_ENTRY: u64 = 12;
 const TAIL: u64 = 20;
 
-/// Where an example is.
+/// Position of an example.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Number of its shard.
+    /// Index of its shard.
     pub shard: u32,
     pub key: String,
     pub parts: Vec<Part>,
 }
 
-/// A field of it.
+/// Position of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub name: String,
-    /// Where its bytes start in the shard; of a sparse file, its header.
+    /// Offset of its bytes in the shard; of a sparse file, of its header.
     pub start: u64,
     pub size: u64,
     pub kind: Kind,
 }
 
-/// How a field's bytes are to be read.
+/// Encoding of a field's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// As they are.
+    /// Stored as they are.
     #[default]
     Plain,
-    /// A file of a tar shard with holes that the shard does not hold.
+    /// A sparse file of a tar shard, whose holes are not stored.
     Sparse,
-    /// A line that is none.
-    Broken,
+    /// A line that is not a JSON object.
+    Invalid,
 }
 
 impl Entry {
@@ -66,7 +67,7 @@ impl Entry {
         varint::put(out, self.shard.into());
         varint::put_str(out, &self.key);
         varint::put(out, self.parts.len() as u64);
-        // Fields follow each other closely: the first place is large, the others are steps.
+        // Fields are close together: the first offset is absolute, the others are relative.
         let mut end = 0;
         for part in &self.parts {
             varint::put_str(out, &part.name);
@@ -76,7 +77,7 @@ impl Entry {
         }
     }
 
-    /// Where in the shard all its fields are.
+    /// Returns the byte range of all its fields.
     pub fn range(&self) -> Option<(u64, u64)> {
         let start = self.parts.iter().map(|part| part.start).min()?;
         let end = self.parts.iter().map(|part| part.start.saturating_add(part.size)).max()?;
@@ -95,7 +96,7 @@ impl Entry {
             let kind = match number & 3 {
                 0 => Kind::Plain,
                 1 => Kind::Sparse,
-                2 => Kind::Broken,
+                2 => Kind::Invalid,
                 _ => return None,
             };
             let size = number >> 2;
@@ -107,32 +108,32 @@ impl Entry {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct About {
+struct Metadata {
     shards: Vec<Shard>,
     examples: u64,
 }
 
-/// An index that is whole.
+/// An open index.
 #[derive(Debug)]
 pub(crate) struct Index {
     file: File,
     path: PathBuf,
     pub shards: Vec<Shard>,
     pub examples: u64,
-    /// Where the table starts.
+    /// Offset of the table.
     table: u64,
-    /// The block that was read last, for those who go through all.
+    /// The last block read, for sequential access.
     last: Mutex<Option<(u64, Arc<[u8]>)>>,
 }
 
 impl Index {
-    /// The index at `path` if it is whole and of these shards.
+    /// Opens the index at `path`; `None` unless it is valid and of exactly these shards.
     pub fn open(path: &Path, shards: &[Shard]) -> Option<Self> {
         Self::read(path).ok().filter(|index| index.shards == shards)
     }
 
     fn read(path: &Path) -> io::Result<Self> {
-        let bad = || io::Error::other("another format");
+        let bad = || io::Error::other("invalid index");
         let file = File::open(path)?;
         let tail_at = file.metadata()?.len().checked_sub(TAIL).ok_or_else(bad)?;
         let mut tail = [0; TAIL as usize];
@@ -146,21 +147,21 @@ impl Index {
         if crc32c(&json).to_le_bytes() != crc {
             return Err(bad());
         }
-        let About { shards, examples } = serde_json::from_slice(&json)?;
-        let lines = examples.div_ceil(BLOCK).checked_mul(LINE).ok_or_else(bad)?;
-        let table = at.checked_sub(lines).ok_or_else(bad)?;
+        let Metadata { shards, examples } = serde_json::from_slice(&json)?;
+        let table_bytes = examples.div_ceil(BLOCK).checked_mul(TABLE_ENTRY).ok_or_else(bad)?;
+        let table = at.checked_sub(table_bytes).ok_or_else(bad)?;
         Ok(Self { file, path: path.to_owned(), shards, examples, table, last: Mutex::default() })
     }
 
-    /// Where example `number` is.
+    /// Returns the position of example `number`.
     ///
     /// # Errors
-    /// If the file was damaged since it was written.
+    /// If the file is damaged or unreadable.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If `number` is out of range.
     pub fn entry(&self, number: u64) -> Result<Entry> {
-        assert!(number < self.examples, "example {number} of {}", self.examples);
+        assert!(number < self.examples, "example {number} is out of range for {}", self.examples);
         let block = self.block(number / BLOCK)?;
         let mut bytes = Bytes::new(&block);
         for _ in 0..number % BLOCK {
@@ -182,16 +183,17 @@ impl Index {
             self.file.read_exact_at(&mut bytes, at).map(|()| bytes)
         };
         let io = |error| Error::io(&self.path, error);
-        // This line of the table and the start of the next block, or of the table after the last.
-        let at = self.table + number * LINE;
+        // This table entry, and the next one's offset: a block ends where the next block or the
+        // table starts.
+        let at = self.table + number * TABLE_ENTRY;
         let is_last = (number + 1) * BLOCK >= self.examples;
-        let line = read(at, if is_last { LINE } else { 2 * LINE }).map_err(io)?;
-        let place = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap_or_default());
-        let start = place(&line[..8]);
-        let end = if is_last { self.table } else { place(&line[12..20]) };
+        let entry = read(at, if is_last { TABLE_ENTRY } else { 2 * TABLE_ENTRY }).map_err(io)?;
+        let offset = |b: &[u8]| u64::from_le_bytes(b.try_into().unwrap_or_default());
+        let start = offset(&entry[..8]);
+        let end = if is_last { self.table } else { offset(&entry[12..20]) };
         let len = end.checked_sub(start).filter(|_| end <= self.table);
         let block = read(start, len.ok_or_else(|| self.damaged())?).map_err(io)?;
-        if checksum(number, &block).to_le_bytes() != line[8..12] {
+        if checksum(number, &block).to_le_bytes() != entry[8..12] {
             return Err(self.damaged());
         }
         let block: Arc<[u8]> = block.into();
@@ -200,17 +202,17 @@ impl Index {
     }
 
     fn damaged(&self) -> Error {
-        let place = self.path.display().to_string();
-        Error::shard(place, "this index is damaged: remove it, the next run makes it again")
+        let location = self.path.display().to_string();
+        Error::shard(location, "the index is damaged; remove it, and the next run rebuilds it")
     }
 }
 
-/// Depends on the place as well: blocks that changed places are found.
+/// Checksum of a block and its number, so that swapped blocks are detected.
 fn checksum(number: u64, block: &[u8]) -> u32 {
     crc32c_append(crc32c(&number.to_le_bytes()), block)
 }
 
-/// Writes an index from front to back.
+/// Sequential writer of an index.
 #[derive(Debug)]
 pub(crate) struct Writer {
     out: BufWriter<File>,
@@ -235,7 +237,7 @@ impl Writer {
     }
 
     fn close_block(&mut self) -> io::Result<()> {
-        let number = self.table.len() as u64 / LINE;
+        let number = self.table.len() as u64 / TABLE_ENTRY;
         self.table.extend(self.at.to_le_bytes());
         self.table.extend(checksum(number, &self.block).to_le_bytes());
         self.out.write_all(&self.block)?;
@@ -249,13 +251,13 @@ impl Writer {
             self.close_block()?;
         }
         self.out.write_all(&self.table)?;
-        let about = About { shards: shards.to_vec(), examples: self.examples };
-        let json = serde_json::to_vec(&about)?;
+        let metadata = Metadata { shards: shards.to_vec(), examples: self.examples };
+        let json = serde_json::to_vec(&metadata)?;
         self.out.write_all(&json)?;
         self.out.write_all(&crc32c(&json).to_le_bytes())?;
         self.out.write_all(&(json.len() as u64).to_le_bytes())?;
         self.out.write_all(MAGIC)?;
-        // Not forced onto the disk: should the machine stop now, the checksums tell.
+        // No fsync: after a crash the checksums reveal a damaged index.
         self.out.flush()
     }
 }

@@ -3,25 +3,25 @@ use std::fs;
 use proptest::prelude::*;
 
 use super::*;
-use crate::places::Format;
+use crate::shard::Format;
 
 #[path = "../../../tests/src/fuzz.rs"]
 mod fuzz;
 
 fn shard(number: usize) -> Shard {
     let (name, stamp) = (format!("{number}.tar"), "1".to_owned());
-    let place = format!("shards/{name}");
-    Shard { name, place, format: Format::Tar, gzip: false, bytes: 1 << 40, stamp, tag: None }
+    let location = format!("shards/{name}");
+    Shard { name, location, format: Format::Tar, gzip: false, bytes: 1 << 40, stamp, tag: None }
 }
 
 fn write(path: &Path, entries: &[Entry], shards: &[Shard]) {
-    let mut writer = Writer::create(path).expect("space");
+    let mut writer = Writer::create(path).expect("writable");
     for entry in entries {
         let mut record = Vec::new();
         entry.encode(&mut record);
-        writer.add(&record).expect("space");
+        writer.add(&record).expect("writable");
     }
-    writer.finish(shards).expect("space");
+    writer.finish(shards).expect("writable");
 }
 
 fn entries(count: usize) -> Vec<Entry> {
@@ -40,13 +40,13 @@ fn entries(count: usize) -> Vec<Entry> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(50))]
     #[test]
-    fn what_is_written_is_read(
+    fn round_trips(
         all in prop::collection::vec(
             (0_u32..3, ".{0,20}", prop::collection::vec(("[a-z]{0,5}", 0_u64..1 << 40, 0_u64..1 << 40), 0..4)),
             1..300,
         )
     ) {
-        let folder = tempfile::tempdir().expect("space");
+        let folder = tempfile::tempdir().expect("writable");
         let path = folder.path().join("index");
         let part = |(name, start, size)| Part { name, start, size, kind: Kind::Plain };
         let entry = |(shard, key, parts): (u32, String, Vec<_>)| {
@@ -60,32 +60,32 @@ proptest! {
         for (number, entry) in entries.iter().enumerate().rev() {
             prop_assert_eq!(&index.entry(number as u64).expect("an entry"), entry);
         }
-        prop_assert!(Index::open(&path, &shards[..2]).is_none(), "other shards");
+        prop_assert!(Index::open(&path, &shards[..2]).is_none(), "shards differ");
     }
 }
 
 #[test]
-fn an_example_takes_few_bytes() {
-    let folder = tempfile::tempdir().expect("space");
+fn entry_takes_few_bytes() {
+    let folder = tempfile::tempdir().expect("writable");
     let path = folder.path().join("index");
     write(&path, &entries(10_000), &[0, 1].map(shard));
     let keys: usize = entries(10_000).iter().map(|entry| entry.key.len()).sum();
     let bytes = fs::metadata(&path).expect("a file").len() as usize - keys;
-    assert!(bytes < 32 * 10_000, "{} beside its key", bytes as f64 / 1e4);
+    assert!(bytes < 32 * 10_000, "{} bytes without its key", bytes as f64 / 1e4);
 }
 
 #[test]
 fn index_mutations() {
-    let folder = tempfile::tempdir().expect("space");
+    let folder = tempfile::tempdir().expect("writable");
     let path = folder.path().join("index");
     fuzz::fuzz("index", |bytes| {
-        // As a record too, where no checksum is before it.
+        // Also decode the bytes as a record, without the checksum in front.
         if let Some(entry) = Entry::decode(&mut Bytes::new(bytes)) {
             let _ = entry.range();
         }
-        // A new file each time: to write over one, some systems wait for the disk.
+        // A new file each time: overwriting waits for the disk on some systems.
         let _ = fs::remove_file(&path);
-        fs::write(&path, bytes).expect("space");
+        fs::write(&path, bytes).expect("writable");
         let Ok(index) = Index::read(&path) else { return false };
         let numbers = (0..index.examples).take(10).chain(index.examples.checked_sub(1));
         let read = |number| index.entry(number).is_ok();
@@ -93,11 +93,11 @@ fn index_mutations() {
     });
 }
 
-/// `cargo test --release -p data2vec-source makes_the_seed -- --ignored`
+/// `cargo test --release -p data2vec-source write_seed -- --ignored`
 #[test]
 #[ignore = "writes fuzz/corpus/index"]
-fn makes_the_seed() {
+fn write_seed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/index");
-    fs::create_dir_all(&folder).expect("space");
+    fs::create_dir_all(&folder).expect("writable");
     write(&folder.join("tars"), &entries(150), &[0, 1].map(shard));
 }

@@ -1,4 +1,4 @@
-//! One JSON object a line; each of its keys is a field.
+//! JSON lines: one object per line, each of its keys is a field.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,14 +12,17 @@ use crate::blob::{Blob, Cursor};
 use crate::example::Fields;
 use crate::index::{Entry, Kind, Part};
 
-/// A line has to be held in memory as a whole; a longer one is refused.
-const LONGEST: u64 = 1 << 28;
+/// Maximum length of a line, which is held in memory.
+const MAX_LINE_BYTES: u64 = 1 << 28;
 
-/// Finds the lines of a shard and what is where in them; `found` says whether to go on. Blank lines are none.
-/// One that is no JSON object is found all the same, for reading it to say so.
+/// Passes the lines of a shard and the positions of their values to `found`, until it returns
+/// false.
+///
+/// Blank lines are skipped. A line that is not a JSON object is an entry too; reading it is an
+/// error.
 ///
 /// # Errors
-/// What is wrong, and in which line, if the shard ends in the middle of one.
+/// The cause and line number if a line is too long or the shard ends in the middle of a line.
 pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
     let mut reader = BufReader::with_capacity(1 << 16, Cursor::new(blob, 0));
     let (mut start, mut number, mut line) = (0, 0_u64, Vec::new());
@@ -27,23 +30,27 @@ pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Re
         line.clear();
         number += 1;
         let failed = |error| format!("line {number}, at byte {start}: {error}");
-        let got = reader.by_ref().take(LONGEST + 1).read_until(b'\n', &mut line).map_err(failed)?;
+        let got = reader
+            .by_ref()
+            .take(MAX_LINE_BYTES + 1)
+            .read_until(b'\n', &mut line)
+            .map_err(failed)?;
         if got == 0 {
             return Ok(());
         }
-        let whole = line.ends_with(b"\n");
-        if got as u64 > LONGEST {
-            return Err(format!("line {number} has more than {LONGEST} bytes"));
+        let is_terminated = line.ends_with(b"\n");
+        if got as u64 > MAX_LINE_BYTES {
+            return Err(format!("line {number} is longer than {MAX_LINE_BYTES} bytes"));
         }
         if !line.iter().all(u8::is_ascii_whitespace) {
             let parts = match columns(&line) {
                 Ok(columns) => parts(&line, start, columns),
-                Err(reason) if !whole => {
+                Err(reason) if !is_terminated => {
                     return Err(format!("ends in the middle of line {number}: {reason}"));
                 }
                 Err(_) => {
                     let (name, size) = (String::new(), got as u64);
-                    vec![Part { name, start, size, kind: Kind::Broken }]
+                    vec![Part { name, start, size, kind: Kind::Invalid }]
                 }
             };
             if !found(Entry { key: number.to_string(), parts, ..Entry::default() }) {
@@ -57,14 +64,14 @@ pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Re
 /// Reads the fields of a line.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The cause if it is not a JSON object or cannot be read.
 pub(crate) fn read(blob: &Blob, entry: &Entry) -> Result<Fields, String> {
     let mut fields = Vec::with_capacity(entry.parts.len());
     for part in &entry.parts {
-        let text = blob.range(part.start, part.size).map_err(|error| error.to_string())?;
-        if part.kind == Kind::Broken {
+        let text = blob.read_range(part.start, part.size).map_err(|error| error.to_string())?;
+        if part.kind == Kind::Invalid {
             let reason = columns(&text).map(|_| ()).err();
-            return Err(reason.unwrap_or_else(|| "has changed".into()));
+            return Err(reason.unwrap_or_else(|| "the shard has changed".into()));
         }
         let value: serde_json::Value =
             serde_json::from_slice(&text).map_err(|error| error.to_string())?;
@@ -76,10 +83,10 @@ pub(crate) fn read(blob: &Blob, entry: &Entry) -> Result<Fields, String> {
 
 fn columns(line: &[u8]) -> Result<Columns<'_>, String> {
     serde_json::from_slice(line)
-        .map_err(|error| format!("no JSON object, {{\"text\": …}}: {error}"))
+        .map_err(|error| format!("not a JSON object such as {{\"text\": …}}: {error}"))
 }
 
-/// Where the values of a line that starts at `start` are.
+/// Returns the positions of the values of a line that starts at byte `start`.
 fn parts(line: &[u8], start: u64, columns: Columns) -> Vec<Part> {
     let part = |(Name(name), value): (Name, &RawValue)| {
         let text = value.get();
@@ -90,9 +97,10 @@ fn parts(line: &[u8], start: u64, columns: Columns) -> Vec<Part> {
     columns.into_iter().map(part).collect()
 }
 
-/// An object's keys, sorted, and the texts of their values; of a key that is there twice, the last.
+/// The sorted keys of an object and the raw text of their values; the last value of a duplicate
+/// key.
 type Columns<'a> = BTreeMap<Name<'a>, &'a RawValue>;
 
-/// A key, copied only where it has escapes.
+/// A key, copied only if it has escapes.
 #[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);

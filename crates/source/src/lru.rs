@@ -1,71 +1,56 @@
-//! What was used last stays, within a bound.
+//! A least-recently-used cache bounded by cost, shared by threads.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::turns::Turns;
+use ::lru::LruCache;
 
-/// Values by key, of costs that add up to at most the bound; the newest stays whatever its cost.
+use crate::single_flight::SingleFlight;
+
+/// Values by key whose costs sum to at most `capacity`; the newest stays whatever its cost.
 #[derive(Debug)]
-pub(crate) struct Lru<K, V> {
-    bound: u64,
-    kept: Mutex<Kept<K, V>>,
-    turns: Turns<K>,
+pub(crate) struct CostLru<K: Hash + Eq, V> {
+    capacity: u64,
+    entries: Mutex<Entries<K, V>>,
+    loading: SingleFlight<K>,
 }
 
 #[derive(Debug)]
-struct Kept<K, V> {
-    values: HashMap<K, (Arc<V>, u64, u64)>,
-    cost: u64,
-    clock: u64,
+struct Entries<K: Hash + Eq, V> {
+    /// Each value with its cost.
+    values: LruCache<K, (Arc<V>, u64)>,
+    total_cost: u64,
 }
 
-impl<K: Hash + Eq + Clone, V> Lru<K, V> {
-    pub fn new(bound: u64) -> Self {
-        let kept = Kept { values: HashMap::new(), cost: 0, clock: 0 };
-        Self { bound, kept: Mutex::new(kept), turns: Turns::new() }
+impl<K: Hash + Eq + Clone, V> CostLru<K, V> {
+    pub fn new(capacity: u64) -> Self {
+        let entries = Entries { values: LruCache::unbounded(), total_cost: 0 };
+        Self { capacity, entries: Mutex::new(entries), loading: SingleFlight::new() }
     }
 
-    /// The value of `key`, made, with its cost, if it is not kept.
-    pub fn get<E>(&self, key: K, make: impl FnOnce() -> Result<(V, u64), E>) -> Result<Arc<V>, E> {
-        self.turns.one(
-            &key,
-            || self.kept().used(&key),
-            || {
-                let (value, cost) = make()?;
-                let value = Arc::new(value);
-                self.kept().put(key.clone(), value.clone(), cost, self.bound);
-                Ok(value)
-            },
-        )
+    /// Returns the value of `key`; on a miss `load` returns it with its cost.
+    pub fn get<E>(&self, key: K, load: impl FnOnce() -> Result<(V, u64), E>) -> Result<Arc<V>, E> {
+        let find = || self.entries().values.get(&key).map(|(value, _)| Arc::clone(value));
+        self.loading.run(&key, find, || {
+            let (value, cost) = load()?;
+            let value = Arc::new(value);
+            self.entries().put(key.clone(), Arc::clone(&value), cost, self.capacity);
+            Ok(value)
+        })
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept<K, V>> {
-        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    fn entries(&self) -> MutexGuard<'_, Entries<K, V>> {
+        self.entries.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl<K: Hash + Eq + Clone, V> Kept<K, V> {
-    fn used(&mut self, key: &K) -> Option<Arc<V>> {
-        self.clock += 1;
-        let (value, _, last) = self.values.get_mut(key)?;
-        *last = self.clock;
-        Some(value.clone())
-    }
-
-    fn put(&mut self, key: K, value: Arc<V>, cost: u64, bound: u64) {
-        self.clock += 1;
-        if let Some((_, before, _)) = self.values.insert(key, (value, cost, self.clock)) {
-            self.cost -= before;
-        }
-        self.cost += cost;
-        while self.cost > bound && self.values.len() > 1 {
-            let oldest = self.values.iter().min_by_key(|(_, (_, _, last))| *last);
-            let Some(oldest) = oldest.map(|(key, _)| key.clone()) else { return };
-            if let Some((_, cost, _)) = self.values.remove(&oldest) {
-                self.cost -= cost;
-            }
+impl<K: Hash + Eq, V> Entries<K, V> {
+    fn put(&mut self, key: K, value: Arc<V>, cost: u64, capacity: u64) {
+        let replaced = self.values.put(key, (value, cost)).map_or(0, |(_, cost)| cost);
+        self.total_cost = self.total_cost - replaced + cost;
+        while self.total_cost > capacity && self.values.len() > 1 {
+            let Some((_, (_, cost))) = self.values.pop_lru() else { return };
+            self.total_cost -= cost;
         }
     }
 }
@@ -75,23 +60,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_last_stays() {
-        let lru = Lru::new(10);
-        let made = Mutex::new(Vec::new());
+    fn evicts_least_recently_used_until_cost_fits() {
+        let lru = CostLru::new(10);
+        let loaded = Mutex::new(Vec::new());
         let get = |key: u32, cost| {
-            let make = || {
-                made.lock().expect("no panic").push(key);
+            let load = || {
+                loaded.lock().expect("not poisoned").push(key);
                 Ok::<_, ()>((key * 2, cost))
             };
-            *lru.get(key, make).expect("made")
+            *lru.get(key, load).expect("load succeeds")
         };
         for (key, cost) in
             [(1, 4), (2, 4), (1, 4), (3, 4), (1, 4), (2, 4), (9, 11), (9, 11), (2, 4)]
         {
             assert_eq!(get(key, cost), key * 2);
         }
-        assert_eq!(*made.lock().expect("no panic"), [1, 2, 3, 2, 9, 2]);
-        let kept = lru.kept();
-        assert_eq!((kept.cost, kept.values.len()), (4, 1));
+        assert_eq!(*loaded.lock().expect("not poisoned"), [1, 2, 3, 2, 9, 2]);
+        let entries = lru.entries();
+        assert_eq!((entries.total_cost, entries.values.len()), (4, 1));
     }
 }

@@ -1,8 +1,10 @@
-//! Paths of files as keys and fields of tar shards, and back.
+//! Conversion between file paths and the keys and fields of tar shards.
 
-/// The key under which a tar shard holds the file at `path`, a relative one with `/` in it, whose name ends
-/// in a dot and `field`. Other dots of the name, which would end the key, are `%2E`, and `%` is `%25`.
-/// `None` if the name is another one, or nothing is before its end.
+/// Returns the tar shard key of the file at `path`, whose name must end in a dot and `field`.
+///
+/// `path` is relative, with `/` as separator. Since a key ends at the first dot, other dots of the
+/// file name are escaped as `%2E`, and `%` as `%25`. Returns `None` if the name does not end in the
+/// field or the key would be empty.
 pub fn key_of(path: &str, field: &str) -> Option<String> {
     let stem = path.strip_suffix(field)?.strip_suffix('.')?;
     let base = stem.rfind('/').map_or(0, |slash| slash + 1);
@@ -10,7 +12,7 @@ pub fn key_of(path: &str, field: &str) -> Option<String> {
     (!name.is_empty()).then(|| format!("{}{name}", &stem[..base]))
 }
 
-/// The path of the file that is a field under a key.
+/// Returns the file path of a field of the example `key`: the inverse of [`key_of`].
 pub(crate) fn path_of(key: &str, field: &str) -> String {
     let key = key.trim_start_matches("./");
     let base = key.rfind('/').map_or(0, |slash| slash + 1);
@@ -18,8 +20,8 @@ pub(crate) fn path_of(key: &str, field: &str) -> String {
     format!("{}{name}.{field}", &key[..base])
 }
 
-/// Whether one path comes before another in a folder that is walked by sorted names.
-pub(crate) fn order(one: &str, other: &str) -> std::cmp::Ordering {
+/// Compares paths in the order of a directory walk that sorts names.
+pub(crate) fn compare_paths(one: &str, other: &str) -> std::cmp::Ordering {
     one.split('/').cmp(other.split('/'))
 }
 
@@ -30,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_have_no_dots() {
+    fn key_escapes_dots_and_percent_signs() {
         assert_eq!(key_of("a/b.wav", "wav").as_deref(), Some("a/b"));
         assert_eq!(key_of("a.1/b.2.tar.wav", "wav").as_deref(), Some("a.1/b%2E2%2Etar"));
         assert_eq!(key_of("100%.txt.gz", "txt.gz").as_deref(), Some("100%25"));
@@ -42,20 +44,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn paths_come_back(path in "[a-z./%25E2]{0,8}[a-z%][a-z.%25E]{0,8}", field in "[a-z]{1,4}(\\.gz)?") {
+        fn path_round_trips_through_key(path in "[a-z./%25E2]{0,8}[a-z%][a-z.%25E]{0,8}", field in "[a-z]{1,4}(\\.gz)?") {
             prop_assume!(!path.starts_with("./") && !path.contains("//"));
             let path = format!("{path}.{field}");
-            let key = key_of(&path, &field).expect("a name");
-            prop_assert!(!key.rsplit('/').next().expect("a part").contains('.'));
+            let key = key_of(&path, &field).expect("a valid path");
+            prop_assert!(!key.rsplit('/').next().expect("a file name").contains('.'));
             prop_assert_eq!(path_of(&key, &field), path);
         }
     }
 
     #[test]
-    fn the_order_is_that_of_folders() {
+    fn paths_compare_in_directory_walk_order() {
         let mut paths = ["a-b/1", "a/2", "a.txt", "b", "a/10"];
-        paths.sort_by(|a, b| order(a, b));
-        // The folder `a` stands where its name does.
+        paths.sort_by(|a, b| compare_paths(a, b));
+        // The directory `a` sorts by its own name.
         assert_eq!(paths, ["a/10", "a/2", "a-b/1", "a.txt", "b"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Writing tar shards, the same ones of the same examples.
+//! Writes tar shards, deterministically: the same examples give the same bytes.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -7,28 +7,29 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Tar's units.
+/// Tar block size.
 const BLOCK: u64 = 512;
 
-/// Writes examples to shards `NAME-000000.tar`, `NAME-000001.tar`, … in a new folder. The folder appears
-/// whole or not at all; what an earlier attempt left is made again.
+/// Writes examples to shards `NAME-000000.tar`, `NAME-000001.tar`, … in a new directory.
+///
+/// The directory appears only when it is complete; an unfinished earlier attempt is replaced.
 pub struct Packer {
     folder: PathBuf,
     draft: PathBuf,
     name: String,
-    /// Most bytes of a shard, unless one example takes more.
-    most: u64,
+    /// Maximum bytes per shard, unless a single example is larger.
+    max_bytes: u64,
     shards: usize,
     bytes: u64,
     open: Option<(PathBuf, u64, tar::Builder<BufWriter<File>>)>,
 }
 
-/// What was written.
+/// Summary of the written shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
     /// Number of shards.
     pub shards: usize,
-    /// Their bytes.
+    /// Total bytes.
     pub bytes: u64,
 }
 
@@ -39,19 +40,19 @@ impl fmt::Debug for Packer {
 }
 
 impl Packer {
-    /// Begins the folder `folder`, with shards called `name` of up to `most` bytes.
+    /// Creates a writer of shards named `name`, of up to `max_bytes` each, in the directory
+    /// `folder`.
     ///
     /// # Errors
-    /// [`Error::Shard`] if `folder` is there already and holds something; [`Error::Io`].
-    pub fn create(folder: &Path, name: &str, most: u64) -> Result<Self> {
+    /// [`Error::Shard`] if `folder` exists and is not empty; [`Error::Io`].
+    pub fn create(folder: &Path, name: &str, max_bytes: u64) -> Result<Self> {
         let is_taken = match fs::read_dir(folder) {
             Ok(mut entries) => entries.next().is_some(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(Error::io(folder, error)),
         };
         if is_taken {
-            let reason =
-                "is not empty, and nothing in it is overwritten: remove it, or name another";
+            let reason = "is not empty; remove it, or name another directory";
             return Err(Error::shard(folder.display().to_string(), reason));
         }
         let mut draft = folder.as_os_str().to_owned();
@@ -65,24 +66,25 @@ impl Packer {
         }
         fs::create_dir_all(&draft).map_err(|e| Error::io(&draft, e))?;
         let (folder, name) = (folder.to_owned(), name.to_owned());
-        Ok(Self { folder, draft, name, most, shards: 0, bytes: 0, open: None })
+        Ok(Self { folder, draft, name, max_bytes, shards: 0, bytes: 0, open: None })
     }
 
-    /// Adds an example: its key, and its fields' names and contents.
+    /// Adds an example with its key and the names and contents of its fields.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn add(&mut self, key: &str, fields: &[(&str, &[u8])]) -> Result<()> {
         let size: u64 = fields.iter().map(|(_, bytes)| BLOCK + padded(bytes.len() as u64)).sum();
-        if self.open.as_ref().is_some_and(|(_, bytes, _)| bytes + size + 2 * BLOCK > self.most) {
+        if self.open.as_ref().is_some_and(|(_, bytes, _)| bytes + size + 2 * BLOCK > self.max_bytes)
+        {
             self.close()?;
         }
         let (path, bytes, shard) = match &mut self.open {
             Some(open) => open,
-            none => {
+            closed => {
                 let path = self.draft.join(format!("{}-{:06}.tar", self.name, self.shards));
                 let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-                none.insert((path, 0, tar::Builder::new(BufWriter::with_capacity(1 << 20, file))))
+                closed.insert((path, 0, tar::Builder::new(BufWriter::with_capacity(1 << 20, file))))
             }
         };
         for (field, content) in fields {
@@ -112,7 +114,7 @@ impl Packer {
         Ok(())
     }
 
-    /// Ends the last shard, and has the folder appear.
+    /// Finishes the last shard and moves the directory into place.
     ///
     /// # Errors
     /// [`Error::Io`].

@@ -1,7 +1,7 @@
-//! Parquet with bytes in it, as Hugging Face's data sets are kept: a row is an example, a column a field, and
-//! a struct of `bytes` and `path` a file.
+//! Parquet shards as in Hugging Face datasets: a row is an example, a column is a field, and a
+//! struct of `bytes` and `path` is a file.
 //!
-//! Row groups are what can be read; a few decoded ones are kept by [`Source`](crate::Source).
+//! The unit of reading is a row group; [`Source`](crate::Source) caches decoded ones.
 
 use std::any::Any;
 use std::io::BufReader;
@@ -20,40 +20,41 @@ use crate::blob::{Blob, Cursor};
 use crate::example::{Fields, Value};
 use crate::index::Entry;
 
-/// Rows of a byte of the file, at most: more are made to fill disks.
-const DENSEST: u64 = 1 << 10;
-/// The same of decoded bytes, but for the first so many.
-const LARGEST_RATIO: u64 = 1 << 10;
-const SMALL: u64 = 1 << 26;
+/// Maximum rows per byte of the file; more indicates a decompression bomb.
+const MAX_ROWS_PER_BYTE: u64 = 1 << 10;
+/// Maximum decoded bytes of a row group per byte of the file, beyond [`MIN_DECODED_LIMIT`].
+const MAX_COMPRESSION_RATIO: u64 = 1 << 10;
+/// Decoded bytes of a row group that are always allowed.
+const MIN_DECODED_LIMIT: u64 = 1 << 26;
 
-/// A shard whose footer is read.
+/// An open shard with its footer.
 pub(crate) struct Table {
     reader: SerializedFileReader<Chunks>,
-    /// Where row groups end, in rows.
+    /// End row of each row group.
     ends: Vec<u64>,
 }
 
-/// Rows of a row group: name and value of each column that is not null.
+/// Rows of a row group, each with its non-null fields.
 pub(crate) type Rows = Vec<Fields>;
 
 impl Table {
     /// Reads the footer.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The cause if the footer is invalid or declares more data than the file can contain.
     pub fn open(blob: &Arc<Blob>) -> Result<Self, String> {
-        guarded(|| {
+        catch_panic(|| {
             let reader = SerializedFileReader::new(Chunks(Arc::clone(blob)));
             let reader = reader.map_err(|error| one_line(&error))?;
             let (mut rows, mut ends) = (0_u64, Vec::new());
             for group in reader.metadata().row_groups() {
                 let more = u64::try_from(group.num_rows()).ok();
                 let bytes = u64::try_from(group.total_byte_size()).ok();
-                let most = blob.len().saturating_mul(LARGEST_RATIO).max(SMALL);
+                let most = blob.len().saturating_mul(MAX_COMPRESSION_RATIO).max(MIN_DECODED_LIMIT);
                 let fits = bytes.is_some_and(|bytes| bytes <= most);
                 let sum = more.and_then(|more| rows.checked_add(more)).filter(|_| fits);
-                let sum = sum.filter(|&rows| rows <= blob.len().saturating_mul(DENSEST));
-                rows = sum.ok_or("its footer tells of more than it can hold")?;
+                let sum = sum.filter(|&rows| rows <= blob.len().saturating_mul(MAX_ROWS_PER_BYTE));
+                rows = sum.ok_or("the footer declares more data than the file can contain")?;
                 ends.push(rows);
             }
             Ok(Self { reader, ends })
@@ -64,42 +65,42 @@ impl Table {
         self.ends.last().copied().unwrap_or(0)
     }
 
-    /// Number of the row group with the row of that key, and the row's number in it.
-    pub fn place(&self, key: &str) -> Option<(usize, usize)> {
+    /// Returns the row group and the row within it of the example `key`.
+    pub fn locate(&self, key: &str) -> Option<(usize, usize)> {
         let row = key.parse::<u64>().ok()?.checked_sub(1)?;
         let group = self.ends.partition_point(|&end| end <= row);
         let start = if group == 0 { 0 } else { self.ends[group - 1] };
         (group < self.ends.len()).then_some((group, (row - start) as usize))
     }
 
-    /// Where in the shard the row group is that has the row of that key.
+    /// Returns the byte range of the row group of the example `key`.
     pub fn range(&self, key: &str) -> Option<(u64, u64)> {
-        let group = self.reader.metadata().row_group(self.place(key)?.0);
+        let group = self.reader.metadata().row_group(self.locate(key)?.0);
         let columns = group.columns().iter().map(|column| column.byte_range());
         let ranges = columns.map(|(start, len)| (start, start.saturating_add(len)));
         ranges.reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
     }
 
-    /// Decodes a row group, and says how many bytes it takes.
+    /// Decodes a row group; returns its rows and their memory in bytes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The cause if it cannot be decoded.
     pub fn row_group(&self, number: usize) -> Result<(Rows, u64), String> {
-        guarded(|| {
+        catch_panic(|| {
             let failed = |error| format!("row group {number}: {}", one_line(&error));
             let group = self.reader.get_row_group(number).map_err(failed)?;
             let (mut rows, mut bytes) = (Vec::new(), 0);
             for row in group.get_row_iter(None).map_err(failed)? {
                 let mut fields = Vec::new();
                 flatten("", row.map_err(failed)?, &mut fields);
-                bytes += fields.iter().map(|(name, value)| weight(name, value)).sum::<u64>();
+                bytes += fields.iter().map(|(name, value)| memory_bytes(name, value)).sum::<u64>();
                 rows.push(fields);
             }
             Ok((rows, bytes))
         })
     }
 
-    /// Names of the fields that rows can have.
+    /// Returns the names of the fields that rows can have.
     pub fn columns(&self) -> Vec<String> {
         let mut names = Vec::new();
         for column in self.reader.metadata().file_metadata().schema().get_fields() {
@@ -108,7 +109,7 @@ impl Table {
         names
     }
 
-    /// What the numbers of a column mean, as Hugging Face notes it.
+    /// Returns the class names of a `ClassLabel` column, from Hugging Face's metadata.
     pub fn classes(&self, column: &str) -> Option<Vec<String>> {
         let notes = self.reader.metadata().file_metadata().key_value_metadata()?;
         let note = notes.iter().find(|note| note.key == "huggingface")?.value.as_deref()?;
@@ -118,10 +119,10 @@ impl Table {
     }
 }
 
-/// Finds the rows of a shard; `found` says whether to go on.
+/// Passes the rows of a shard to `found`, until it returns false.
 ///
 /// # Errors
-/// What is wrong with the footer.
+/// The cause if the footer is invalid.
 pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
     let rows = Table::open(blob)?.rows();
     (1..=rows).all(|row| found(Entry { key: row.to_string(), ..Entry::default() }));
@@ -189,7 +190,7 @@ fn json(field: &Field) -> Json {
             let pair = |(name, value): (&String, &Field)| (name.clone(), json(value));
             Json::Object(row.get_column_iter().map(pair).collect())
         }
-        other => text(other).into(), // times, decimal numbers
+        other => text(other).into(), // timestamps, decimals
     }
 }
 
@@ -200,7 +201,7 @@ fn text(field: &Field) -> String {
     }
 }
 
-fn weight(name: &str, value: &Value) -> u64 {
+fn memory_bytes(name: &str, value: &Value) -> u64 {
     let content = match value {
         Value::Bytes(bytes) => bytes.len(),
         Value::Text(text) => text.len(),
@@ -210,24 +211,24 @@ fn weight(name: &str, value: &Value) -> u64 {
     (size_of::<(String, Value)>() + name.len() + content) as u64
 }
 
-/// A file's bytes may be anything: should the decoder panic, that is the file's error.
-fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+/// Converts a panic of the decoder into an error: the file may contain anything.
+fn catch_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(format!("the decoder gave up on its content ({})", message(panic.as_ref())))
+        Err(format!("the Parquet decoder panicked ({})", message(panic.as_ref())))
     })
 }
 
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    text.and_then(|text| text.lines().next()).unwrap_or("no message")
+    text.and_then(|text| text.lines().next()).unwrap_or("unknown panic")
 }
 
 fn one_line(error: &ParquetError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// A blob as the decoder reads it.
+/// Adapts a blob to the decoder.
 struct Chunks(Arc<Blob>);
 
 impl Length for Chunks {
@@ -245,6 +246,6 @@ impl ChunkReader for Chunks {
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
         let failed = |error| ParquetError::EOF(format!("at byte {start}: {error}"));
-        self.0.range(start, length as u64).map(Bytes::from).map_err(failed)
+        self.0.read_range(start, length as u64).map(Bytes::from).map_err(failed)
     }
 }

@@ -1,4 +1,4 @@
-//! All examples of a list of shards, by number.
+//! Random access to all examples of a list of shards.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,117 +6,50 @@ use std::sync::{Arc, Mutex};
 use std::{fmt, fs};
 
 use crc32c::crc32c;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::blob::Blob;
-use crate::build::build;
+use crate::build::{Progress, build};
 use crate::cache::Cache;
+use crate::config::SourceConfig;
 use crate::example::{Example, Field, Fields};
 use crate::index::{Entry, Index, Kind};
-use crate::lru::Lru;
+use crate::lru::CostLru;
 use crate::parquet::{Rows, Table};
-use crate::places::{self, Format, Shard, is_remote};
 use crate::remote::Stores;
-use crate::{Error, Result, jsonl, tar};
+use crate::shard::{Format, Shard, is_remote};
+use crate::{Error, Result, jsonl, locations, tar};
 
-/// Shards that are kept open.
-const OPEN: u64 = 64;
+/// Maximum number of open shards.
+const MAX_OPEN_SHARDS: u64 = 64;
 
-/// Requests that [`Source::prefetch`] makes at once.
-const REQUESTS: usize = 17;
+/// Maximum number of concurrent requests of [`Source::prefetch`], plus one.
+const PREFETCH_THREADS: usize = 17;
 
-/// Where shards are, and what may be spent on reading them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceConfig {
-    /// Folders (with shards anywhere below), files, names with `{000..017}`, `{a,b}`, `*` and `?`, or
-    /// `.txt` and `.list` files that name one of these a line, relative to themselves. On this machine, or
-    /// behind `s3://BUCKET/`, `gs://BUCKET/`, `az://CONTAINER/` or `https://`; the last cannot list folders
-    /// or stars.
-    pub shards: Vec<String>,
-    /// Bytes on disk of what is kept of shards, for all processes that share the folder: blocks of those
-    /// that are read over a network, and in whole those that are compressed as a whole.
-    pub cache_bytes: u64,
-    /// Bytes that are asked for at once over a network.
-    pub block_bytes: u64,
-    /// How long an answer over a network may take.
-    pub timeout_seconds: u64,
-    /// How often a request that failed is made again, after 0.1 s, 0.2 s, … and at most 20 s.
-    pub retries: u32,
-    /// Bytes in memory of decoded row groups of Parquet; the newest is kept whatever its size.
-    pub memory_bytes: u64,
-}
-
-impl Default for SourceConfig {
-    /// No shards, 32 GiB of disk and 1 GiB of memory, blocks of 4 MiB, a minute, 8 times.
-    fn default() -> Self {
-        Self {
-            shards: Vec::new(),
-            cache_bytes: 32 << 30,
-            block_bytes: 4 << 20,
-            timeout_seconds: 60,
-            retries: 8,
-            memory_bytes: 1 << 30,
-        }
-    }
-}
-
-impl SourceConfig {
-    /// What can be checked without looking at shards.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn validate(&self) -> Result<()> {
-        if self.shards.is_empty() {
-            return Err(Error::config("shards", "name at least one place where shards are"));
-        }
-        if !(1 << 12..=1 << 30).contains(&self.block_bytes) {
-            return Err(Error::config("block_bytes", "must be from 4096 to 2^30"));
-        }
-        if self.cache_bytes < self.block_bytes {
-            return Err(Error::config("cache_bytes", "must be at least block_bytes"));
-        }
-        if self.timeout_seconds == 0 {
-            return Err(Error::config("timeout_seconds", "must be at least 1"));
-        }
-        Ok(())
-    }
-}
-
-/// How far the making of an index has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Shards looked through.
-    pub shards: usize,
-    /// Shards in all.
-    pub total: usize,
-    /// Examples found.
-    pub examples: u64,
-}
-
-/// The examples of a list of shards, found once and then read by number from any thread.
+/// The examples of a list of shards: indexed once, then read by index from any thread.
 pub struct Source {
     index: Index,
     stores: Arc<Stores>,
     cache: Arc<Cache>,
-    open: Lru<u32, Opened>,
-    groups: Lru<(u32, usize), Rows>,
+    open: CostLru<u32, Opened>,
+    groups: CostLru<(u32, usize), Rows>,
 }
 
 struct Opened {
     blob: Arc<Blob>,
-    /// Of Parquet, its footer.
+    /// Footer of a Parquet shard.
     table: Option<Table>,
 }
 
 impl Source {
-    /// Lists the shards, and looks through them unless the index in the folder `cache` is of just these:
-    /// the same names, sizes and times of change, in the same order.
+    /// Lists the shards and opens their index in the directory `cache`, or builds it.
+    ///
+    /// The index is reused if the shards' names, sizes, modification times and order are unchanged.
     ///
     /// # Errors
-    /// [`Error::Config`] if no place is named; [`Error::Shard`] if one holds no shard or a shard is
-    /// broken or cut off; [`Error::Io`] if something cannot be read, or the index not be written.
+    /// [`Error::Config`] if the settings are invalid; [`Error::Shard`] if a location has no shards
+    /// or a shard is invalid or truncated; [`Error::Io`] if a file cannot be read or the index
+    /// cannot be written.
     pub fn open(
         config: &SourceConfig,
         cache: &Path,
@@ -124,7 +57,7 @@ impl Source {
     ) -> Result<Self> {
         config.validate()?;
         let stores = Arc::new(Stores::new(config));
-        let shards = places::shards(&config.shards, &stores)?;
+        let shards = locations::list_shards(&config.shards, &stores)?;
         let path = cache.join(index_name(&config.shards));
         let cache = Arc::new(Cache::new(cache.join("pieces"), config.cache_bytes));
         let index = match Index::open(&path, &shards) {
@@ -132,32 +65,32 @@ impl Source {
             None => build(&path, &shards, &stores, &cache, progress)?,
         };
         if index.examples == 0 {
-            let reason = format!("no example in {} shards", index.shards.len());
+            let reason = format!("no examples in {} shards", index.shards.len());
             return Err(Error::shard(config.shards.join(", "), reason));
         }
-        let (open, groups) = (Lru::new(OPEN), Lru::new(config.memory_bytes));
+        let (open, groups) = (CostLru::new(MAX_OPEN_SHARDS), CostLru::new(config.memory_bytes));
         Ok(Self { index, stores, cache, open, groups })
     }
 
-    /// How many examples there are, at least one.
-    #[expect(clippy::len_without_is_empty, reason = "it never is")]
+    /// Returns the number of examples, at least one.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.index.examples as usize
     }
 
-    /// What to call an example in a message: its shard and its key. It does not depend on where the
-    /// shards lie.
+    /// Returns an example's name for messages: its shard and key, independent of the shards'
+    /// location.
     ///
     /// # Panics
-    /// If there are not so many; so does everything that takes an `index`.
+    /// If `index` is out of range, as all methods that take an `index`.
     pub fn name(&self, index: usize) -> String {
         match self.index.entry(index as u64) {
             Ok(entry) => format!("{}/{}", self.shard(&entry).name, entry.key),
-            Err(_) => format!("example {index}"), // reading it tells what is wrong
+            Err(_) => format!("example {index}"), // reading it returns the error
         }
     }
 
-    /// What fields an example has, without reading them; those of Parquet that it can have.
+    /// Returns an example's fields without reading them; for Parquet, the columns.
     ///
     /// # Errors
     /// If the index, or a Parquet shard's footer, cannot be read.
@@ -172,8 +105,8 @@ impl Source {
         Ok(parts.map(|part| Field { name: part.name, size: Some(part.size) }).collect())
     }
 
-    /// What the numbers in a column of classes mean, if the first shard is Parquet whose writer noted it as
-    /// Hugging Face's `ClassLabel` does.
+    /// Returns the class names of a column, if the first shard is Parquet with a Hugging Face
+    /// `ClassLabel`.
     ///
     /// # Errors
     /// If the shard's footer cannot be read.
@@ -184,9 +117,11 @@ impl Source {
         Ok(self.opened(0)?.table.as_ref().and_then(|table| table.classes(column)))
     }
 
-    /// The number of an example's shard, and the example's path, without the name of a field: its key in a tar
-    /// shard; else, since keys are numbers of lines and rows, that below the shard's name.
-    pub(crate) fn place(&self, index: usize) -> Result<(u32, String)> {
+    /// Returns the index of an example's shard, and the example's path without a field.
+    ///
+    /// The path is the key in a tar shard; otherwise keys are line or row numbers, and the shard's
+    /// name is prepended.
+    pub(crate) fn shard_and_path(&self, index: usize) -> Result<(u32, String)> {
         let entry = self.index.entry(index as u64)?;
         let Shard { name, format, .. } = self.shard(&entry);
         match format {
@@ -197,12 +132,12 @@ impl Source {
         }
     }
 
-    /// What messages call a shard.
+    /// Returns a shard's name for messages.
     pub(crate) fn shard_name(&self, shard: u32) -> &str {
         &self.index.shards[shard as usize].name
     }
 
-    /// Another number when the shard was changed.
+    /// Returns a number that changes when the shard changes.
     pub(crate) fn shard_stamp(&self, shard: u32) -> u64 {
         let Shard { stamp, tag, .. } = &self.index.shards[shard as usize];
         crc32c(format!("{stamp} {tag:?}").as_bytes()).into()
@@ -211,20 +146,20 @@ impl Source {
     /// Reads an example.
     ///
     /// # Errors
-    /// [`Error::Shard`] that names shard and example if it is not what the index says, or no JSON;
-    /// [`Error::Io`] if the shard cannot be opened.
+    /// [`Error::Shard`] with the shard and key if the example does not match the index or is not
+    /// valid JSON; [`Error::Io`] if the shard cannot be opened.
     pub fn read(&self, index: usize) -> Result<Example> {
         self.read_some(index, &|_| true)
     }
 
-    /// Reads the fields of an example whose names are `wanted`; of a row, all.
+    /// Reads the fields of an example whose names are `wanted`; of a Parquet row, all fields.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// As for [`read`](Self::read).
     pub fn read_some(&self, index: usize, wanted: &dyn Fn(&str) -> bool) -> Result<Example> {
         let mut entry = self.index.entry(index as u64)?;
-        // Reading what is broken tells why.
-        entry.parts.retain(|part| part.kind == Kind::Broken || wanted(&part.name));
+        // Reading an invalid part returns the cause.
+        entry.parts.retain(|part| part.kind == Kind::Invalid || wanted(&part.name));
         let shard = self.shard(&entry);
         let opened = self.opened(entry.shard)?;
         let fields = match (&opened.table, shard.format) {
@@ -239,13 +174,15 @@ impl Source {
         }
     }
 
-    /// Has what these examples need fetched, all of it at once, if it is far away and not in the cache yet: one who
-    /// is going to read them waits once and not for each. What goes wrong is told by [`read`](Self::read).
+    /// Fetches the remote blocks that these examples need and the cache lacks, concurrently.
+    ///
+    /// Later reads of a batch then wait once instead of once per example. Errors are ignored here;
+    /// [`read`](Self::read) returns them.
     pub fn prefetch(&self, indices: &[usize]) {
         let mut wanted = BTreeMap::new();
         for &index in indices {
             let Ok(entry) = self.index.entry(index as u64) else { continue };
-            if !is_remote(&self.shard(&entry).place) {
+            if !is_remote(&self.shard(&entry).location) {
                 continue;
             }
             let Ok(opened) = self.opened(entry.shard) else { continue };
@@ -267,13 +204,13 @@ impl Source {
                 }
             }
         };
-        let threads = REQUESTS.min(indices.len());
+        let threads = PREFETCH_THREADS.min(indices.len());
         std::thread::scope(|scope| (1..threads).for_each(|_| drop(scope.spawn(work))));
     }
 
     fn row(&self, table: &Table, entry: &Entry) -> std::result::Result<Fields, String> {
-        let changed = || "is not there: the shard has changed".to_owned();
-        let (group, row) = table.place(&entry.key).ok_or_else(changed)?;
+        let changed = || "the row does not exist; the shard has changed".to_owned();
+        let (group, row) = table.locate(&entry.key).ok_or_else(changed)?;
         let rows = self.groups.get((entry.shard, group), || table.row_group(group))?;
         rows.get(row).cloned().ok_or_else(changed)
     }
@@ -303,15 +240,15 @@ impl fmt::Debug for Source {
     }
 }
 
-/// The same places have the same index file, which is made again when the shards there change.
-fn index_name(places: &[String]) -> String {
+/// Returns the index file name of a list of locations.
+fn index_name(locations: &[String]) -> String {
     let mut digest = Sha256::new();
-    for place in places {
-        // Whence it is named must not matter.
-        let whole = fs::canonicalize(place).map(|path| path.to_string_lossy().into_owned());
-        let place = whole.unwrap_or_else(|_| place.clone());
-        digest.update((place.len() as u64).to_le_bytes());
-        digest.update(place);
+    for location in locations {
+        // Relative and absolute paths share an index.
+        let absolute = fs::canonicalize(location).map(|path| path.to_string_lossy().into_owned());
+        let location = absolute.unwrap_or_else(|_| location.clone());
+        digest.update((location.len() as u64).to_le_bytes());
+        digest.update(location);
     }
     let hex: String = digest.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("shards-{hex}.index")

@@ -1,7 +1,7 @@
-//! Tar shards as WebDataset writes them: consecutive files with the same path up to the first dot of
-//! the base name are one example, what follows the dot is the field.
+//! Tar shards in WebDataset format: consecutive files with the same path up to the first dot of the
+//! base name are one example; the rest of the name is the field.
 //!
-//! Nothing is ever unpacked to a path that an archive names.
+//! Nothing is extracted to paths named by an archive.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -12,28 +12,28 @@ use crate::blob::{Blob, Cursor};
 use crate::example::{Fields, Value};
 use crate::index::{Entry, Kind, Part};
 
-/// A sparse file may be this large, most of which the archive does not hold.
-const LARGEST_SPARSE: u64 = 1 << 27;
+/// Maximum size of a sparse file, most of which the archive does not contain.
+const MAX_SPARSE_BYTES: u64 = 1 << 27;
 
-/// Finds the examples of a shard; `found` says whether to go on.
+/// Passes the examples of a shard to `found`, until it returns false.
 ///
 /// # Errors
-/// What is wrong, and at which byte.
+/// The cause and byte offset if the shard is truncated or invalid.
 pub(crate) fn scan(blob: &Arc<Blob>, found: &mut dyn FnMut(Entry) -> bool) -> Result<(), String> {
     let mut cursor = Cursor::new(blob, 0);
     let mut end = 0;
     let scanned = members(&mut cursor, &mut end, blob.len(), found);
-    let place = cursor.place();
+    let offset = cursor.offset();
     match scanned {
         Ok(true) if cursor.at_end => Err(format!(
-            "ends at byte {place} without a tar's end mark: it is cut off, pack it again"
+            "truncated at byte {offset}: the end-of-archive marker is missing; pack it again"
         )),
         Ok(_) => Ok(()),
         Err(reason) => Err(format!("at byte {end}: {reason}")),
     }
 }
 
-/// Whether all were found; `end` is where the last good member's content ends.
+/// Returns true if all members were visited. `end` is set to the end of the last valid member.
 fn members(
     cursor: &mut Cursor,
     end: &mut u64,
@@ -46,7 +46,7 @@ fn members(
         let mut member = member.map_err(|e| e.to_string())?;
         let kind = member.header().entry_type();
         if !(kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse()) {
-            continue; // folders, links, what concerns all of the archive
+            continue; // directories, links, global headers
         }
         let path = String::from_utf8_lossy(&member.path_bytes()).into_owned();
         let size = member.size();
@@ -57,14 +57,14 @@ fn members(
         };
         if !sparse && start.checked_add(size).is_none_or(|end| end > len) {
             return Err(format!(
-                "{path} has {size} bytes, which the shard does not: it is cut off"
+                "{path} has {size} bytes, which exceeds the shard: it is truncated"
             ));
         }
-        if sparse && size > LARGEST_SPARSE {
-            return Err(format!("{path} is sparse and of {size} bytes: pack it as a plain file"));
+        if sparse && size > MAX_SPARSE_BYTES {
+            return Err(format!("{path} is sparse with {size} bytes; pack it as a plain file"));
         }
         if is_pax_sparse(&mut member) {
-            return Err(format!("{path} is sparse: pack it as a plain file"));
+            return Err(format!("{path} is sparse; pack it as a plain file"));
         }
         *end = if sparse { start } else { start + size };
         let Some((key, field)) = split(&path) else { continue };
@@ -75,38 +75,38 @@ fn members(
         }
         let entry = open.get_or_insert_with(|| Entry { key: key.into(), ..Entry::default() });
         if entry.parts.iter().any(|part| part.name == field) {
-            return Err(format!("{path} is there twice in a row"));
+            return Err(format!("{path} is a duplicate field; rename one of the files"));
         }
         entry.parts.push(Part { name: field, start, size, kind });
     }
     Ok(open.is_none_or(found))
 }
 
-/// Holes as PAX archives tell of them: the content begins with a list that is not the file's.
+/// Returns true for PAX sparse files, whose content begins with a map of holes.
 fn is_pax_sparse(member: &mut ::tar::Entry<impl Read>) -> bool {
     let Ok(Some(extensions)) = member.pax_extensions() else { return false };
     extensions.flatten().any(|extension| extension.key_bytes().starts_with(b"GNU.sparse"))
 }
 
-/// Key and field of a path; files without either, and WebDataset's own notes, belong to no example.
+/// Splits a path into key and field; `None` without either, and for WebDataset's metadata files.
 fn split(path: &str) -> Option<(&str, String)> {
     let base = path.rfind('/').map_or(0, |slash| slash + 1);
     let dot = base + path[base..].find('.')?;
     let (key, field) = (&path[..dot], &path[dot + 1..]);
-    let note = path.starts_with("__") && path.ends_with("__");
-    (dot > base && !field.is_empty() && !note).then(|| (key, field.to_lowercase()))
+    let is_metadata = path.starts_with("__") && path.ends_with("__");
+    (dot > base && !field.is_empty() && !is_metadata).then(|| (key, field.to_lowercase()))
 }
 
-/// Reads the fields of an example, in one piece where they lie side by side.
+/// Reads the fields of an example, the plain ones with a single read.
 ///
 /// # Errors
-/// What is wrong, and at which byte.
+/// The cause and byte offset.
 pub(crate) fn read(blob: &Arc<Blob>, entry: &Entry) -> Result<Fields, String> {
     let plain = || entry.parts.iter().filter(|part| part.kind == Kind::Plain);
     let start = plain().map(|part| part.start).min().unwrap_or(0);
     let end = plain().map(|part| part.start.saturating_add(part.size)).max().unwrap_or(0);
     let failed = |at: u64| move |error: std::io::Error| format!("at byte {at}: {error}");
-    let all = Bytes::from(blob.range(start, end - start).map_err(failed(start))?);
+    let all = Bytes::from(blob.read_range(start, end - start).map_err(failed(start))?);
     let mut fields = Vec::with_capacity(entry.parts.len());
     for part in &entry.parts {
         let bytes = if part.kind == Kind::Sparse {
@@ -124,7 +124,7 @@ fn sparse(blob: &Arc<Blob>, part: &Part) -> std::io::Result<Bytes> {
     let mut archive = ::tar::Archive::new(Cursor::new(blob, part.start));
     let mut member = archive.entries()?.next().ok_or(std::io::ErrorKind::UnexpectedEof)??;
     let mut bytes = Vec::new();
-    member.by_ref().take(LARGEST_SPARSE).read_to_end(&mut bytes)?;
+    member.by_ref().take(MAX_SPARSE_BYTES).read_to_end(&mut bytes)?;
     match bytes.len() as u64 == part.size {
         true => Ok(bytes.into()),
         false => Err(std::io::ErrorKind::UnexpectedEof.into()),
@@ -136,7 +136,7 @@ mod tests {
     use super::split;
 
     #[test]
-    fn keys_and_fields_are_webdatasets() {
+    fn splits_paths_like_webdataset() {
         let of = |path| split(path).map(|(key, field)| format!("{key} {field}"));
         assert_eq!(of("utt17.flac").as_deref(), Some("utt17 flac"));
         assert_eq!(of("a.b/utt17.seg.PNG").as_deref(), Some("a.b/utt17 seg.png"));

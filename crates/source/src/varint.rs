@@ -1,4 +1,4 @@
-//! Numbers of as few bytes as they need, 7 bits each, the lowest first.
+//! Variable-length integers: LEB128, 7 bits a byte, least significant first.
 
 pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
@@ -8,7 +8,7 @@ pub(crate) fn put(out: &mut Vec<u8>, mut number: u64) {
     out.push(number as u8);
 }
 
-/// Small numbers of either sign are short.
+/// Writes a signed number, zigzag-encoded: small absolute values are short.
 pub(crate) fn put_signed(out: &mut Vec<u8>, number: i64) {
     put(out, (number << 1 ^ number >> 63) as u64);
 }
@@ -18,7 +18,7 @@ pub(crate) fn put_str(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// What is left to read; `None` where it ends too early or is none of ours.
+/// Reads encoded values from a slice; methods return `None` for truncated or invalid input.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bytes<'a>(&'a [u8]);
 
@@ -45,7 +45,7 @@ impl<'a> Bytes<'a> {
         Some((number >> 1) as i64 ^ -((number & 1) as i64))
     }
 
-    /// Bytes that stand behind their count.
+    /// Reads a length-prefixed byte string.
     pub fn record(&mut self) -> Option<&'a [u8]> {
         let len = usize::try_from(self.number()?).ok()?;
         let (record, rest) = self.0.split_at_checked(len)?;
@@ -66,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_put_is_read(numbers in prop::collection::vec(any::<u64>(), 0..20), text in ".*") {
+        fn round_trips(numbers in prop::collection::vec(any::<u64>(), 0..20), text in ".*") {
             let mut out = Vec::new();
             for &number in &numbers {
                 put(&mut out, number);
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn small_numbers_are_short() {
+    fn length_grows_with_value() {
         for (number, len) in [(0, 1), (127, 1), (128, 2), (1 << 35, 6), (u64::MAX, 10)] {
             let mut out = Vec::new();
             put(&mut out, number);

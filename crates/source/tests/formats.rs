@@ -1,4 +1,4 @@
-//! Shards of every format, as other programs write them, hold what Python reads out of them.
+//! Reads fixtures of every format, written by other programs, and compares with what Python reads.
 
 mod support;
 
@@ -8,18 +8,18 @@ use std::io::Write;
 use data2vec_source::{Source, SourceConfig, Value};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use support::{all, config, error, expected, fixture, open, told};
+use support::{all, config, error, expected, fixture, open, summarize};
 use tempfile::tempdir;
 
 #[test]
-fn shards_of_other_programs_hold_what_python_reads() {
-    let cache = tempdir().expect("space");
+fn fixtures_match_what_python_reads() {
+    let cache = tempdir().expect("writable");
     let expected = expected();
     assert_eq!(expected.len(), 14);
     for (name, expected) in expected {
         let source = open(&[&fixture(&name)], cache.path()).expect("a shard");
         let examples = all(&source);
-        let found: Vec<_> = examples.iter().map(told).collect();
+        let found: Vec<_> = examples.iter().map(summarize).collect();
         assert_eq!(found, expected, "{name}");
         for (index, example) in examples.iter().enumerate() {
             assert_eq!(source.name(index), format!("{name}/{}", example.key));
@@ -34,24 +34,24 @@ fn shards_of_other_programs_hold_what_python_reads() {
 }
 
 #[test]
-fn formats_go_together_and_threads_read_the_same() {
-    let cache = tempdir().expect("space");
+fn mixed_formats_read_the_same_from_several_threads() {
+    let cache = tempdir().expect("writable");
     let names: Vec<String> = expected().into_keys().collect();
-    let places: Vec<_> = names.iter().map(|name| fixture(name)).collect();
-    let places: Vec<_> = places.iter().map(|place| place.as_path()).collect();
-    // So little memory and disk that hardly anything is kept.
+    let paths: Vec<_> = names.iter().map(|name| fixture(name)).collect();
+    let paths: Vec<_> = paths.iter().map(|path| path.as_path()).collect();
+    // Small caches, so that nearly every read is a miss.
     let config =
-        SourceConfig { memory_bytes: 1, cache_bytes: 40_000, block_bytes: 4096, ..config(&places) };
+        SourceConfig { memory_bytes: 1, cache_bytes: 40_000, block_bytes: 4096, ..config(&paths) };
     let source = Source::open(&config, cache.path(), &mut |_| ()).expect("shards");
-    let alone = all(&source);
-    assert_eq!(alone.len(), expected().into_values().flatten().count());
+    let expected_examples = all(&source);
+    assert_eq!(expected_examples.len(), expected().into_values().flatten().count());
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (source, alone) = (&source, &alone);
+            let (source, expected_examples) = (&source, &expected_examples);
             scope.spawn(move || {
-                for step in 0..3 * alone.len() {
-                    let index = (step * 31 + thread * 7) % alone.len();
-                    assert_eq!(source.read(index).expect("an example"), alone[index]);
+                for step in 0..3 * expected_examples.len() {
+                    let index = (step * 31 + thread * 7) % expected_examples.len();
+                    assert_eq!(source.read(index).expect("an example"), expected_examples[index]);
                 }
             });
         }
@@ -63,8 +63,8 @@ fn formats_go_together_and_threads_read_the_same() {
 }
 
 #[test]
-fn values_are_what_a_reader_of_the_field_wants() {
-    let cache = tempdir().expect("space");
+fn values_convert_to_text_and_numbers() {
+    let cache = tempdir().expect("writable");
     let hub = open(&[&fixture("hub.parquet")], cache.path()).expect("a shard");
     let names = ["cat", "dog", "owl"].map(str::to_owned).to_vec();
     assert_eq!(hub.classes("label").expect("a footer"), Some(names));
@@ -87,32 +87,32 @@ fn values_are_what_a_reader_of_the_field_wants() {
     let example = lines.read(4).expect("a line");
     assert_eq!(example.get("seconds").and_then(Value::number), Some(0.5));
     assert_eq!(example.get("seconds").and_then(Value::integer), None);
-    assert_eq!(lines.name(11), "rows.jsonl/13"); // a line is blank
+    assert_eq!(lines.name(11), "rows.jsonl/13"); // one line is blank
 }
 
 #[test]
-fn a_broken_line_is_an_example_that_cannot_be_read() {
-    let (cache, folder) = (tempdir().expect("space"), tempdir().expect("space"));
+fn invalid_line_is_an_unreadable_example() {
+    let (cache, folder) = (tempdir().expect("writable"), tempdir().expect("writable"));
     let path = folder.path().join("a.jsonl");
     fs::write(&path, "{\"text\": \"a\"}\n[1]\n{\"text\": \n{\"text\": \"\\ud800\"}\n{\"t\": 1}")
-        .expect("space");
+        .expect("writable");
     let source = open(&[&path], cache.path()).expect("a shard");
     assert_eq!(source.len(), 5);
     assert_eq!(source.read(0).expect("a line").get("text").and_then(Value::text), Some("a"));
     assert_eq!(source.read(4).expect("a line").get("t").and_then(Value::integer), Some(1));
-    for (index, says) in [(1, "no JSON object"), (2, "no JSON object"), (3, "hex escape")] {
-        let error = source.read(index).expect_err("a broken line").to_string();
+    for (index, cause) in [(1, "not a JSON object"), (2, "not a JSON object"), (3, "hex escape")] {
+        let error = source.read(index).expect_err("an invalid line").to_string();
         let name = format!("a.jsonl/{}: ", index + 1);
-        assert!(error.starts_with(&name) && error.contains(says), "{error}");
+        assert!(error.starts_with(&name) && error.contains(cause), "{error}");
     }
-    fs::write(&path, "{\"text\": \"a\"}\n{\"text\": \"b").expect("space");
-    let cut = error(&[&path], cache.path());
-    assert!(cut.starts_with("a.jsonl: ends in the middle of line 2"), "{cut}");
+    fs::write(&path, "{\"text\": \"a\"}\n{\"text\": \"b").expect("writable");
+    let truncated = error(&[&path], cache.path());
+    assert!(truncated.starts_with("a.jsonl: ends in the middle of line 2"), "{truncated}");
 }
 
 #[test]
-fn compressed_shards_are_unpacked_within_the_bound_or_refused() {
-    let (cache, folder) = (tempdir().expect("space"), tempdir().expect("space"));
+fn compressed_shards_are_unpacked_within_the_cache_capacity() {
+    let (cache, folder) = (tempdir().expect("writable"), tempdir().expect("writable"));
     let path = folder.path().join("a.jsonl.gz");
     let pack = |text: &[u8]| {
         let mut out = GzEncoder::new(Vec::new(), Compression::fast());
@@ -121,25 +121,28 @@ fn compressed_shards_are_unpacked_within_the_bound_or_refused() {
     };
     let text = "{\"text\": \"a\"}\n".repeat(10_000);
     let packed = pack(text.as_bytes());
-    fs::write(&path, &packed[..packed.len() / 2]).expect("space");
-    let cut = error(&[&path], cache.path());
-    assert!(cut.starts_with("a.jsonl.gz: cannot be unpacked: "), "{cut}");
+    fs::write(&path, &packed[..packed.len() / 2]).expect("writable");
+    let truncated = error(&[&path], cache.path());
+    assert!(truncated.starts_with("a.jsonl.gz: cannot be unpacked: "), "{truncated}");
     let mut bad = packed.clone();
-    let end = bad.len() - 6; // in the checksum
+    let end = bad.len() - 6; // within the checksum
     bad[end] ^= 1;
-    fs::write(&path, bad).expect("space");
+    fs::write(&path, bad).expect("writable");
     let damaged = error(&[&path], cache.path());
     assert!(damaged.starts_with("a.jsonl.gz: cannot be unpacked: "), "{damaged}");
-    fs::write(&path, packed).expect("space");
+    fs::write(&path, packed).expect("writable");
     let small = SourceConfig { cache_bytes: 5000, block_bytes: 4096, ..config(&[&path]) };
     let large = Source::open(&small, cache.path(), &mut |_| ()).map(|_| ()).expect_err("too large");
-    assert!(large.to_string().contains("more than the cache's 5000 bytes: allow more"), "{large}");
+    assert!(
+        large.to_string().contains("more than the cache's 5000 bytes; increase cache_bytes"),
+        "{large}"
+    );
     let pieces = || fs::read_dir(cache.path().join("pieces")).expect("a folder").count();
-    assert_eq!(pieces(), 0, "what failed leaves nothing");
+    assert_eq!(pieces(), 0, "failures leave no files");
 
     let source = open(&[&path], cache.path()).expect("a shard");
-    assert_eq!((source.len(), pieces()), (10_000, 2)); // and the sum
-    // Whatever happens to the cache, it is made again.
+    assert_eq!((source.len(), pieces()), (10_000, 2)); // and the file with the total
+    // A deleted cache is rebuilt.
     drop(source);
     fs::remove_dir_all(cache.path().join("pieces")).expect("a folder");
     let source = open(&[&path], cache.path()).expect("a shard");
@@ -147,19 +150,19 @@ fn compressed_shards_are_unpacked_within_the_bound_or_refused() {
 }
 
 #[test]
-fn parquet_that_is_cut_off_or_damaged_is_an_error_that_names_it() {
-    let (cache, folder) = (tempdir().expect("space"), tempdir().expect("space"));
+fn truncated_or_damaged_parquet_is_an_error_with_its_name() {
+    let (cache, folder) = (tempdir().expect("writable"), tempdir().expect("writable"));
     let path = folder.path().join("a.parquet");
     let good = fs::read(fixture("zstd.parquet")).expect("a file");
     for len in (0..good.len()).step_by(97) {
-        fs::write(&path, &good[..len]).expect("space");
+        fs::write(&path, &good[..len]).expect("writable");
         let error = error(&[&path], cache.path());
         assert!(error.starts_with("a.parquet: "), "{error}");
     }
     for at in (0..good.len()).step_by(41) {
         let mut bad = good.clone();
         bad[at] ^= 0x55;
-        fs::write(&path, &bad).expect("space");
+        fs::write(&path, &bad).expect("writable");
         let Ok(source) = open(&[&path], cache.path()) else { continue };
         for index in 0..source.len().min(20) {
             if let Err(error) = source.read(index) {

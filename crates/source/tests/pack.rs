@@ -1,4 +1,4 @@
-//! What was packed from a folder is read as that folder.
+//! Packed directories read like the original directory.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,11 +8,11 @@ use std::sync::Mutex;
 use data2vec_source::{Files, Packer, Progress, key_of, watch_indexing};
 use proptest::prelude::*;
 
-fn pack(folder: &Path, most: u64, files: &[(&str, &[u8])]) {
-    let mut packer = Packer::create(folder, "all", most).unwrap();
+fn pack(folder: &Path, max_bytes: u64, files: &[(&str, &[u8])]) {
+    let mut packer = Packer::create(folder, "all", max_bytes).unwrap();
     for (path, content) in files {
         let (_, field) = path.rsplit_once('.').unwrap();
-        packer.add(&key_of(path, field).unwrap(), &[(field, content), ("txt", b"said")]).unwrap();
+        packer.add(&key_of(path, field).unwrap(), &[(field, content), ("txt", b"label")]).unwrap();
     }
     packer.finish().unwrap();
 }
@@ -22,7 +22,7 @@ fn open(folder: &Path, wanted: &[&str]) -> data2vec_source::Result<Files> {
 }
 
 #[test]
-fn files_have_their_paths_order_and_content() {
+fn files_keep_paths_order_and_content() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("shards");
     let long = format!("{}/{}.wav", "d".repeat(120), "n".repeat(150));
@@ -40,15 +40,16 @@ fn files_have_their_paths_order_and_content() {
         let content = files.iter().find(|(path, _)| *path == found.path(at)).unwrap().1;
         assert_eq!(found.read(at).unwrap(), content);
         assert_eq!(found.stamp(at).unwrap().0, content.len() as u64);
-        assert_eq!(found.told(at, &["text", "txt"]).unwrap().as_deref(), Some("said"));
-        assert_eq!(found.told(at, &["cls"]).unwrap(), None);
+        assert_eq!(found.field(at, &["text", "txt"]).unwrap().as_deref(), Some("label"));
+        assert_eq!(found.field(at, &["cls"]).unwrap(), None);
     }
-    // 1 + 2 headers and contents of 512 bytes, twice, and the end: 5120 bytes are more than one shard's.
+    // Each example is 2 headers and 1 or 2 blocks of 512 bytes: too many for one shard of 4096
+    // bytes.
     assert!(folder.join("all-000001.tar").exists());
 }
 
 #[test]
-fn who_watches_is_told_of_each_index_that_is_made() {
+fn watcher_gets_progress_of_each_built_index() {
     static SEEN: Mutex<Vec<Progress>> = Mutex::new(Vec::new());
     watch_indexing(|progress| SEEN.lock().unwrap().push(progress));
     let dir = tempfile::tempdir().unwrap();
@@ -62,11 +63,11 @@ fn who_watches_is_told_of_each_index_that_is_made() {
     assert_eq!(SEEN.lock().unwrap().last(), Some(&end));
     SEEN.lock().unwrap().clear();
     open(&folder, &["wav"]).unwrap();
-    assert!(SEEN.lock().unwrap().is_empty(), "it was there");
+    assert!(SEEN.lock().unwrap().is_empty(), "the index exists");
 }
 
 #[test]
-fn the_same_examples_make_the_same_shards() {
+fn packing_is_deterministic() {
     let dir = tempfile::tempdir().unwrap();
     let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
     let files: Vec<(&str, &[u8])> = vec![("a.wav", b"1"), ("b.wav", b"2")];
@@ -78,7 +79,7 @@ fn the_same_examples_make_the_same_shards() {
 }
 
 #[test]
-fn nothing_is_overwritten_and_unfinished_work_is_made_again() {
+fn create_keeps_existing_files_and_replaces_unfinished_ones() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("shards");
     let mut unfinished = Packer::create(&folder, "all", 1 << 20).unwrap();
@@ -93,7 +94,7 @@ fn nothing_is_overwritten_and_unfinished_work_is_made_again() {
 }
 
 #[test]
-fn keys_that_are_there_twice() {
+fn duplicate_keys_across_shards_get_the_shard_name() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("shards");
     let add = |name: &str, keys: &[&str]| {
@@ -109,11 +110,11 @@ fn keys_that_are_there_twice() {
 
     add("r", &["4", "5", "4"]);
     let error = open(&folder, &["wav"]).unwrap_err().to_string();
-    assert!(error.contains("r/r-000000.tar/4: is there twice"), "{error}");
+    assert!(error.contains("r/r-000000.tar/4: the key is a duplicate"), "{error}");
 }
 
 #[test]
-fn examples_without_the_field_are_named() {
+fn examples_without_the_field_are_listed() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("shards");
     let mut packer = Packer::create(&folder, "all", 1 << 20).unwrap();
@@ -122,47 +123,46 @@ fn examples_without_the_field_are_named() {
     packer.finish().unwrap();
     let found = open(&folder, &["wav"]).unwrap();
     assert_eq!(found.len(), 1);
-    assert_eq!(found.lacking(), ["all-000000.tar/b: has txt, json, none of wav"]);
+    assert_eq!(found.missing(), ["all-000000.tar/b: has txt, json, none of wav"]);
     let error = open(&folder, &["png", "jpg"]).unwrap_err().to_string();
     assert!(
-        error.contains("no example of use: all-000000.tar/a: has wav, none of png, jpg"),
+        error.contains("no usable example: all-000000.tar/a: has wav, none of png, jpg"),
         "{error}"
     );
 }
 
 #[test]
-fn notes_tell_what_fields_do_not() {
+fn field_falls_back_to_json_metadata() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("shards");
     let mut packer = Packer::create(&folder, "all", 1 << 20).unwrap();
-    let notes = br#"{"text": "noted", "label": 7, "list": [1]}"#;
-    packer.add("a", &[("wav", b"1"), ("json", notes), ("cls", b"3")]).unwrap();
+    let metadata = br#"{"text": "from json", "label": 7, "list": [1]}"#;
+    packer.add("a", &[("wav", b"1"), ("json", metadata), ("cls", b"3")]).unwrap();
     packer.add("b", &[("wav", b"1"), ("json", b"no json")]).unwrap();
     packer.finish().unwrap();
     let found = open(&folder, &["wav"]).unwrap();
-    let told = |at, names: &[&str]| found.told(at, names).unwrap();
-    assert_eq!(told(0, &["cls", "label"]).as_deref(), Some("3"));
-    assert_eq!(told(0, &["label"]).as_deref(), Some("7"));
-    assert_eq!(told(0, &["txt", "text"]).as_deref(), Some("noted"));
-    assert_eq!((told(0, &["list"]), told(1, &["text"])), (None, None));
+    let field = |at, names: &[&str]| found.field(at, names).unwrap();
+    assert_eq!(field(0, &["cls", "label"]).as_deref(), Some("3"));
+    assert_eq!(field(0, &["label"]).as_deref(), Some("7"));
+    assert_eq!(field(0, &["txt", "text"]).as_deref(), Some("from json"));
+    assert_eq!((field(0, &["list"]), field(1, &["text"])), (None, None));
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Whatever a folder holds, in whatever sizes of shards.
     #[test]
-    fn any_folder(
+    fn any_directory_round_trips(
         names in proptest::collection::btree_map("[a-c.%]{1,4}(/[a-c.]{1,3}[a-c])?", 0_usize..2_000, 1..12),
-        most in 1_u64..20_000,
+        max_bytes in 1_u64..20_000,
     ) {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("shards");
-        let good = |name: &&String| name.split('/').all(|part| part.chars().any(|c| c != '.'));
-        let names: Vec<(String, usize)> = names.iter().filter(|(name, _)| good(name))
+        let is_valid = |name: &&String| name.split('/').all(|part| part.chars().any(|c| c != '.'));
+        let names: Vec<(String, usize)> = names.iter().filter(|(name, _)| is_valid(name))
             .map(|(name, size)| (format!("{name}.bin"), *size)).collect();
         prop_assume!(!names.is_empty());
-        let mut packer = Packer::create(&folder, "any", most).unwrap();
+        let mut packer = Packer::create(&folder, "any", max_bytes).unwrap();
         for (name, size) in &names {
             packer.add(&key_of(name, "bin").unwrap(), &[("bin", &vec![7; *size])]).unwrap();
         }

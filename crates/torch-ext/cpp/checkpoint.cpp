@@ -1,5 +1,5 @@
-// Activation checkpointing: what a part of a network computes on the way is forgotten, and computed
-// again, with the same random numbers, when the backward pass needs it.
+// Activation checkpointing: intermediate activations are not saved but recomputed, with the same
+// random numbers, in the backward pass.
 #include "shim.h"
 
 #include <ATen/Context.h>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// Calls back: inputs in, an owned output out. Returns 0, or 1 with a message.
+// Callback from inputs to an owned output. Returns 0, or 1 with a message.
 using Run = int (*)(void *state, TensorPtr x, TensorPtr bias, TensorPtr *out, char **error);
 using Drop = void (*)(void *state);
 
@@ -36,20 +36,20 @@ struct Body : torch::CustomClassHolder {
   }
 };
 
-// What the forward pass ran under.
-struct Surroundings : torch::CustomClassHolder {
+// Random state and autocast setting of the forward pass.
+struct Environment : torch::CustomClassHolder {
   at::Device device;
-  at::Tensor cpu, other;  // states of random generators
+  at::Tensor cpu_state, device_state;  // of the random generators
   bool autocast;
   at::ScalarType kind;
 
-  explicit Surroundings(at::Device device)
+  explicit Environment(at::Device device)
       : device(device), autocast(at::autocast::is_autocast_enabled(device.type())),
         kind(at::autocast::get_autocast_dtype(device.type())) {
-    cpu = state_of(at::kCPU);
-    if (!device.is_cpu()) other = state_of(device);
+    cpu_state = get_state(at::kCPU);
+    if (!device.is_cpu()) device_state = get_state(device);
   }
-  static at::Tensor state_of(at::Device device) {
+  static at::Tensor get_state(at::Device device) {
     auto generator = at::globalContext().defaultGenerator(device);
     std::lock_guard<std::mutex> lock(generator.mutex());
     return generator.get_state();
@@ -59,24 +59,24 @@ struct Surroundings : torch::CustomClassHolder {
     std::lock_guard<std::mutex> lock(generator.mutex());
     generator.set_state(state);
   }
-  void enter() const {
-    set_state(at::kCPU, cpu);
-    if (!device.is_cpu()) set_state(device, other);
+  void restore() const {
+    set_state(at::kCPU, cpu_state);
+    if (!device.is_cpu()) set_state(device, device_state);
     at::autocast::set_autocast_dtype(device.type(), kind);
     at::autocast::set_autocast_enabled(device.type(), autocast);
   }
 };
 
-// Puts the surroundings of a forward pass in place, and its own back at the end.
-struct As {
-  Surroundings mine;
-  explicit As(const Surroundings &wanted) : mine(wanted.device) {
-    wanted.enter();
+// Restores the environment of a forward pass, and the current one on destruction.
+struct EnvironmentGuard {
+  Environment previous;
+  explicit EnvironmentGuard(const Environment &environment) : previous(environment.device) {
+    environment.restore();
     at::autocast::increment_nesting();
   }
-  ~As() {
+  ~EnvironmentGuard() {
     if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
-    mine.enter();
+    previous.restore();
   }
 };
 
@@ -84,27 +84,28 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
-  // `wanted` asks for gradients even if neither input does: the body's own variables may.
+  // `requires_grad` makes the output require gradients even if neither input does: variables
+  // captured by the body may.
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &bias,
-                            const at::Tensor & /*wanted*/, c10::intrusive_ptr<Body> body) {
+                            const at::Tensor & /*requires_grad*/, c10::intrusive_ptr<Body> body) {
     ctx->save_for_backward({x, bias});
     ctx->saved_data["body"] = c10::IValue::make_capsule(body);
-    ctx->saved_data["as"] = c10::IValue::make_capsule(c10::make_intrusive<Surroundings>(x.device()));
+    ctx->saved_data["environment"] = c10::IValue::make_capsule(c10::make_intrusive<Environment>(x.device()));
     return (*body)(x, bias);
   }
 
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
     auto body = c10::static_intrusive_pointer_cast<Body>(ctx->saved_data["body"].toCapsule());
-    auto as = c10::static_intrusive_pointer_cast<Surroundings>(ctx->saved_data["as"].toCapsule());
+    auto environment = c10::static_intrusive_pointer_cast<Environment>(ctx->saved_data["environment"].toCapsule());
     variable_list inputs;
     at::Tensor output;
     for (size_t i = 0; i < 2; ++i)
       inputs.push_back(saved[i].detach().set_requires_grad(ctx->needs_input_grad(i)));
     {
-      As forward_pass(*as);
+      EnvironmentGuard guard(*environment);
       torch::autograd::AutoGradMode with_grad(true);
-      at::RecordFunctionGuard uncounted(/*is_enabled=*/false);  // that it is done twice is our choice
+      at::RecordFunctionGuard no_profile(/*is_enabled=*/false);  // recomputation is not the model's flop
       output = (*body)(inputs[0], inputs[1]);
     }
     if (output.requires_grad()) torch::autograd::backward({output}, {grads[0]});
@@ -116,12 +117,12 @@ struct Checkpoint : torch::autograd::Function<Checkpoint> {
 
 extern "C" {
 
-// `bias` may be null. Takes over `state`, which `drop` frees.
+// `bias` may be null. Takes ownership of `state`, which `drop` frees.
 int d2v_checkpoint(TensorPtr x, TensorPtr bias, void *state, Run run, Drop drop, TensorPtr out, char **error) {
   return guarded(error, [&] {
     auto body = c10::make_intrusive<Body>(state, run, drop);
-    auto wanted = at::empty({0}).set_requires_grad(true);
-    *out = Checkpoint::apply(*x, bias ? *bias : at::empty({0}), wanted, body);
+    auto requires_grad = at::empty({0}).set_requires_grad(true);
+    *out = Checkpoint::apply(*x, bias ? *bias : at::empty({0}), requires_grad, body);
   });
 }
 

@@ -1,4 +1,4 @@
-// The reducer of DistributedDataParallel: sums gradients over ranks while the backward pass computes more.
+// DistributedDataParallel's reducer: sums gradients over ranks, overlapped with the backward pass.
 #include <chrono>
 
 #include <torch/csrc/autograd/autograd.h>
@@ -10,57 +10,57 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Flight = c10::intrusive_ptr<c10::ivalue::Future>;
+using Future = c10::intrusive_ptr<c10::ivalue::Future>;
 
-// What of a backward pass is on its way, and when the last of it left.
-struct Flights {
-  std::vector<Flight> futures;
-  Clock::time_point last;
+// Pending all-reduces of a backward pass, and when the last one was launched.
+struct Pending {
+  std::vector<Future> futures;
+  Clock::time_point last_launch;
 };
 
-// Sums, where LibTorch's own would be means over ranks.
-class Sum : public c10d::CppCommHookInterface<c10d::ProcessGroup *> {
+// Communication hook that sums over ranks; the reducer's default is the mean.
+class SumHook : public c10d::CppCommHookInterface<c10d::ProcessGroup *> {
  public:
-  Sum(c10d::ProcessGroup *group, Flights *flights) : CppCommHookInterface(group), flights(flights) {}
+  SumHook(c10d::ProcessGroup *group, Pending *pending) : CppCommHookInterface(group), pending(pending) {}
 
-  Flight runHook(c10d::GradBucket &bucket) override {
+  Future runHook(c10d::GradBucket &bucket) override {
     std::vector<at::Tensor> tensors{bucket.getBufferRef()};
-    flights->last = Clock::now();
+    pending->last_launch = Clock::now();
     auto future = state_->allreduce(tensors)->getFuture();
-    flights->futures.push_back(future);
+    pending->futures.push_back(future);
     return future;
   }
 
  private:
-  Flights *flights;
+  Pending *pending;
 };
 
-struct Reducing : Ddp {
+struct ReducerDdp : Ddp {
   c10::intrusive_ptr<c10d::ProcessGroup> group;
-  Flights flights;
+  Pending pending;
   std::unique_ptr<c10d::Reducer> reducer;
 
-  Reducing(D2vGroup &of, const std::vector<at::Tensor> &params, size_t bucket) {
-    group = c10::make_intrusive<c10d::ProcessGroup>(of.backend->getRank(), of.size);
-    group->setBackend(params.at(0).device().type(), of.kind, of.backend);
-    group->setDefaultBackend(of.kind);
-    // A small bucket first: its journey begins early.
+  ReducerDdp(D2vGroup &handle, const std::vector<at::Tensor> &params, size_t bucket) {
+    group = c10::make_intrusive<c10d::ProcessGroup>(handle.backend->getRank(), handle.size);
+    group->setBackend(params.at(0).device().type(), handle.kind, handle.backend);
+    group->setDefaultBackend(handle.kind);
+    // A small first bucket, so that communication starts early.
     std::vector<size_t> caps{bucket / 25, bucket};
     auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(params, caps);
-    // The backward pass meets the last parameters first.
+    // The backward pass reaches the last parameters first.
     std::reverse(buckets.begin(), buckets.end());
     auto cap = static_cast<int64_t>(bucket);
     reducer = std::make_unique<c10d::Reducer>(
         params, buckets, group, std::vector<bool>(params.size(), false), cap,
-        /*find_unused_parameters=*/true,  // layers are dropped
+        /*find_unused_parameters=*/true,  // LayerDrop
         /*gradient_as_bucket_view=*/false, std::unordered_map<size_t, std::string>{}, cap / 25,
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<int64_t>{});
-    reducer->register_comm_hook(std::make_unique<Sum>(group.get(), &flights));
+    reducer->register_comm_hook(std::make_unique<SumHook>(group.get(), &pending));
   }
 
   void backward(const at::Tensor &loss) {
-    flights.futures.clear();
-    flights.last = Clock::now();
+    pending.futures.clear();
+    pending.last_launch = Clock::now();
     reducer->prepare_for_backward({loss});
     torch::autograd::backward({loss}, {});
   }
@@ -75,16 +75,16 @@ struct D2vDdp {
 extern "C" {
 
 D2vDdp *d2v_ddp(D2vGroup *group, TensorPtr *params, size_t count, size_t bucket, char **error) {
-  D2vDdp *made = nullptr;
+  D2vDdp *handle = nullptr;
   guarded(error, [&] {
     backend(group);
-    TORCH_CHECK(count > 0, "there are no gradients to sum");
-    std::unique_ptr<Ddp> reducing = std::make_unique<Reducing>(*group, list(params, count), bucket);
-    auto inner = std::make_shared<std::unique_ptr<Ddp>>(std::move(reducing));
+    TORCH_CHECK(count > 0, "ddp: the list of parameters is empty");
+    std::unique_ptr<Ddp> reducer = std::make_unique<ReducerDdp>(*group, list(params, count), bucket);
+    auto inner = std::make_shared<std::unique_ptr<Ddp>>(std::move(reducer));
     group->ddps.push_back(inner);
-    made = new D2vDdp{inner};
+    handle = new D2vDdp{inner};
   });
-  return made;
+  return handle;
 }
 
 void d2v_ddp_free(D2vDdp *ddp) {
@@ -92,18 +92,18 @@ void d2v_ddp_free(D2vDdp *ddp) {
   delete ddp;
 }
 
-// *waited: nanoseconds from when the last sum set out until all had come. *lost: whether it is one of the
-// sums that failed.
-int d2v_ddp_backward(D2vDdp *ddp, TensorPtr loss, int64_t *waited, int *lost, char **error) {
-  auto *reducing = static_cast<Reducing *>(ddp->inner->get());
+// *wait_ns: nanoseconds from the launch of the last all-reduce until all were done. *comm_failed:
+// nonzero if the failure is an all-reduce's, not the local backward pass's.
+int d2v_ddp_backward(D2vDdp *ddp, TensorPtr loss, int64_t *wait_ns, int *comm_failed, char **error) {
+  auto *reducer = static_cast<ReducerDdp *>(ddp->inner->get());
   auto result = guarded(error, [&] {
-    TORCH_CHECK(reducing, "this process has left the group");
-    reducing->backward(*loss);
-    *waited = std::chrono::nanoseconds(Clock::now() - reducing->flights.last).count();
+    TORCH_CHECK(reducer, "this process has left the group");
+    reducer->backward(*loss);
+    *wait_ns = std::chrono::nanoseconds(Clock::now() - reducer->pending.last_launch).count();
   });
-  *lost = !reducing;
-  if (result != 0 && reducing)
-    for (auto &future : reducing->flights.futures) *lost |= future->completed() && future->hasError();
+  *comm_failed = !reducer;
+  if (result != 0 && reducer)
+    for (auto &future : reducer->pending.futures) *comm_failed |= future->completed() && future->hasError();
   return result;
 }
 

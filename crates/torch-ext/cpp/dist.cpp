@@ -1,4 +1,4 @@
-// LibTorch's own process groups (c10d): Gloo on CPUs, NCCL on GPUs where it was found.
+// LibTorch's process groups (c10d): Gloo on CPUs, and NCCL on GPUs if it was found.
 #include "shim.h"
 
 #include <sstream>
@@ -16,11 +16,11 @@
 
 #include "group.h"
 
-// What stubs/gloo assumes of LibTorch 2.11.0: that the classes below are as large as there.
-static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "another LibTorch: compare stubs/gloo with it");
-static_assert(sizeof(c10d::ProcessGroupGloo::Options) == 176, "another LibTorch: compare stubs/gloo with it");
+// stubs/gloo assumes LibTorch 2.11.0's class layouts.
+static_assert(sizeof(c10d::ProcessGroupGloo) == 488, "unexpected LibTorch version: check stubs/gloo against it");
+static_assert(sizeof(c10d::ProcessGroupGloo::Options) == 176, "unexpected LibTorch version: check stubs/gloo against it");
 #ifdef USE_C10D_NCCL
-static_assert(sizeof(c10d::ProcessGroupNCCL) == 1112, "another LibTorch: its NCCL group has changed");
+static_assert(sizeof(c10d::ProcessGroupNCCL) == 1112, "unexpected LibTorch version: ProcessGroupNCCL has changed");
 #endif
 
 using Millis = std::chrono::milliseconds;
@@ -37,38 +37,38 @@ std::vector<uint8_t> bytes(const char *data, size_t length) {
   return {reinterpret_cast<const uint8_t *>(data), reinterpret_cast<const uint8_t *>(data) + length};
 }
 
-// Has `body` work on flat tensors of at most `bucket` bytes each, made of `tensors` in order, and copies the
-// results back. All are on their way at once.
+// Flattens `tensors` in order to buckets of at most `bucket` bytes, launches `body` on all of them,
+// and copies the results back.
 template <typename F> void in_buckets(std::vector<at::Tensor> tensors, size_t bucket, F &&body) {
   torch::autograd::AutoGradMode no_grad(false);
-  struct Flight {
-    std::vector<at::Tensor> flat;  // the one that is on its way; its address must not change
+  struct Bucket {
+    std::vector<at::Tensor> flat;  // one tensor; its address must not change while in flight
     std::vector<at::Tensor> parts;
     c10::intrusive_ptr<c10d::Work> work;
   };
-  std::vector<Flight> flights;
+  std::vector<Bucket> buckets;
   for (size_t i = 0; i < tensors.size();) {
-    Flight flight;
+    Bucket next;
     std::vector<at::Tensor> pieces;
-    size_t held = 0;
+    size_t bytes = 0;
     auto kind = tensors[i].scalar_type();
     for (; i < tensors.size(); ++i) {
-      auto more = tensors[i].nbytes();
-      if (tensors[i].scalar_type() != kind || (!pieces.empty() && held + more > bucket)) break;
+      auto size = tensors[i].nbytes();
+      if (tensors[i].scalar_type() != kind || (!pieces.empty() && bytes + size > bucket)) break;
       pieces.push_back(tensors[i].detach().reshape(-1));
-      flight.parts.push_back(tensors[i].detach());
-      held += more;
+      next.parts.push_back(tensors[i].detach());
+      bytes += size;
     }
-    flight.flat.push_back(at::cat(pieces));
-    flights.push_back(std::move(flight));
+    next.flat.push_back(at::cat(pieces));
+    buckets.push_back(std::move(next));
   }
-  for (auto &flight : flights) flight.work = body(flight.flat);
-  for (auto &flight : flights) {
-    wait(flight.work);
-    int64_t at = 0;
-    for (auto &part : flight.parts) {
-      part.copy_(flight.flat[0].narrow(0, at, part.numel()).view(part.sizes()));
-      at += part.numel();
+  for (auto &each : buckets) each.work = body(each.flat);
+  for (auto &each : buckets) {
+    wait(each.work);
+    int64_t offset = 0;
+    for (auto &part : each.parts) {
+      part.copy_(each.flat[0].narrow(0, offset, part.numel()).view(part.sizes()));
+      offset += part.numel();
     }
   }
 }
@@ -77,23 +77,23 @@ template <typename F> void in_buckets(std::vector<at::Tensor> tensors, size_t bu
 
 extern "C" {
 
-// Connects to the store at host:port, which `serve` opens first.
-D2vStore *d2v_store(const char *host, int port, int serve, int ranks, int64_t timeout_ms, const char *prefix,
+// Connects to the store at host:port; `is_server` starts the server first.
+D2vStore *d2v_store(const char *host, int port, int is_server, int ranks, int64_t timeout_ms, const char *prefix,
                     char **error) {
-  D2vStore *made = nullptr;
+  D2vStore *handle = nullptr;
   guarded(error, [&] {
-    // What goes wrong is an error here, not lines of a log.
+    // Failures are returned as errors; suppress LibTorch's log lines about them.
     setenv("TORCH_CPP_LOG_LEVEL", "FATAL", /*overwrite=*/0);
     c10::initLogging();
     c10d::TCPStoreOptions options;
     options.port = static_cast<uint16_t>(port);
-    options.isServer = serve;
+    options.isServer = is_server;
     options.numWorkers = static_cast<size_t>(ranks);
     options.timeout = Millis(timeout_ms);
     auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
-    made = new D2vStore{c10::make_intrusive<c10d::PrefixStore>(prefix, store)};
+    handle = new D2vStore{c10::make_intrusive<c10d::PrefixStore>(prefix, store)};
   });
-  return made;
+  return handle;
 }
 
 void d2v_store_free(D2vStore *store) { delete store; }
@@ -102,7 +102,7 @@ int d2v_store_set(D2vStore *store, const char *key, const char *data, size_t len
   return guarded(error, [&] { store->store->set(key, bytes(data, length)); });
 }
 
-// Waits for the key; *data is the caller's to free.
+// Waits for the key; the caller frees *data.
 int d2v_store_get(D2vStore *store, const char *key, int64_t timeout_ms, char **data, size_t *length, char **error) {
   return guarded(error, [&] {
     store->store->wait({key}, Millis(timeout_ms));
@@ -122,10 +122,10 @@ int d2v_store_has(D2vStore *store, const char *key, int *has, char **error) {
   return guarded(error, [&] { *has = store->store->check({key}); });
 }
 
-// `address`: of this machine, for Gloo; empty: the one that its name resolves to.
+// `address`: this machine's address for Gloo; if empty, what its host name resolves to.
 D2vGroup *d2v_group(D2vStore *store, int nccl, int rank, int size, int64_t timeout_ms, const char *address,
                     char **error) {
-  D2vGroup *made = nullptr;
+  D2vGroup *handle = nullptr;
   guarded(error, [&] {
     if (nccl) {
 #ifdef USE_C10D_NCCL
@@ -133,9 +133,9 @@ D2vGroup *d2v_group(D2vStore *store, int nccl, int rank, int size, int64_t timeo
       options->timeout = Millis(timeout_ms);
       auto prefixed = c10::make_intrusive<c10d::PrefixStore>("nccl", store->store);
       auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(prefixed, rank, size, options);
-      made = new D2vGroup{group, c10d::ProcessGroup::NCCL, size, {}};
+      handle = new D2vGroup{group, c10d::ProcessGroup::NCCL, size, {}};
 #else
-      TORCH_CHECK(false, "this program was built without NCCL: build it against a LibTorch with CUDA and NCCL's headers");
+      TORCH_CHECK(false, "built without NCCL; build it against a LibTorch with CUDA and NCCL's headers");
 #endif
       return;
     }
@@ -154,9 +154,9 @@ D2vGroup *d2v_group(D2vStore *store, int nccl, int rank, int size, int64_t timeo
     options->threads = static_cast<int>(2 * options->devices.size());
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", store->store);
     auto group = c10::make_intrusive<Gloo>(prefixed, rank, size, options);
-    made = new D2vGroup{group, c10d::ProcessGroup::GLOO, size, {}};
+    handle = new D2vGroup{group, c10d::ProcessGroup::GLOO, size, {}};
   });
-  return made;
+  return handle;
 }
 
 int d2v_has_nccl() {
@@ -167,7 +167,7 @@ int d2v_has_nccl() {
 #endif
 }
 
-// Closes all connections: the others' collectives fail at once rather than after their timeout.
+// Closes all connections, so that other ranks' collectives fail at once instead of timing out.
 int d2v_group_leave(D2vGroup *group, char **error) {
   return guarded(error, [&] {
     for (auto &ddp : group->ddps) ddp->reset();
@@ -211,8 +211,8 @@ int d2v_reduce_scatter(D2vGroup *group, TensorPtr tensor, TensorPtr out, char **
   return guarded(error, [&] {
     torch::autograd::AutoGradMode no_grad(false);
     auto input = tensor->detach().contiguous();
-    TORCH_CHECK(input.dim() > 0 && input.size(0) == group->size, "the first dimension of ", input.sizes(),
-                " is not the number of ranks, ", group->size);
+    TORCH_CHECK(input.dim() > 0 && input.size(0) == group->size, "reduce_scatter: the first dimension of ",
+                input.sizes(), " is not the number of ranks, ", group->size);
     auto sizes = input.sizes().vec();
     sizes[0] = 1;
     auto output = at::empty(sizes, input.options());

@@ -1,4 +1,4 @@
-// What dist.cpp gives, and dist_absent.cpp refuses where LibTorch has no process groups.
+// Process groups: implemented by dist.cpp and ddp.cpp; dist_absent.cpp returns errors instead.
 #pragma once
 #include "shim.h"
 
@@ -7,7 +7,7 @@ struct D2vGroup;
 struct D2vDdp;
 
 extern "C" {
-D2vStore *d2v_store(const char *host, int port, int serve, int ranks, int64_t timeout_ms, const char *prefix,
+D2vStore *d2v_store(const char *host, int port, int is_server, int ranks, int64_t timeout_ms, const char *prefix,
                     char **error);
 void d2v_store_free(D2vStore *store);
 int d2v_store_set(D2vStore *store, const char *key, const char *data, size_t length, char **error);
@@ -27,5 +27,5 @@ int d2v_barrier(D2vGroup *group, char **error);
 int d2v_monitored_barrier(D2vGroup *group, int64_t timeout_ms, char **error);
 D2vDdp *d2v_ddp(D2vGroup *group, TensorPtr *params, size_t count, size_t bucket, char **error);
 void d2v_ddp_free(D2vDdp *ddp);
-int d2v_ddp_backward(D2vDdp *ddp, TensorPtr loss, int64_t *waited, int *lost, char **error);
+int d2v_ddp_backward(D2vDdp *ddp, TensorPtr loss, int64_t *wait_ns, int *comm_failed, char **error);
 }

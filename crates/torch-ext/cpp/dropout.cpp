@@ -1,5 +1,5 @@
-// Dropout that stores no mask, and Gaussian noise, on all threads. LibTorch's draw one number after
-// the other.
+// Dropout without a stored mask and Gaussian noise, multi-threaded. LibTorch's CPU kernels draw
+// random numbers sequentially.
 #include "kernels.h"
 #include "shim.h"
 
@@ -24,22 +24,22 @@ uint64_t next_key() {
 
 namespace {
 
-// Values that share one start of the sequence.
+// Values per random sequence.
 constexpr int64_t BLOCK = 4096;
 
 D2V_CLONES void add_dropped(const float *x, const float *add, float *out, int64_t n, float factor, uint32_t start,
                             uint32_t below) {
-  for (int64_t i = 0; i < n; ++i) out[i] = add[i] + kept(x[i] * factor, start, i, below);
+  for (int64_t i = 0; i < n; ++i) out[i] = add[i] + drop_value(x[i] * factor, start, i, below);
 }
 
-// A block of `x` as floats: itself, or a copy in `buffer`.
+// Returns a block of `x` as floats: a pointer into `x`, or to a converted copy in `buffer`.
 const float *load(const at::Tensor &x, int64_t from, int64_t n, float *buffer) {
   if (x.scalar_type() == at::kFloat) return x.const_data_ptr<float>() + from;
   widen_row(reinterpret_cast<const uint16_t *>(x.const_data_ptr<at::BFloat16>()) + from, buffer, n);
   return buffer;
 }
 
-// `add` + dropout(`x`) in the kind of `out`.
+// out = add + dropout(x), in the kind of `out`.
 void drop(const at::Tensor &x, const at::Tensor *add, at::Tensor &out, double p, uint64_t key) {
   RECORD_FUNCTION("data2vec::dropout", {});
   auto below = threshold(p);
@@ -64,15 +64,15 @@ void drop(const at::Tensor &x, const at::Tensor *add, at::Tensor &out, double p,
   });
 }
 
-bool ours(const at::Tensor &x) {
+bool is_supported(const at::Tensor &x) {
   return x.is_cpu() && (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16);
 }
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What the forward pass dropped, of its gradient; in the kind `kind`.
-at::Tensor drop_again(AutogradContext *ctx, const at::Tensor &grad, at::ScalarType kind) {
+// Applies the forward pass's dropout to the gradient; the result has kind `kind`.
+at::Tensor drop_grad(AutogradContext *ctx, const at::Tensor &grad, at::ScalarType kind) {
   auto from = grad.contiguous(), out = at::empty(from.sizes(), from.options().dtype(kind));
   drop(from, nullptr, out, ctx->saved_data["p"].toDouble(), static_cast<uint64_t>(ctx->saved_data["key"].toInt()));
   return out;
@@ -87,11 +87,11 @@ struct Dropout : torch::autograd::Function<Dropout> {
     return out;
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
-    return {drop_again(ctx, grads[0], grads[0].scalar_type()), {}, {}};
+    return {drop_grad(ctx, grads[0], grads[0].scalar_type()), {}, {}};
   }
 };
 
-// residual + dropout(x): one pass, and nothing is stored.
+// residual + dropout(x) in one pass; saves no tensor.
 struct ResidualDropout : torch::autograd::Function<ResidualDropout> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &residual, const at::Tensor &x, double p,
                             int64_t key) {
@@ -104,7 +104,7 @@ struct ResidualDropout : torch::autograd::Function<ResidualDropout> {
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto kind = static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt());
-    return {grads[0], drop_again(ctx, grads[0], kind), {}, {}};
+    return {grads[0], drop_grad(ctx, grads[0], kind), {}, {}};
   }
 };
 
@@ -115,7 +115,7 @@ extern "C" {
 
 int d2v_dropout(TensorPtr x, double p, TensorPtr out, char **error) {
   return guarded(error, [&] {
-    if (!d2v::ours(*x)) {
+    if (!d2v::is_supported(*x)) {
       *out = at::dropout(*x, p, true);
     } else {
       *out = d2v::Dropout::apply(*x, p, static_cast<int64_t>(d2v::next_key()));
@@ -125,8 +125,8 @@ int d2v_dropout(TensorPtr x, double p, TensorPtr out, char **error) {
 
 int d2v_residual_dropout(TensorPtr residual, TensorPtr x, double p, TensorPtr out, char **error) {
   return guarded(error, [&] {
-    bool ours = d2v::ours(*x) && d2v::ours(*residual) && x->sizes() == residual->sizes();
-    if (!ours || p == 0.0) {
+    bool supported = d2v::is_supported(*x) && d2v::is_supported(*residual) && x->sizes() == residual->sizes();
+    if (!supported || p == 0.0) {
       *out = at::add(*residual, p == 0.0 ? *x : at::dropout(*x, p, true));
     } else {
       *out = d2v::ResidualDropout::apply(*residual, *x, p, static_cast<int64_t>(d2v::next_key()));
@@ -134,7 +134,7 @@ int d2v_residual_dropout(TensorPtr residual, TensorPtr x, double p, TensorPtr ou
   });
 }
 
-// Independent N(0, std²), f32, by Box and Muller's method.
+// Independent f32 samples of N(0, std²), by the Box-Muller transform.
 int d2v_noise(const int64_t *sizes, size_t dims, int type, int index, double std, TensorPtr out, char **error) {
   return guarded(error, [&] {
     auto device = at::Device(static_cast<c10::DeviceType>(type), static_cast<c10::DeviceIndex>(index));

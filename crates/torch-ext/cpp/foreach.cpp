@@ -1,4 +1,4 @@
-// Operations over whole lists of parameters: one call, and on CUDA few launches.
+// Fused operations over lists of parameters: one call, and few kernel launches on CUDA.
 #include "shim.h"
 
 #include <ATen/ops/_foreach_lerp.h>
@@ -18,14 +18,15 @@ int d2v_ema_update(TensorPtr *averaged, TensorPtr *source, size_t count, double 
   });
 }
 
-// Frees them: the next backward pass puts its own in their place, where zeros would be added to.
-int d2v_forget_gradients(TensorPtr *params, size_t count, char **error) {
+// Makes gradients undefined and frees them: the next backward pass assigns instead of adding to
+// zeros.
+int d2v_zero_grad(TensorPtr *params, size_t count, char **error) {
   return guarded(error, [&] {
     for (auto &param : list(params, count)) param.mutable_grad().reset();
   });
 }
 
-// Euclidean norm over all values of all tensors; stays on the device.
+// L2 norm over all values of all tensors; stays on the device.
 int d2v_total_norm(TensorPtr *tensors, size_t count, TensorPtr out, char **error) {
   return guarded(error, [&] {
     torch::autograd::AutoGradMode no_grad(false);

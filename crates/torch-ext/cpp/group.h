@@ -1,4 +1,4 @@
-// What dist.cpp and ddp.cpp share.
+// Types shared by dist.cpp and ddp.cpp.
 #pragma once
 #include <memory>
 
@@ -8,7 +8,7 @@
 
 #include "dist.h"
 
-// Sums gradients while they are computed, on its group's connections.
+// Gradient reducer of a group; the implementation is in ddp.cpp.
 struct Ddp {
   virtual ~Ddp() = default;
 };
@@ -21,7 +21,8 @@ struct D2vGroup {
   c10::intrusive_ptr<c10d::Backend> backend;
   c10d::ProcessGroup::BackendType kind;
   int size;
-  // They hold the connections open as well. Each is in the handle that its owner has, too.
+  // Shared with their handles. They keep the backend's connections open, so leaving the group
+  // resets them.
   std::vector<std::shared_ptr<std::unique_ptr<Ddp>>> ddps;
 };
 

@@ -1,5 +1,6 @@
-// Loops over rows of floats, compiled for several instruction sets, and random numbers that are a
-// function of a key and a place: the backward pass draws the forward pass's numbers again.
+// Loops over rows of floats, compiled for several instruction sets, and a counter-based random
+// generator: a number is a function of key and position, so the backward pass can reproduce the
+// forward pass's numbers.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -20,10 +21,10 @@ inline uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Number `place` of the sequence that begins at `start`: a bijection of 32 bits (Appleby's MurmurHash3
-// finalizer), so that places of a row never share a number.
-inline uint32_t draw(uint32_t start, uint32_t place) {
-  uint32_t h = place * 0x9E3779B9u + start;
+// Random number at `position` of the sequence `start`: a 32-bit bijection (Appleby's MurmurHash3
+// finalizer), so that positions of a row never share a number.
+inline uint32_t draw(uint32_t start, uint32_t position) {
+  uint32_t h = position * 0x9E3779B9u + start;
   h ^= h >> 16;
   h *= 0x85EBCA6Bu;
   h ^= h >> 13;
@@ -31,24 +32,24 @@ inline uint32_t draw(uint32_t start, uint32_t place) {
   return h ^ (h >> 16);
 }
 
-// `x` or 0: dropped if the draw at its place is below the threshold.
-inline float kept(float x, uint32_t start, int64_t place, uint32_t below) {
-  return draw(start, static_cast<uint32_t>(place)) < below ? 0.0f : x;
+// Returns 0 if the random number at `position` is below the threshold, else `x`.
+inline float drop_value(float x, uint32_t start, int64_t position, uint32_t below) {
+  return draw(start, static_cast<uint32_t>(position)) < below ? 0.0f : x;
 }
 
-// Draws below it are dropped.
+// Threshold for dropping with probability p.
 inline uint32_t threshold(double p) { return static_cast<uint32_t>(p * 4294967296.0); }
 
-// A key of one call, from LibTorch's generator, which the caller seeds.
+// Returns a new key from LibTorch's CPU generator (seeded by manual_seed).
 uint64_t next_key();
 
-// exp for x <= 0, to 2 units in the last place; exactly 0 below the smallest normal number.
-inline float exp_of_negative(float x) {
+// exp(x) for x <= 0, accurate to 2 ulp; exactly 0 where the result would be subnormal.
+inline float exp_nonpositive(float x) {
   float clamped = x < -87.0f ? -87.0f : x;
   float n = static_cast<float>(static_cast<int32_t>(clamped * 1.44269504f - 0.5f));
   float r = clamped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  // Taylor's series with the error spread over |r| <= ln(2) / 2 (Cephes).
+  // Minimax polynomial on |r| <= ln(2) / 2 (coefficients from Cephes).
   float y = 1.9875691500e-4f;
   y = y * r + 1.3981999507e-3f;
   y = y * r + 8.3334519073e-3f;
@@ -56,7 +57,7 @@ inline float exp_of_negative(float x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * r * r + r + 1.0f;
-  // No branch, or loops would not be vectorised.
+  // Branch-free, so that loops vectorise.
   uint32_t live = 0u - static_cast<uint32_t>(x >= -87.0f);
   uint32_t bits = (static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23) & live;
   float power;
@@ -64,32 +65,32 @@ inline float exp_of_negative(float x) {
   return y * power;
 }
 
-inline float widen(uint16_t bf16) {
+inline float bf16_to_f32(uint16_t bf16) {
   uint32_t bits = static_cast<uint32_t>(bf16) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
 
-// To nearest, ties to even.
-inline uint16_t narrow(float x) {
+// Rounds to nearest, ties to even.
+inline uint16_t f32_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Dropout of a row whose numbers begin at `start`, the rest times `factor`.
+// Drops values of a row by the random sequence `start` and multiplies the others by `factor`.
 D2V_CLONES static void drop_row(const float *x, float *out, int64_t n, float factor, uint32_t start,
                                 uint32_t below) {
-  for (int64_t i = 0; i < n; ++i) out[i] = kept(x[i] * factor, start, i, below);
+  for (int64_t i = 0; i < n; ++i) out[i] = drop_value(x[i] * factor, start, i, below);
 }
 
 D2V_CLONES static void widen_row(const uint16_t *x, float *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
+  for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(x[i]);
 }
 
 D2V_CLONES static void narrow_row(const float *x, uint16_t *out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = narrow(x[i]);
+  for (int64_t i = 0; i < n; ++i) out[i] = f32_to_bf16(x[i]);
 }
 
 }  // namespace d2v

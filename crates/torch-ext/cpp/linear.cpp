@@ -1,4 +1,5 @@
-// Linear maps whose input is cheap to make again: the backward pass makes it again instead of keeping it.
+// Linear layers whose input is cheap to recompute: the backward pass recomputes it instead of
+// saving it.
 #include "shim.h"
 
 #include <ATen/autocast_mode.h>
@@ -14,13 +15,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// What products are computed in, here and now.
-at::ScalarType kind_of(const at::Tensor &x) {
+// Kind of matrix products on x: autocast's if it is on, else that of x.
+at::ScalarType product_kind(const at::Tensor &x) {
   auto device = x.device().type();
   return at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
 }
 
-// linear(gelu(x)): keeps x, and the weight in its kind.
+// linear(gelu(x)). Saves x, and the weight converted to the kind of x.
 struct GeluLinear : torch::autograd::Function<GeluLinear> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &x, const at::Tensor &weight,
                             const at::Tensor &bias) {
@@ -29,7 +30,7 @@ struct GeluLinear : torch::autograd::Function<GeluLinear> {
     ctx->save_for_backward({x, w});
     return at::linear(at::gelu(x), w, bias.to(kind));
   }
-  // Gradients in the kind of x: the engine gives each the kind of what it is for.
+  // Computes gradients in the kind of x; the autograd engine casts each to its input's kind.
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
     auto &x = saved[0], &w = saved[1];
@@ -42,26 +43,27 @@ struct GeluLinear : torch::autograd::Function<GeluLinear> {
   }
 };
 
-// (B, L, C) to (B·L', k·C): what a kernel of width k sees at each of its L' places.
+// im2col: (B, L, C) to (B·L', k·C), the windows of a kernel of width k at its L' positions.
 at::Tensor windows(const at::Tensor &x, int64_t kernel, int64_t stride) {
-  int64_t b = x.size(0), c = x.size(2), places = (x.size(1) - kernel) / stride + 1;
-  auto from = x.contiguous();
-  // Rows overlap in memory; the copy makes them a matrix.
-  auto view = from.as_strided({b, places, kernel * c}, {from.stride(0), stride * c, 1});
-  return view.reshape({b * places, kernel * c});
+  int64_t b = x.size(0), c = x.size(2), positions = (x.size(1) - kernel) / stride + 1;
+  auto source = x.contiguous();
+  // Rows of the view overlap in memory; reshape copies them.
+  auto view = source.as_strided({b, positions, kernel * c}, {source.stride(0), stride * c, 1});
+  return view.reshape({b * positions, kernel * c});
 }
 
-// A convolution of (B, L, C_in) by (C_out, C_in, k) without bias, to (B, L', C_out): one product. Keeps x.
-struct WindowLinear : torch::autograd::Function<WindowLinear> {
+// Convolution of (B, L, C_in) with (C_out, C_in, k) to (B, L', C_out) as one matrix product. Saves
+// x.
+struct Conv1dChannelsLast : torch::autograd::Function<Conv1dChannelsLast> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &input, const at::Tensor &weight,
                             int64_t stride) {
-    auto kind = kind_of(input);
+    auto kind = product_kind(input);
     auto x = input.to(kind).contiguous();
     ctx->save_for_backward({x, weight});
     ctx->saved_data["stride"] = stride;
     ctx->saved_data["kind"] = static_cast<int64_t>(input.scalar_type());
     int64_t kernel = weight.size(2);
-    auto y = at::mm(windows(x, kernel, stride), flat(weight, kind).t());
+    auto y = at::mm(windows(x, kernel, stride), flatten(weight, kind).t());
     return y.view({x.size(0), -1, weight.size(0)});
   }
   static variable_list backward(AutogradContext *ctx, variable_list grads) {
@@ -75,17 +77,17 @@ struct WindowLinear : torch::autograd::Function<WindowLinear> {
       dweight = product.view({-1, kernel, c}).transpose(1, 2).to(weight.scalar_type());
     }
     if (ctx->needs_input_grad(0)) {
-      int64_t places = grads[0].size(1);
-      auto each = at::mm(grad, flat(weight, x.scalar_type())).view({x.size(0), places, kernel, c});
+      int64_t positions = grads[0].size(1);
+      auto windows_grad = at::mm(grad, flatten(weight, x.scalar_type())).view({x.size(0), positions, kernel, c});
       dx = at::zeros(x.sizes(), x.options());
       for (int64_t j = 0; j < kernel; ++j)
-        dx.slice(1, j, j + stride * (places - 1) + 1, stride).add_(each.select(2, j));
+        dx.slice(1, j, j + stride * (positions - 1) + 1, stride).add_(windows_grad.select(2, j));
       dx = dx.to(static_cast<at::ScalarType>(ctx->saved_data["kind"].toInt()));
     }
     return {dx, dweight, {}};
   }
-  // (C_out, k·C), as windows are laid out.
-  static at::Tensor flat(const at::Tensor &weight, at::ScalarType kind) {
+  // (C_out, C, k) to (C_out, k·C), the layout of windows().
+  static at::Tensor flatten(const at::Tensor &weight, at::ScalarType kind) {
     return weight.transpose(1, 2).reshape({weight.size(0), -1}).to(kind);
   }
 };
@@ -98,11 +100,14 @@ int d2v_gelu_linear(TensorPtr x, TensorPtr weight, TensorPtr bias, TensorPtr out
   return guarded(error, [&] { *out = GeluLinear::apply(*x, *weight, *bias); });
 }
 
-int d2v_window_linear(TensorPtr x, TensorPtr weight, int64_t stride, TensorPtr out, char **error) {
+int d2v_conv1d_channels_last(TensorPtr x, TensorPtr weight, int64_t stride, TensorPtr out, char **error) {
   return guarded(error, [&] {
-    TORCH_CHECK(x->dim() == 3 && weight->dim() == 3 && x->size(2) == weight->size(1), "(B, L, C) and (C', C, k)");
-    TORCH_CHECK(x->size(1) >= weight->size(2) && stride >= 1, "the signal is shorter than the kernel");
-    *out = WindowLinear::apply(*x, *weight, stride);
+    TORCH_CHECK(x->dim() == 3 && weight->dim() == 3 && x->size(2) == weight->size(1),
+                "conv1d_channels_last: expected x (B, L, C_in) and weight (C_out, C_in, k), got ",
+                x->sizes(), " and ", weight->sizes());
+    TORCH_CHECK(x->size(1) >= weight->size(2) && stride >= 1,
+                "conv1d_channels_last: x is shorter than the kernel, or stride is less than 1");
+    *out = Conv1dChannelsLast::apply(*x, *weight, stride);
   });
 }
 

@@ -1,4 +1,4 @@
-// Sums over the rows of a matrix, of values and of their squares, in double precision.
+// Column sums and column sums of squares of a matrix, in double precision.
 #include "kernels.h"
 #include "shim.h"
 
@@ -22,11 +22,11 @@ D2V_CLONES void add_row(const float *x, double *sums, double *squares, int64_t n
 
 extern "C" {
 
-// (1 + 2·D) of (N, D): N, sums, sums of squares.
+// (N, D) to (1 + 2·D): N, column sums, column sums of squares.
 int d2v_moments(TensorPtr x, TensorPtr out, char **error) {
   return guarded(error, [&] {
     torch::autograd::AutoGradMode no_grad(false);
-    TORCH_CHECK(x->dim() == 2, "(N, D) is wanted");
+    TORCH_CHECK(x->dim() == 2, "moments: expected (N, D), got ", x->sizes());
     int64_t rows = x->size(0), dim = x->size(1);
     auto options = x->options().dtype(at::kDouble);
     if (!x->is_cpu()) {
@@ -40,7 +40,7 @@ int d2v_moments(TensorPtr x, TensorPtr out, char **error) {
     const float *from = values.const_data_ptr<float>();
     double *sums = moments.mutable_data_ptr<double>();
     *sums++ = static_cast<double>(rows);
-    // Each thread has columns of its own, in all rows.
+    // Threads split the columns, so that sums need no reduction.
     at::parallel_for(0, dim, 64, [&](int64_t begin, int64_t end) {
       for (int64_t row = 0; row < rows; ++row)
         add_row(from + row * dim + begin, sums + begin, sums + dim + begin, end - begin);

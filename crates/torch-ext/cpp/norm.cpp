@@ -1,5 +1,5 @@
-// GELU of a layer norm, on CPUs some rows at a time, so that what lies between stays in the cache: the norm's result is
-// not stored. The backward pass makes it again.
+// Fused layer norm and GELU. On CPUs it works on chunks of rows, so that the norm's output stays in
+// the cache; it is not saved but recomputed in the backward pass.
 #include "shim.h"
 
 #include <ATen/Parallel.h>
@@ -19,30 +19,31 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Values that are worked on at once: with all that is made of them, about what a core's second cache holds.
-constexpr int64_t VALUES = 1 << 16;
+// Values per chunk: with the intermediates, about the size of a core's L2 cache.
+constexpr int64_t CHUNK_VALUES = 1 << 16;
 
-// A matrix, some rows at a time.
+// Splits the rows of a matrix into chunks.
 struct Chunks {
-  int64_t rows, each, count;
+  int64_t rows, chunk_rows, count;
 
   explicit Chunks(const at::Tensor &x)
-      : rows(x.size(0)), each(std::max<int64_t>(1, VALUES / x.size(1))), count((rows + each - 1) / each) {}
+      : rows(x.size(0)), chunk_rows(std::max<int64_t>(1, CHUNK_VALUES / x.size(1))),
+        count((rows + chunk_rows - 1) / chunk_rows) {}
 
   // Calls `body(chunk, first row, rows)` on all threads.
   template <typename F> void run(F &&body) const {
     at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       at::AutoDispatchBelowADInplaceOrView no_gradients;
       for (int64_t chunk = begin; chunk < end; ++chunk)
-        body(chunk, chunk * each, std::min(each, rows - chunk * each));
+        body(chunk, chunk * chunk_rows, std::min(chunk_rows, rows - chunk * chunk_rows));
     });
   }
 };
 
-// Parameters that there are: without, they are empty.
-std::optional<at::Tensor> given(const at::Tensor &x) { return x.numel() ? std::optional(x) : std::nullopt; }
+// An empty tensor stands for an absent parameter.
+std::optional<at::Tensor> as_optional(const at::Tensor &x) { return x.numel() ? std::optional(x) : std::nullopt; }
 
-// gelu(layer_norm(x)) in the kind of x, computed in f32: keeps x alone.
+// gelu(layer_norm(x)) in the kind of x, computed in f32. Saves only x.
 struct NormGelu : torch::autograd::Function<NormGelu> {
   static at::Tensor forward(AutogradContext *ctx, const at::Tensor &input, const at::Tensor &weight,
                             const at::Tensor &bias, double eps) {
@@ -54,7 +55,7 @@ struct NormGelu : torch::autograd::Function<NormGelu> {
     auto from = rows(x), to = out.view(from.sizes());
     Chunks(from).run([&](int64_t, int64_t row, int64_t count) {
       auto part = from.narrow(0, row, count).to(at::kFloat);
-      auto norm = std::get<0>(at::native_layer_norm(part, {part.size(1)}, given(weight), given(bias), eps));
+      auto norm = std::get<0>(at::native_layer_norm(part, {part.size(1)}, as_optional(weight), as_optional(bias), eps));
       to.narrow(0, row, count).copy_(at::gelu_(norm));
     });
     return out;
@@ -64,12 +65,12 @@ struct NormGelu : torch::autograd::Function<NormGelu> {
     RECORD_FUNCTION("data2vec::norm_gelu_backward", {});
     auto saved = ctx->get_saved_variables();
     auto from = rows(saved[0]), grad = rows(grads[0]);
-    auto weight = given(saved[1]), bias = given(saved[2]);
+    auto weight = as_optional(saved[1]), bias = as_optional(saved[2]);
     double eps = ctx->saved_data["eps"].toDouble();
     auto dx = at::empty_like(saved[0]), to = dx.view(from.sizes());
     Chunks chunks(from);
     bool affine = weight.has_value();
-    // Sums of a chunk each: the same whatever the number of threads.
+    // One sum per chunk, so that the result does not depend on the number of threads.
     auto dweights = at::empty({affine ? chunks.count : 0, from.size(1)}), dbiases = at::empty_like(dweights);
     chunks.run([&](int64_t chunk, int64_t row, int64_t count) {
       auto part = from.narrow(0, row, count).to(at::kFloat);
@@ -95,12 +96,13 @@ extern "C" {
 // `weight` and `bias` may both be null.
 int d2v_norm_gelu(TensorPtr x, TensorPtr weight, TensorPtr bias, double eps, TensorPtr out, char **error) {
   return guarded(error, [&] {
-    TORCH_CHECK(x->dim() >= 1 && (!weight || weight->numel() == x->size(-1)), "a weight for each channel is wanted");
-    bool ours = x->is_cpu() && x->numel() > 0 && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16);
+    TORCH_CHECK(x->dim() >= 1 && (!weight || weight->numel() == x->size(-1)),
+                "norm_gelu: the weight must have one value for each channel of ", x->sizes());
+    bool fused = x->is_cpu() && x->numel() > 0 && (x->scalar_type() == at::kFloat || x->scalar_type() == at::kBFloat16);
     auto none = at::empty({0});
     auto w = weight ? *weight : none, b = bias ? *bias : none;
-    *out = ours ? NormGelu::apply(*x, w, b, eps)
-                : at::gelu(at::layer_norm(*x, {x->size(-1)}, given(w), given(b), eps));
+    *out = fused ? NormGelu::apply(*x, w, b, eps)
+                 : at::gelu(at::layer_norm(*x, {x->size(-1)}, as_optional(w), as_optional(b), eps));
   });
 }
 

@@ -1,11 +1,11 @@
-// Matrix products and convolutions in another precision than that of their operands.
+// Autocast.
 #include "shim.h"
 
 #include <ATen/autocast_mode.h>
 
 extern "C" {
 
-// Switches autocast to `kind` (of c10::ScalarType) for devices of `type` (of c10::DeviceType).
+// Enables autocast to `kind` (c10::ScalarType) for devices of `type` (c10::DeviceType).
 int d2v_autocast_enter(int type, int kind, int *was_on, char **error) {
   return guarded(error, [&] {
     auto device = static_cast<c10::DeviceType>(type);
@@ -16,10 +16,9 @@ int d2v_autocast_enter(int type, int kind, int *was_on, char **error) {
   });
 }
 
-// Whether products of tensors on such a device are converted to another kind.
 int d2v_autocast_on(int type) { return at::autocast::is_autocast_enabled(static_cast<c10::DeviceType>(type)); }
 
-// Switches it back, and at the outermost end forgets the weights that were converted.
+// Restores the previous setting; the outermost call clears the cache of converted weights.
 int d2v_autocast_leave(int type, int was_on, char **error) {
   return guarded(error, [&] {
     if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();

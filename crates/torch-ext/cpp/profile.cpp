@@ -1,4 +1,4 @@
-// Counts what LibTorch computes: calls, time and floating-point operations of every operator.
+// Operator profiler: calls, CPU time and floating-point operations by operator.
 #include "shim.h"
 
 #include <chrono>
@@ -20,17 +20,17 @@ struct Stats {
 };
 
 std::mutex mutex;
-// By name, parts of the work apart from operators: LibTorch has both with and without `::` in their names.
+// By (is scope, name): operators' and scopes' names may be the same.
 std::map<std::pair<bool, std::string>, Stats> stats;
 at::CallbackHandle handle = 0;
 bool recording = false;
 
-// Operators whose operations are counted that are under way on this thread: what they call in turn (autocast
-// calls the same operator again) is not counted twice.
-thread_local int counted = 0;
+// Depth of operators with counted flop on this thread: the operators they call (autocast calls the
+// same operator again) are not counted.
+thread_local int counted_depth = 0;
 
-// Time that operators called by the current one took, on this thread.
-thread_local std::vector<double> inner;
+// Stack of the time in callees, by running operator of this thread.
+thread_local std::vector<double> callee_time;
 
 struct Context : at::ObserverContext {
   Clock::time_point start;
@@ -50,8 +50,8 @@ bool ends_with(const std::string &name, const std::string &suffix) {
          name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
 }
 
-// Multiplications and additions of the operators that do nearly all of them; 0 for the others.
-double count(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
+// Flop of matrix products, convolutions and fused attention; 0 for other operators.
+double count_flop(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
   auto sizes = [&](size_t i) { return in[i].toTensor().sizes(); };
   auto tensor = [&](size_t i) { return i < in.size() && in[i].isTensor() && in[i].toTensor().defined(); };
   if (name == "aten::mm" || name == "aten::bmm") {
@@ -59,7 +59,8 @@ double count(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
   } else if (name == "aten::addmm" || name == "aten::addmm_" || name == "aten::baddbmm") {
     if (tensor(1) && tensor(2)) return 2 * elements(sizes(1)) * static_cast<double>(sizes(2).back());
   } else if (name == "aten::convolution") {
-    // Every output value is a sum over one kernel. Outputs are not there yet: stride and padding tell.
+    // Each output value is a sum over one kernel. The output does not exist yet: its size follows
+    // from stride and padding.
     if (tensor(0) && tensor(1)) {
       auto stride = in[3].toIntVector(), padding = in[4].toIntVector(), dilation = in[5].toIntVector();
       double out = static_cast<double>(sizes(0)[0]) * static_cast<double>(sizes(1)[0]);
@@ -70,14 +71,14 @@ double count(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
       return 2 * out * elements(sizes(1), 1);
     }
   } else if (name == "aten::convolution_backward") {
-    // Gradients of input and weight cost as much as the forward pass each.
+    // The gradients of input and weight each cost as much as the forward pass.
     if (tensor(0) && tensor(2)) {
       auto wanted = in.back().toBoolList();
       return 2 * elements(sizes(0)) * elements(sizes(2), 1) * (int(wanted[0]) + int(wanted[1]));
     }
   } else if (starts_with(name, "aten::_scaled_dot_product_")) {
-    // Queries (B, H, T, d), keys (B, H, S, d): two products; five in the backward pass, of which one
-    // computes the scores again.
+    // Queries (B, H, T, d), keys (B, H, S, d): two products; five in the backward pass, one of
+    // which recomputes the scores.
     bool backward = ends_with(name, "_backward");
     size_t q = backward ? 1 : 0;
     if (tensor(q) && tensor(q + 1)) {
@@ -91,11 +92,11 @@ double count(const std::string &name, c10::ArrayRef<const c10::IValue> in) {
 std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction &fn) {
   auto context = std::make_unique<Context>();
   try {
-    if (counted == 0) context->flop = count(fn.name(), fn.inputs());
-  } catch (const std::exception &) {  // an operator of another signature: its time still counts
+    if (counted_depth == 0) context->flop = count_flop(fn.name(), fn.inputs());
+  } catch (const std::exception &) {  // an unexpected signature: only its time counts
   }
-  if (context->flop > 0) ++counted;
-  inner.push_back(0);
+  if (context->flop > 0) ++counted_depth;
+  callee_time.push_back(0);
   context->start = Clock::now();
   return context;
 }
@@ -103,18 +104,18 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction &fn) {
 void on_end(const at::RecordFunction &fn, at::ObserverContext *base) {
   auto *context = static_cast<Context *>(base);
   double took = std::chrono::duration<double>(Clock::now() - context->start).count();
-  if (context->flop > 0) --counted;
-  double own = took;
+  if (context->flop > 0) --counted_depth;
+  double self = took;
   bool scope = fn.scope() == at::RecordScope::USER_SCOPE;
-  if (!inner.empty()) {
-    own -= inner.back();
-    inner.pop_back();
+  if (!callee_time.empty()) {
+    self -= callee_time.back();
+    callee_time.pop_back();
   }
-  if (!inner.empty()) inner.back() += took;
+  if (!callee_time.empty()) callee_time.back() += took;
   std::lock_guard<std::mutex> lock(mutex);
   auto &s = stats[{scope, fn.name()}];
   s.calls += 1;
-  s.seconds += scope ? took : own;
+  s.seconds += scope ? took : self;
   s.flop += context->flop;
 }
 
@@ -125,7 +126,7 @@ extern "C" {
 int d2v_profile_start(char **error) {
   return guarded(error, [] {
     std::lock_guard<std::mutex> lock(mutex);
-    TORCH_CHECK(!recording, "a profile is being taken already");
+    TORCH_CHECK(!recording, "profile: another profile is already running");
     stats.clear();
     handle = at::addGlobalCallback(at::RecordFunctionCallback(on_start, on_end)
                                        .needsInputs(true)
@@ -134,7 +135,7 @@ int d2v_profile_start(char **error) {
   });
 }
 
-// Begins a named part of the work; `*scope` is ended by d2v_scope_end.
+// Begins a named scope; end `*scope` with d2v_scope_end.
 int d2v_scope_begin(const char *name, void **scope, char **error) {
   return guarded(error, [&] {
     auto *record = new at::RecordFunction(at::RecordScope::USER_SCOPE);
@@ -145,7 +146,7 @@ int d2v_scope_begin(const char *name, void **scope, char **error) {
 
 void d2v_scope_end(void *scope) { delete static_cast<at::RecordFunction *>(scope); }
 
-// Calls `each` once an operator, and forgets all.
+// Stops profiling, calls `each` for each operator and scope, and clears the statistics.
 int d2v_profile_stop(void (*each)(void *, const char *, int, uint64_t, double, double), void *to, char **error) {
   return guarded(error, [&] {
     at::removeCallback(handle);

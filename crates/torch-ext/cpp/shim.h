@@ -1,4 +1,4 @@
-// Every function returns 0, or 1 with a message in *error that the caller frees.
+// Common to all shim functions: they return 0, or 1 with a message in *error that the caller frees.
 #pragma once
 #include <cstdlib>
 #include <cstring>
@@ -17,9 +17,10 @@ inline std::vector<at::Tensor> list(TensorPtr *pointers, size_t count) {
   return tensors;
 }
 
-// A matrix: all dimensions but the last as one.
+// Flattens all dimensions but the last: a matrix.
 inline at::Tensor rows(const at::Tensor &x) { return x.reshape({-1, x.size(-1)}); }
 
+// Runs `body` and converts exceptions to a return code and a message.
 template <typename F> int guarded(char **error, F &&body) {
   try {
     body();

@@ -1,4 +1,4 @@
-//! Activation checkpointing (Chen et al. 2016): memory for time.
+//! Activation checkpointing (Chen et al. 2016): trades compute for memory.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem::ManuallyDrop;
@@ -24,12 +24,14 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// `body(x, bias)`, of which nothing but the inputs is kept for the backward pass: that calls `body`
-/// again, with the random numbers and the autocast of the first call. Gradients, those of variables that
-/// `body` holds too, are the same to the last bit.
+/// Returns `body(x, bias)` and saves only the inputs for the backward pass.
+///
+/// The backward pass calls `body` again, with the random state and the autocast setting of the
+/// first call. Gradients, including those of variables captured by `body`, are bit-identical to an
+/// uncheckpointed call.
 ///
 /// # Errors
-/// What `body` panics with, or what LibTorch refuses.
+/// The message of a panic in `body`, or LibTorch's error.
 pub fn checkpoint(
     x: &Tensor,
     bias: Option<&Tensor>,
@@ -39,15 +41,16 @@ pub fn checkpoint(
     let state = Box::into_raw(Box::new(body)).cast();
     let out = Tensor::new();
     let bias = bias.map_or(std::ptr::null_mut(), raw);
-    // SAFETY: live tensors; `state` is a `Box<Body>` as `run` and `free` expect, and is freed by the
-    // shim, once, when the last graph that holds it goes. The engine may call it from a thread of its
-    // own, one call at a time, which `Send` allows.
+    // SAFETY: live tensors; `state` is the `Box<Body>` that `run` and `free` expect. The shim frees
+    // it once, with the last graph that holds it. The autograd engine may call it from its own
+    // thread, one call at a time, which `Send` allows.
     check(|error| unsafe { d2v_checkpoint(raw(x), bias, state, run, free, raw(&out), error) })?;
     Ok(out)
 }
 
 /// # Safety
-/// `state` is a `Box<Body>`, `x` a tensor, `bias` one or null; `out` has room for one.
+/// `state` is a `Box<Body>`, `x` a tensor, `bias` a tensor or null; `out` and `error` are valid for
+/// writes.
 unsafe extern "C" fn run(
     state: *mut c_void,
     x: Raw,
@@ -56,7 +59,7 @@ unsafe extern "C" fn run(
     error: *mut *mut c_char,
 ) -> c_int {
     let call = || {
-        // SAFETY: as promised by the caller; clones share the tensors' values, not their ownership.
+        // SAFETY: guaranteed by the caller; clones are new handles to the tensors' values.
         unsafe {
             let body = &*state.cast::<Body>();
             let x = Tensor::clone_from_ptr(x);
@@ -66,7 +69,7 @@ unsafe extern "C" fn run(
     };
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(output) => {
-            // SAFETY: there is room; the shim takes the tensor over.
+            // SAFETY: `out` is valid for writes; the shim takes ownership of the tensor.
             unsafe { *out = raw(&ManuallyDrop::new(output)) };
             0
         }
@@ -75,9 +78,9 @@ unsafe extern "C" fn run(
                 .downcast_ref::<String>()
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("a checkpointed part panicked");
+                .unwrap_or("a checkpointed function panicked");
             let message = std::ffi::CString::new(message.replace('\0', " ")).unwrap_or_default();
-            // SAFETY: `strdup` copies a C string into memory that the shim frees.
+            // SAFETY: `error` is valid for writes; the shim frees the copy that `strdup` makes.
             unsafe { *error = libc::strdup(message.as_ptr()) };
             1
         }
@@ -85,9 +88,9 @@ unsafe extern "C" fn run(
 }
 
 /// # Safety
-/// `state` is a `Box<Body>` that nobody uses any more.
+/// `state` is a `Box<Body>` that is not used afterwards.
 unsafe extern "C" fn free(state: *mut c_void) {
-    // SAFETY: as promised by the caller.
+    // SAFETY: guaranteed by the caller.
     drop(unsafe { Box::from_raw(state.cast::<Body>()) });
 }
 
@@ -96,23 +99,23 @@ mod tests {
     use super::*;
     use tch::{Device, Kind};
 
-    /// The gradients of the input, the bias and a hidden variable, with and without forgetting.
-    fn grads(forget: bool, bf16: bool) -> Vec<Tensor> {
+    /// Returns the loss and the gradients of the input, the bias and a captured variable.
+    fn grads(checkpointed: bool, bf16: bool) -> Vec<Tensor> {
         tch::manual_seed(7);
         let leaf =
             |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).set_requires_grad(true);
         let (x, bias, weight) = (leaf(&[6, 8]), leaf(&[8]), leaf(&[8, 8]));
         let inner = weight.shallow_clone();
         let body = move |x: &Tensor, bias: Option<&Tensor>| {
-            let y = crate::dropout(&x.linear(&inner, bias), 0.3).expect("a probability");
+            let y = crate::dropout(&x.linear(&inner, bias), 0.3).expect("valid p");
             y.gelu("none") * 3.0
         };
         let pass = move || {
-            let out = match forget {
+            let out = match checkpointed {
                 true => checkpoint(&x, Some(&bias), body).expect("no panic"),
                 false => body(&x, Some(&bias)),
             };
-            let after = crate::dropout(&out, 0.5).expect("a probability"); // the numbers go on
+            let after = crate::dropout(&out, 0.5).expect("valid p"); // uses the next random numbers
             ((out + after).to_kind(Kind::Float).square().sum(Kind::Float), x, bias)
         };
         let (loss, x, bias) = match bf16 {
@@ -124,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn gradients_are_the_same_to_the_last_bit() {
+    fn gradients_are_bit_identical_to_uncheckpointed() {
         for bf16 in [false, true] {
             assert_eq!(grads(true, bf16), grads(false, bf16), "bf16: {bf16}");
         }
     }
 
     #[test]
-    fn a_panic_inside_is_an_error() {
+    fn panic_in_body_becomes_error() {
         let x = Tensor::ones([2], (Kind::Float, Device::Cpu));
         let error = checkpoint(&x, None, |_, _| panic!("no such luck")).unwrap_err();
         assert!(error.to_string().contains("no such luck"), "{error}");

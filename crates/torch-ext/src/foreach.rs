@@ -1,10 +1,10 @@
-//! Operations over whole lists of parameters, and sums over whole matrices.
+//! Fused operations over lists of parameters, and column moments of a matrix.
 
 use std::ffi::{c_char, c_int};
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::shim::{Raw, check, raw, returned};
+use crate::shim::{Raw, call_tensor, check, raw};
 
 unsafe extern "C" {
     fn d2v_ema_update(
@@ -14,7 +14,7 @@ unsafe extern "C" {
         decay: f64,
         error: *mut *mut c_char,
     ) -> c_int;
-    fn d2v_forget_gradients(params: *mut Raw, count: usize, error: *mut *mut c_char) -> c_int;
+    fn d2v_zero_grad(params: *mut Raw, count: usize, error: *mut *mut c_char) -> c_int;
     fn d2v_total_norm(tensors: *mut Raw, count: usize, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_moments(x: Raw, out: Raw, error: *mut *mut c_char) -> c_int;
     fn d2v_fused_adamw(
@@ -42,14 +42,16 @@ fn same_length(lists: &[&[Tensor]]) -> Result<(), TchError> {
     let lengths: Vec<usize> = lists.iter().map(|list| list.len()).collect();
     match lengths.windows(2).all(|pair| pair[0] == pair[1]) {
         true => Ok(()),
-        false => Err(TchError::Shape(format!("lists of tensors of lengths {lengths:?}"))),
+        false => Err(TchError::Shape(format!("lists of tensors differ in length: {lengths:?}"))),
     }
 }
 
-/// `averaged[i] ← decay · averaged[i] + (1 − decay) · source[i]`, in place and without gradients.
+/// Updates an exponential moving average in place, without gradients.
+///
+/// `averaged[i] ← decay · averaged[i] + (1 − decay) · source[i]`.
 ///
 /// # Errors
-/// If the lists differ in length or LibTorch refuses.
+/// If the lists differ in length, or LibTorch's error.
 pub fn ema_update(averaged: &[Tensor], source: &[Tensor], decay: f64) -> Result<(), TchError> {
     same_length(&[averaged, source])?;
     if averaged.is_empty() {
@@ -62,37 +64,41 @@ pub fn ema_update(averaged: &[Tensor], source: &[Tensor], decay: f64) -> Result<
     })
 }
 
-/// From now on these have no gradients. Their memory is free until the next backward pass, which adds to nothing.
+/// Sets the gradients of `params` to undefined, as PyTorch's `zero_grad(set_to_none=True)`.
+///
+/// Frees their memory; the next backward pass assigns gradients instead of adding to zeros.
 ///
 /// # Errors
-/// If LibTorch refuses.
-pub fn forget_gradients(params: &[Tensor]) -> Result<(), TchError> {
+/// LibTorch's error.
+pub fn zero_grad(params: &[Tensor]) -> Result<(), TchError> {
     let mut list = pointers(params);
-    // SAFETY: as above.
-    check(|error| unsafe { d2v_forget_gradients(list.as_mut_ptr(), list.len(), error) })
+    // SAFETY: as in `ema_update`.
+    check(|error| unsafe { d2v_zero_grad(list.as_mut_ptr(), list.len(), error) })
 }
 
-/// Scalar tensor: the Euclidean norm over all values of all tensors. Nothing waits for the device.
+/// Returns the L2 norm over all values of all tensors, as a scalar tensor. Does not synchronise
+/// with the device.
 ///
 /// # Errors
-/// If the list is empty or LibTorch refuses.
+/// If the list is empty, or LibTorch's error.
 pub fn total_norm(tensors: &[Tensor]) -> Result<Tensor, TchError> {
     if tensors.is_empty() {
-        return Err(TchError::Shape("the norm of no tensors".into()));
+        return Err(TchError::Shape("total_norm: the list of tensors is empty".into()));
     }
     let mut list = pointers(tensors);
-    // SAFETY: as above; `out` is a live tensor.
-    returned(|out, error| unsafe { d2v_total_norm(list.as_mut_ptr(), list.len(), out, error) })
+    // SAFETY: as in `ema_update`; `out` is a live tensor.
+    call_tensor(|out, error| unsafe { d2v_total_norm(list.as_mut_ptr(), list.len(), out, error) })
 }
 
-/// `(1 + 2·D)` f64 of `x` `(N, D)`: N, the sums of its columns, and those of their squares. Nothing waits for the
-/// device.
+/// Returns N, the column sums and the column sums of squares of `x` `(N, D)`, as f64 `(1 + 2·D)`.
+///
+/// Does not synchronise with the device.
 ///
 /// # Errors
-/// If `x` has not two dimensions, or LibTorch refuses.
+/// If `x` does not have two dimensions, or LibTorch's error.
 pub fn moments(x: &Tensor) -> Result<Tensor, TchError> {
     // SAFETY: live tensors.
-    returned(|out, error| unsafe { d2v_moments(raw(x), out, error) })
+    call_tensor(|out, error| unsafe { d2v_moments(raw(x), out, error) })
 }
 
 /// Settings of one [`fused_adamw`] step.
@@ -102,20 +108,20 @@ pub struct FusedAdamW {
     pub lr: f64,
     /// Decay rates of the two moments.
     pub betas: [f64; 2],
-    /// Added to the bias-corrected root of the second moment.
+    /// Added to the square root of the bias-corrected second moment.
     pub eps: f64,
     /// Decoupled weight decay, multiplied by `lr`.
     pub weight_decay: f64,
-    /// What gradients are divided by, in place.
+    /// Divides the gradients in place before the update.
     pub divisor: f64,
 }
 
-/// One step of AdamW (Loshchilov and Hutter 2019) over lists of tensors, in place.
+/// Takes one AdamW step (Loshchilov and Hutter 2019) over lists of tensors, in place.
 ///
-/// `step` is the number of the step being taken, counted from 1.
+/// `step` counts from 1.
 ///
 /// # Errors
-/// If the lists differ in length or LibTorch refuses.
+/// If the lists differ in length, or LibTorch's error.
 pub fn fused_adamw(
     settings: FusedAdamW,
     step: u64,
@@ -130,9 +136,10 @@ pub fn fused_adamw(
     let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay, divisor } = settings;
     let [step, divisor] =
         [step as f64, divisor].map(|x| Tensor::full([], x, (Kind::Float, first.device())));
-    // The kernel wants a tensor for each parameter's count; here all have taken the same steps.
+    // The kernel expects one step tensor per parameter; all parameters here share one step count.
     let mut s = vec![raw(&step); p.len()];
-    // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call, as `divisor` does.
+    // SAFETY: all five arrays hold `p.len()` pointers to tensors that outlive the call, as
+    // `divisor` does.
     check(|error| unsafe {
         d2v_fused_adamw(
             p.as_mut_ptr(),
@@ -166,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_agree_with_single_tensors() {
+    fn ema_and_norm_match_per_tensor_computation() {
         let (a, b) = (randn(4), randn(4));
         let before: Vec<Tensor> = a.iter().map(Tensor::copy).collect();
         ema_update(&a, &b, 0.9).expect("lists of equal length");
@@ -179,13 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn moments_by_hand() {
-        // Columns whose variance is far below the square of their mean, in both kinds and any layout.
+    fn moments_match_hand_computed_values() {
+        // Column variance far below the squared mean, in both memory layouts.
         let x = Tensor::from_slice(&[1.0_f32, 1024.5, -2.0, 1024.0, 4.0, 1023.5]).reshape([3, 2]);
         let expected =
             [3.0, 3.0, 3072.0, 21.0, 1024.5 * 1024.5 + 1024.0 * 1024.0 + 1023.5 * 1023.5];
-        let turned = x.transpose(0, 1).contiguous().transpose(0, 1);
-        for x in [x, turned] {
+        let transposed = x.transpose(0, 1).contiguous().transpose(0, 1);
+        for x in [x, transposed] {
             let found: Vec<f64> = (&moments(&x).expect("a matrix")).try_into().expect("numbers");
             assert_eq!(found, expected);
         }
@@ -196,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn first_adamw_step_by_hand() {
+    fn first_adamw_step_matches_hand_computation() {
         // |m̂| = g and √v̂ = |g| at the first step: p·(1 − lr·wd) − lr·g/(|g| + eps).
         let (p, g) = (Tensor::from_slice(&[1.0_f32, -2.0]), Tensor::from_slice(&[0.5_f32, -1e-3]));
         let zeros = || vec![Tensor::zeros([2], (Kind::Float, Device::Cpu))];
@@ -209,21 +216,21 @@ mod tests {
     }
 
     #[test]
-    fn forgotten_gradients_are_not_added_to() {
+    fn zero_grad_makes_gradients_undefined() {
         let x: Vec<Tensor> = randn(3).iter().map(|x| x.set_requires_grad(true)).collect();
         let backward = || (&x[0] * 2.0 + &x[1]).sum(Kind::Float).backward();
         backward();
-        forget_gradients(&x).expect("live tensors");
+        zero_grad(&x).expect("live tensors");
         assert!(x.iter().all(|x| !x.grad().defined()));
         backward();
         backward();
-        // Two passes; the first tensor's single column goes to two of the second's.
+        // Two backward passes; the first tensor's single column is broadcast over two columns.
         assert_eq!([&x[0], &x[1]].map(|x| x.grad().max().double_value(&[])), [8.0, 2.0]);
         assert!(!x[2].grad().defined());
     }
 
     #[test]
-    fn failures_are_errors_with_one_plain_message() {
+    fn errors_have_no_cpp_backtrace() {
         let error = ema_update(&randn(2), &randn(3), 0.9).unwrap_err();
         assert!(error.to_string().contains("[2, 3]"));
         let (a, b) = (randn(1), vec![Tensor::zeros([5, 7], (Kind::Float, Device::Cpu))]);

@@ -11,14 +11,14 @@ mod profile;
 mod shim;
 
 pub use checkpoint::checkpoint;
-pub use foreach::{FusedAdamW, ema_update, forget_gradients, fused_adamw, moments, total_norm};
+pub use foreach::{FusedAdamW, ema_update, fused_adamw, moments, total_norm, zero_grad};
 pub use layers::{
-    attention, dropout, gelu_linear, noise, norm_gelu, residual_dropout, window_linear,
+    attention, conv1d_channels_last, dropout, gelu_linear, noise, norm_gelu, residual_dropout,
 };
 pub use memory::{Memory, memory, reset_peak_memory};
 pub use precision::{autocast_bf16, is_autocast_on};
 pub use process::{
-    compute_on_this_thread_alone, keep_freed_memory, libtorch_version, load_cuda,
-    release_freed_memory, set_deterministic,
+    keep_freed_memory, libtorch_version, load_cuda, release_freed_memory, set_deterministic,
+    set_thread_num_threads,
 };
-pub use profile::{Op, profile, scope, take_spent};
+pub use profile::{Op, drain_timings, profile, scope};

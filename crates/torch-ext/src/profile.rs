@@ -1,4 +1,4 @@
-//! What LibTorch computes, operator by operator.
+//! Profiles LibTorch operators: calls, CPU time and floating-point operations.
 
 use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -21,26 +21,27 @@ unsafe extern "C" {
     fn d2v_profile_stop(each: Each, to: *mut c_void, error: *mut *mut c_char) -> c_int;
 }
 
-/// What one operator did.
+/// Statistics of one operator, or of one [`scope`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Op {
-    /// As LibTorch calls it: `aten::mm`, or `detach` without a prefix.
+    /// LibTorch's name, such as `aten::mm`, or `detach` without a prefix.
     pub name: String,
-    /// Whether it is a [`scope`], a part of the work, and no operator.
+    /// True for a [`scope`], false for an operator.
     pub is_scope: bool,
-    /// How often it ran.
+    /// Number of calls.
     pub calls: u64,
-    /// Time on the CPU in seconds: of an operator without those that it called, of a scope with them. On
-    /// a GPU this is the time of the launch.
+    /// CPU time in seconds: self time of an operator, total time of a scope. For GPU work this is
+    /// the launch time.
     pub seconds: f64,
     /// Floating-point operations of matrix products, convolutions and fused attention.
     pub flop: f64,
 }
 
-/// Runs `body` and tells every operator that ran meanwhile, in all threads, slowest first.
+/// Runs `body` and returns its result with the operators that ran meanwhile in any thread, slowest
+/// first.
 ///
 /// # Errors
-/// If another profile is being taken.
+/// If another profile is running.
 pub fn profile<T>(body: impl FnOnce() -> T) -> Result<(T, Vec<Op>), TchError> {
     // SAFETY: no pointers but the one for the message.
     check(|error| unsafe { d2v_profile_start(error) })?;
@@ -53,39 +54,41 @@ pub fn profile<T>(body: impl FnOnce() -> T) -> Result<(T, Vec<Op>), TchError> {
 }
 
 thread_local! {
-    /// What this thread's parts have taken since they were last asked for.
-    static SPENT: RefCell<Vec<(&'static CStr, Duration)>> = const { RefCell::new(Vec::new()) };
+    /// Time of this thread's scopes since the last [`drain_timings`].
+    static TIMINGS: RefCell<Vec<(&'static CStr, Duration)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `body` as a part of the work that profilers know by `name`, and takes its time.
+/// Runs `body` as a scope that profilers show as `name`, and adds its time to [`drain_timings`].
 pub fn scope<T>(name: &'static CStr, body: impl FnOnce() -> T) -> T {
-    /// Ends the part also when `body` panics.
+    /// Ends the scope even if `body` panics.
     struct End(*mut c_void);
     impl Drop for End {
         fn drop(&mut self) {
-            // SAFETY: what `d2v_scope_begin` gave, once; it takes null.
+            // SAFETY: the pointer is null or from `d2v_scope_begin`, and is passed once.
             unsafe { d2v_scope_end(self.0) }
         }
     }
     let mut end = End(std::ptr::null_mut());
     let start = Instant::now();
-    // A part that cannot be named is still work to be done.
+    // If the profiler refuses the scope, `body` still has to run.
     // SAFETY: the name outlives the call, which copies it.
     let _ = check(|error| unsafe { d2v_scope_begin(name.as_ptr(), &mut end.0, error) });
     let value = body();
     let took = start.elapsed();
-    SPENT.with_borrow_mut(|spent| match spent.iter_mut().find(|(known, _)| *known == name) {
-        Some((_, all)) => *all += took,
-        None => spent.push((name, took)),
+    TIMINGS.with_borrow_mut(|timings| match timings.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, total)) => *total += took,
+        None => timings.push((name, took)),
     });
     value
 }
 
-/// How long each [`scope`] of this thread has taken since this was last asked, by name, in the order in which they
-/// first ended. On a GPU that is the time to launch the work.
-pub fn take_spent() -> Vec<(String, Duration)> {
-    let spent = SPENT.take();
-    spent.into_iter().map(|(name, took)| (name.to_string_lossy().into_owned(), took)).collect()
+/// Returns and clears the total time of each [`scope`] of this thread, in the order they first
+/// ended.
+///
+/// For GPU work this is the launch time.
+pub fn drain_timings() -> Vec<(String, Duration)> {
+    let timings = TIMINGS.take();
+    timings.into_iter().map(|(name, took)| (name.to_string_lossy().into_owned(), took)).collect()
 }
 
 /// # Safety
@@ -98,7 +101,7 @@ unsafe extern "C" fn add(
     seconds: f64,
     flop: f64,
 ) {
-    // SAFETY: as promised by the caller.
+    // SAFETY: guaranteed by the caller.
     let (ops, name) = unsafe { (&mut *to.cast::<Vec<Op>>(), CStr::from_ptr(name)) };
     let name = name.to_string_lossy().into_owned();
     ops.push(Op { name, is_scope: is_scope != 0, calls, seconds, flop });
@@ -110,12 +113,12 @@ mod tests {
     use tch::{Device, Kind, Tensor};
 
     #[test]
-    fn counts_products_and_convolutions_with_their_gradients() {
+    fn counts_flop_of_matmul_and_convolution_with_gradients() {
         let ones = |size: &[i64]| Tensor::ones(size, (Kind::Float, Device::Cpu));
         let weight = ones(&[5, 4]).set_requires_grad(true);
         let (_, ops) = profile(|| {
-            let y = ones(&[2, 3, 4]).linear(&weight, None::<Tensor>); // 2·3·4·5 products
-            y.sum(Kind::Float).backward(); // the weight's gradient alone
+            let y = ones(&[2, 3, 4]).linear(&weight, None::<Tensor>); // 2·3·4·5 multiplications
+            y.sum(Kind::Float).backward(); // only the weight's gradient
         })
         .expect("a profile");
         let flop: f64 = ops.iter().map(|op| op.flop).sum();
@@ -127,11 +130,12 @@ mod tests {
         })
         .expect("a profile");
         let flop: f64 = ops.iter().map(|op| op.flop).sum();
-        assert_eq!(flop, 2.0 * 24.0, "{ops:?}"); // once, though autocast calls it twice
+        assert_eq!(flop, 2.0 * 24.0, "{ops:?}"); // counted once, though autocast calls the operator twice
 
         let kernel = ones(&[6, 2, 3]).set_requires_grad(true);
         let (_, ops) = profile(|| {
-            // 6 channels out of 2 of 4 in each of 2 groups, 9 places, kernels of 3
+            // 6 output channels, 2 of 4 input channels in each of 2 groups, 9 positions, kernel
+            // size 3
             let y = ones(&[1, 4, 9]).conv1d(&kernel, None::<Tensor>, 1, 1, 1, 2);
             y.sum(Kind::Float).backward();
         })
@@ -141,28 +145,30 @@ mod tests {
         assert!(ops.iter().all(|op| op.calls > 0 && op.seconds >= 0.0));
 
         let (_, ops) = profile(|| {
-            // LibTorch calls the last one an operator by a name without `::`, as parts may have.
-            scope(c"part", || ones(&[100, 100]).softmax(-1, None::<Kind>).detach())
+            // LibTorch names the last operator without `::`, as scopes may be named.
+            scope(c"scope", || ones(&[100, 100]).softmax(-1, None::<Kind>).detach())
         })
         .expect("a profile");
         assert!(ops.iter().any(|op| !op.is_scope && !op.name.contains("::")), "{ops:?}");
-        let part = ops.iter().find(|op| op.is_scope).expect("the scope");
+        let scope = ops.iter().find(|op| op.is_scope).expect("the scope");
         let others: f64 = ops.iter().filter(|op| !op.is_scope).map(|op| op.seconds).sum();
-        assert_eq!(part.name, "part");
-        assert!(part.calls == 1 && part.seconds >= others && others > 0.0, "{ops:?}");
+        assert_eq!(scope.name, "scope");
+        assert!(scope.calls == 1 && scope.seconds >= others && others > 0.0, "{ops:?}");
     }
 
     #[test]
-    fn parts_tell_what_they_took() {
-        drop(take_spent());
+    fn scopes_add_up_their_time() {
+        drop(drain_timings());
         let sleep = |milliseconds| std::thread::sleep(Duration::from_millis(milliseconds));
         scope(c"a", || sleep(20));
         scope(c"b", || sleep(5));
         scope(c"a", || sleep(20));
-        let spent = take_spent();
-        let names: Vec<&str> = spent.iter().map(|(name, _)| name.as_str()).collect();
+        let timings = drain_timings();
+        let names: Vec<&str> = timings.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
-        assert!(spent[0].1 >= Duration::from_millis(40) && spent[1].1 >= Duration::from_millis(5));
-        assert!(take_spent().is_empty());
+        assert!(
+            timings[0].1 >= Duration::from_millis(40) && timings[1].1 >= Duration::from_millis(5)
+        );
+        assert!(drain_timings().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Process groups: this test is the ranks' program as well, started once for each rank.
+//! Process groups: the test starts its own executable once per rank.
 
 #![cfg(all(target_os = "linux", feature = "distributed"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -16,10 +16,13 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Rank `rank` of `size`, which does `task`.
-fn rank(task: &str, rank: usize, size: usize, port: u16) -> Child {
+/// Starts rank `rank` of `size` with `task`.
+fn spawn_rank(task: &str, rank: usize, size: usize, port: u16) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "a_rank", "--nocapture"]).env(TASK, task).env("OMP_NUM_THREADS", "1");
+    command
+        .args(["--exact", "run_rank", "--nocapture"])
+        .env(TASK, task)
+        .env("OMP_NUM_THREADS", "1");
     for (name, value) in [
         ("RANK", rank.to_string()),
         ("WORLD_SIZE", size.to_string()),
@@ -33,34 +36,34 @@ fn rank(task: &str, rank: usize, size: usize, port: u16) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// All ranks of `size`; whether each succeeded, and what it said.
-fn all(task: &str, size: usize) -> Vec<(bool, String)> {
+/// Runs all ranks; returns whether each succeeded, and its output.
+fn run_all(task: &str, size: usize) -> Vec<(bool, String)> {
     let port = free_port();
-    let children: Vec<Child> = (0..size).map(|r| rank(task, r, size, port)).collect();
-    let end = |child: Child| {
+    let children: Vec<Child> = (0..size).map(|r| spawn_rank(task, r, size, port)).collect();
+    let wait = |child: Child| {
         let output = child.wait_with_output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     };
-    children.into_iter().map(end).collect()
+    children.into_iter().map(wait).collect()
 }
 
 fn group(seconds: u64) -> ProcessGroup {
     ProcessGroup::from_env(Backend::Gloo, Duration::from_secs(seconds)).unwrap().unwrap()
 }
 
-/// What a rank does; nothing when the test runs as a test.
+/// Runs a rank's task in a child process; does nothing in the test process.
 #[test]
-fn a_rank() {
+fn run_rank() {
     let Ok(task) = std::env::var(TASK) else { return };
     match task.as_str() {
         "collectives" => collectives(&group(20)),
         "gradients" => gradients(&group(20)),
-        "gone" | "hangs" => left_alone(task == "hangs", "all_reduce", &|group, _| {
+        "exits" | "hangs" => peer_fails(task == "hangs", "all_reduce", &|group, _| {
             group.all_reduce(&[Tensor::from(1.0)], Reduce::Sum)
         }),
-        "gone in backward" | "hangs in backward" => {
-            left_alone(task.starts_with("hangs"), "gradients", &|group, x| {
+        "exits in backward" | "hangs in backward" => {
+            peer_fails(task.starts_with("hangs"), "gradients", &|group, x| {
                 Ddp::new(group, &[x.shallow_clone()])?.backward(group, &(x * 2.0))
             });
         }
@@ -68,10 +71,10 @@ fn a_rank() {
     }
 }
 
-/// Rank 1 is gone, or hangs, when rank 0 wants to `exchange` something.
-fn left_alone(
+/// Checks rank 0's error when rank 1 exits or hangs before `exchange`.
+fn peer_fails(
     hangs: bool,
-    what: &str,
+    collective: &str,
     exchange: &dyn Fn(&ProcessGroup, &Tensor) -> Result<(), Error>,
 ) {
     let group = group(if hangs { 2 } else { 20 });
@@ -85,7 +88,7 @@ fn left_alone(
     }
     let start = Instant::now();
     let error = exchange(&group, &x).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("rank 0: {what}: ")), "{error}");
+    assert!(error.starts_with(&format!("rank 0: {collective}: ")), "{error}");
     assert!(!error.contains('\n'), "{error}");
     let took = start.elapsed();
     match hangs {
@@ -106,12 +109,12 @@ fn collectives(group: &ProcessGroup) {
     group.all_reduce(&[x.shallow_clone()], Reduce::Max).unwrap();
     assert_eq!(x.int64_value(&[]), size - 1);
 
-    // More than a bucket, of several kinds and shapes, one of them not contiguous.
+    // More than a bucket, of several kinds and shapes, one tensor not contiguous.
     let big = Tensor::full([7 << 20], rank, (Kind::Float, Device::Cpu));
-    let turned = Tensor::full([4, 3], rank, (Kind::Float, Device::Cpu)).tr();
-    let whole = Tensor::full([2, 2], rank, (Kind::Int64, Device::Cpu));
+    let transposed = Tensor::full([4, 3], rank, (Kind::Float, Device::Cpu)).tr();
+    let integers = Tensor::full([2, 2], rank, (Kind::Int64, Device::Cpu));
     let last = Tensor::full([5], 1.5, (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    let list = [big, turned, whole, last].map(|x| x.shallow_clone());
+    let list = [big, transposed, integers, last].map(|x| x.shallow_clone());
     group.all_reduce(&list, Reduce::Sum).unwrap();
     for (x, expected) in list.iter().zip([sum as f64, sum as f64, sum as f64, 1.5 * size as f64]) {
         let x = x.detach().to_kind(Kind::Double);
@@ -131,9 +134,9 @@ fn collectives(group: &ProcessGroup) {
 
     group.barrier().unwrap();
     group.monitored_barrier(Duration::from_secs(10)).unwrap();
-    let texts = group.gather_texts(&format!("{rank} ä")).unwrap();
+    let texts = group.all_gather_str(&format!("{rank} ä")).unwrap();
     assert_eq!(texts.last().unwrap(), &format!("{} ä", size - 1));
-    assert_eq!(group.gather_texts("").unwrap(), vec![""; size as usize]);
+    assert_eq!(group.all_gather_str("").unwrap(), vec![""; size as usize]);
     let store = group.store();
     assert!(!store.has("nothing").unwrap());
     let error = store.get("nothing", Duration::from_millis(50)).unwrap_err().to_string();
@@ -141,17 +144,17 @@ fn collectives(group: &ProcessGroup) {
     store.add("count", 2).unwrap();
     group.barrier().unwrap();
     assert_eq!(store.add("count", 0).unwrap(), 2 * size);
-    assert!(group.spent() > Duration::ZERO);
-    group.barrier().unwrap(); // rank 0 keeps the store
+    assert!(group.collective_time() > Duration::ZERO);
+    group.barrier().unwrap(); // rank 0 hosts the store
     group.leave().unwrap();
     assert!(group.barrier().unwrap_err().to_string().contains("left"));
 }
 
-/// Sums over ranks, micro-batches and a parameter that only some ranks use, against what they are.
+/// Compares gradient sums over ranks and micro-batches with their values, with unused parameters.
 fn gradients(group: &ProcessGroup) {
     let (rank, size) = (group.rank() as f64, group.size() as f64);
     let var = |n: i64| Tensor::ones([n], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-    // More than a bucket; used by all; by rank 0; by none.
+    // Larger than a bucket; used by all ranks; only by rank 0; by none.
     let params = [var(8 << 20), var(3), var(2), var(5)];
     let ddp = Ddp::new(group, &params).unwrap();
     let [big, all, first, none] = &params;
@@ -165,20 +168,20 @@ fn gradients(group: &ProcessGroup) {
             param.shallow_clone().zero_grad();
         }
         let factor = f64::from(step);
-        loss(10.0 * factor).backward(); // a micro-batch before the last
+        loss(10.0 * factor).backward(); // an earlier micro-batch
         ddp.backward(group, &loss(factor)).unwrap();
-        let of = |param: &Tensor| {
+        let grad = |param: &Tensor| {
             let grad = param.grad();
             assert_eq!(grad.min(), grad.max());
             grad.double_value(&[0])
         };
         let factor = 11.0 * factor;
-        assert_eq!(of(big), factor * size);
-        assert_eq!(of(all), factor * size * (size + 1.0) / 2.0);
-        assert_eq!(of(first), factor);
-        assert!(!none.grad().defined() || of(none) == 0.0);
+        assert_eq!(grad(big), factor * size);
+        assert_eq!(grad(all), factor * size * (size + 1.0) / 2.0);
+        assert_eq!(grad(first), factor);
+        assert!(!none.grad().defined() || grad(none) == 0.0);
     }
-    // Its own failure is not the others'.
+    // A local failure is not a collective's.
     let error = ddp.backward(group, &all.detach().sum(Kind::Float)).unwrap_err();
     assert!(matches!(error, Error::Torch(_)), "{error}");
     group.leave().unwrap();
@@ -188,33 +191,33 @@ fn gradients(group: &ProcessGroup) {
 }
 
 #[test]
-fn gradients_of_one_two_and_four_are_sums() {
+fn gradients_are_summed_over_1_2_and_4_ranks() {
     for size in [1, 2, 4] {
-        for (success, said) in all("gradients", size) {
-            assert!(success, "{said}");
+        for (success, output) in run_all("gradients", size) {
+            assert!(success, "{output}");
         }
     }
 }
 
 #[test]
-fn collectives_of_one_two_and_four() {
+fn collectives_over_1_2_and_4_ranks() {
     for size in [1, 2, 4] {
-        for (rank, (success, said)) in all("collectives", size).into_iter().enumerate() {
-            assert!(success, "rank {rank} of {size}: {said}");
+        for (rank, (success, output)) in run_all("collectives", size).into_iter().enumerate() {
+            assert!(success, "rank {rank} of {size}: {output}");
         }
     }
 }
 
 #[test]
-fn a_rank_that_is_gone_or_hangs_is_an_error_in_time() {
-    for task in ["gone", "hangs", "gone in backward", "hangs in backward"] {
-        let (success, said) = all(task, 2).remove(0);
-        assert!(success, "{task}: {said}");
+fn exited_or_hanging_rank_is_an_error_in_time() {
+    for task in ["exits", "hangs", "exits in backward", "hangs in backward"] {
+        let (success, output) = run_all(task, 2).remove(0);
+        assert!(success, "{task}: {output}");
     }
 }
 
 #[test]
-fn who_does_not_come_is_an_error() {
+fn missing_rank_is_an_error() {
     let launch = Launch {
         rank: 1,
         size: 2,
@@ -222,28 +225,28 @@ fn who_does_not_come_is_an_error() {
         local_size: 2,
         host: "127.0.0.1".into(),
         port: free_port(),
-        served: false,
+        agent_store: false,
         prefix: "x".into(),
     };
     let short = Duration::from_millis(300);
     let error = ProcessGroup::new(launch.clone(), Backend::Gloo, short).unwrap_err().to_string();
-    assert!(error.starts_with("rank 1: meeting the others: 127.0.0.1:"), "{error}");
+    assert!(error.starts_with("rank 1: init_process_group: 127.0.0.1:"), "{error}");
 
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let first = Launch { rank: 0, local_rank: 0, port, ..launch.clone() };
     let error = ProcessGroup::new(first, Backend::Gloo, short).unwrap_err().to_string();
     assert!(error.contains(&port.to_string()), "{error}");
-    if !Backend::Nccl.is_there() {
+    if !Backend::Nccl.is_available() {
         let error = ProcessGroup::new(launch, Backend::Nccl, short).unwrap_err().to_string();
         assert!(error.contains("NCCL"), "{error}");
     }
 }
 
-/// LibTorch's headers name Gloo's classes, of which only declarations are known here: nothing of them may be
-/// called, and no object of LibTorch's own that rests on them may be made.
+/// LibTorch's headers use Gloo's classes, which `cpp/stubs` only declares: no Gloo symbol may be
+/// linked, nor the vtable of a LibTorch class with Gloo members.
 #[test]
-fn nothing_of_gloo_is_called() {
+fn no_gloo_symbol_is_linked() {
     let nm = Command::new("nm").args(["-D", "-u"]).arg(std::env::current_exe().unwrap()).output();
     let Ok(nm) = nm else { return }; // no binutils
     let symbols = String::from_utf8_lossy(&nm.stdout).into_owned();

@@ -1,4 +1,4 @@
-//! Shards in object stores and on web servers, read by blocks that are kept on the disk.
+//! Shards in object stores and on web servers, read in blocks that are cached on disk.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -14,27 +14,30 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
-use crate::SourceConfig;
+use crate::config::SourceConfig;
 
 mod blocks;
 mod listing;
 
 pub(crate) use blocks::Remote;
 
-/// First wait before a request is tried again; the next ones are twice as long each.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(20);
+/// Wait before the first retry of a request; doubled for each further one.
+const INITIAL_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
 
-/// Connections to all stores that a source's shards are in.
+/// Connections to the stores of a source's shards.
 pub(crate) struct Stores {
-    known: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
+    connected: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     timeout: Duration,
     retries: u32,
-    block: u64,
+    block_bytes: u64,
 }
 
-/// A store, and where in it something is.
-struct Place {
+/// Supported URL schemes, for messages.
+const SCHEMES: &str = "use s3://, gs://, az:// or https://";
+
+/// An object or prefix in a store.
+struct StoreLocation {
     store: Arc<dyn ObjectStore>,
     url: Url,
     path: Path,
@@ -44,28 +47,27 @@ struct Place {
 impl Stores {
     pub fn new(config: &SourceConfig) -> Self {
         Self {
-            known: Mutex::default(),
+            connected: Mutex::default(),
             timeout: Duration::from_secs(config.timeout_seconds),
             retries: config.retries,
-            block: config.block_bytes,
+            block_bytes: config.block_bytes,
         }
     }
 
-    /// The store of a URL. What it needs to be let in is in the environment, by the names that each cloud's
-    /// own tools have.
-    fn place(&self, place: &str) -> Result<Place, String> {
-        // In a store's names a question mark is one, or means any character.
-        let web = place.starts_with("http");
-        let whole = if web { place.to_owned() } else { place.replace('?', "%3F") };
-        let url = Url::parse(&whole).map_err(|error| format!("no URL: {error}"))?;
+    /// Resolves a URL and connects to its store, with the credentials in the environment variables
+    /// of the cloud's own tools.
+    fn locate(&self, location: &str) -> Result<StoreLocation, String> {
+        // In object names a question mark is literal or a glob, not the start of a query.
+        let is_http = location.starts_with("http");
+        let escaped = if is_http { location.to_owned() } else { location.replace('?', "%3F") };
+        let url = Url::parse(&escaped).map_err(|error| format!("invalid URL: {error}"))?;
         if url.query().is_some() {
-            return Err("has a query, which is not known in places of shards".into());
+            return Err("URLs of shards cannot have a query; remove it".into());
         }
-        let known = "s3://, gs://, az:// or https:// are known";
         let (scheme, path) =
-            ObjectStoreScheme::parse(&url).map_err(|error| format!("{error}; {known}"))?;
+            ObjectStoreScheme::parse(&url).map_err(|error| format!("{error}; {SCHEMES}"))?;
         let base = url[..url::Position::BeforePath].to_owned();
-        let mut stores = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        let mut stores = self.connected.lock().unwrap_or_else(|e| e.into_inner());
         let store = match stores.get(&base) {
             Some(store) => Arc::clone(store),
             None => {
@@ -74,7 +76,7 @@ impl Stores {
                 store
             }
         };
-        Ok(Place { store, url, path, scheme })
+        Ok(StoreLocation { store, url, path, scheme })
     }
 
     fn connect(
@@ -83,13 +85,13 @@ impl Stores {
         url: &Url,
         base: &str,
     ) -> Result<Arc<dyn ObjectStore>, String> {
-        // Nobody else in this process asks for TLS of this kind, or they have chosen already.
+        // Fails only if a TLS provider is already installed, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = ClientOptions::new()
             .with_timeout(self.timeout)
             .with_connect_timeout(self.timeout)
-            .with_allow_http(url.scheme() == "http" || asks_for_http());
-        // `attempt` tries again, whatever the reason.
+            .with_allow_http(url.scheme() == "http" || allows_http());
+        // `with_retries` retries instead.
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         fn shared<S: ObjectStore>(
             store: object_store::Result<S>,
@@ -113,30 +115,32 @@ impl Stores {
                 let builder = HttpBuilder::new().with_url(base).with_client_options(options);
                 shared(builder.with_retry(retry).build())
             }
-            _ => Err("s3://, gs://, az:// or https:// are known".into()),
+            _ => Err(format!("unsupported scheme {}://; {SCHEMES}", url.scheme())),
         }
     }
 
-    /// What `ask` is answered, asked again after ever longer waits where that can help.
-    fn attempt<T, F>(&self, ask: impl Fn() -> F) -> Result<T, String>
+    /// Sends a request, and retries transient failures with exponential backoff.
+    fn with_retries<T, F>(&self, request: impl Fn() -> F) -> Result<T, String>
     where
         T: Send + 'static,
         F: Future<Output = object_store::Result<T>> + Send + 'static,
     {
-        let mut wait = FIRST_WAIT;
+        let mut wait = INITIAL_BACKOFF;
         for attempt in 0.. {
-            match wait_for(ask())? {
-                Ok(answer) => return Ok(answer),
-                Err(error) if is_final(&error) || attempt == self.retries => {
-                    let times = attempt + 1;
-                    let tried = if times > 1 { format!(", {times} times") } else { String::new() };
-                    return Err(format!("{}{tried}", one_line(&error)));
+            match block_on(request())? {
+                Ok(response) => return Ok(response),
+                Err(error) if is_permanent(&error) || attempt == self.retries => {
+                    let attempts = match attempt {
+                        0 => String::new(),
+                        retries => format!(", after {} attempts", retries + 1),
+                    };
+                    return Err(format!("{}{attempts}", one_line(&error)));
                 }
                 Err(_) => {
-                    // Those who failed together do not come back together.
+                    // Jitter, so that requests that failed together are not retried together.
                     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                     std::thread::sleep(wait.mul_f64(0.5 + f64::from(now.subsec_micros()) / 1e6));
-                    wait = LONGEST_WAIT.min(2 * wait);
+                    wait = MAX_BACKOFF.min(2 * wait);
                 }
             }
         }
@@ -144,13 +148,13 @@ impl Stores {
     }
 }
 
-/// Whether the environment allows S3's requests without TLS, as stores of one's own may want it.
-fn asks_for_http() -> bool {
+/// Returns true if the environment allows S3 requests without TLS, for self-hosted stores.
+fn allows_http() -> bool {
     std::env::var("AWS_ALLOW_HTTP").is_ok_and(|value| value == "true" || value == "1")
 }
 
-/// Whether the same will be answered again.
-fn is_final(error: &object_store::Error) -> bool {
+/// Returns true if retrying cannot help.
+fn is_permanent(error: &object_store::Error) -> bool {
     use object_store::Error::*;
     matches!(
         error,
@@ -165,38 +169,39 @@ fn is_final(error: &object_store::Error) -> bool {
     )
 }
 
-/// The error and what is below it, of which the last tells most.
+/// Formats an error with its sources in one line.
 fn one_line(error: &object_store::Error) -> String {
     let mut text = error.to_string();
-    let mut below = std::error::Error::source(error);
-    while let Some(error) = below {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
         }
-        below = error.source();
+        source = error.source();
     }
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    // Without keys, clouds' machines are asked for some at an address of their own.
+    // Without credentials, the client queries the cloud's instance metadata service at this
+    // address.
     match line.contains("169.254.169.254") {
-        true => format!("no keys of this cloud in the environment (see docs/scale.md), and {line}"),
+        true => format!("no credentials in the environment (see docs/scale.md): {line}"),
         false => line,
     }
 }
 
-/// Runs a future on the one thread that talks to stores, and waits for it.
-fn wait_for<T: Send + 'static>(
+/// Runs a future on the runtime thread and waits for it.
+fn block_on<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> Result<T, String> {
     let (send, receive) = channel();
     runtime()?.spawn(async move {
-        // Whoever asked waits; should it be gone, so is the answer.
+        // The receiver waits below; it cannot be gone.
         let _ = send.send(future.await);
     });
-    receive.recv().map_err(|_| "the thread that talks to stores is gone".into())
+    receive.recv().map_err(|_| "the thread of remote stores has exited".into())
 }
 
-/// The thread that waits for all answers of all stores, started when it is first needed.
+/// Returns the runtime of all stores, whose thread is started on first use.
 fn runtime() -> Result<&'static tokio::runtime::Handle, String> {
     static RUNTIME: OnceLock<Result<tokio::runtime::Handle, String>> = OnceLock::new();
     let start = || {
@@ -215,12 +220,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_are_one_line_that_says_what_to_do() {
-        let says = |text: &str| {
+    fn error_is_one_line_with_remedy() {
+        let format = |text: &str| {
             one_line(&object_store::Error::Generic { store: "S3", source: text.into() })
         };
-        assert_eq!(says("no\n such  thing"), "Generic S3 error: no such thing");
-        let keys = says("Error performing PUT http://169.254.169.254/latest/api/token");
-        assert!(keys.starts_with("no keys of this cloud in the environment (see docs/"), "{keys}");
+        assert_eq!(format("no\n such  thing"), "Generic S3 error: no such thing");
+        let credentials = format("Error performing PUT http://169.254.169.254/latest/api/token");
+        assert!(
+            credentials.starts_with("no credentials in the environment (see docs/"),
+            "{credentials}"
+        );
     }
 }

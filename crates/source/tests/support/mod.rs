@@ -1,4 +1,4 @@
-//! What several tests need. Each uses a part.
+//! Helpers shared by the tests; each test uses some of them.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -8,9 +8,9 @@ use data2vec_source::{Example, Result, Source, SourceConfig, Value};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// What Python read of an example, bytes and texts as digests: see `fixtures/make.py`.
+/// An example as read by Python, with digests of bytes and text: see `fixtures/make.py`.
 #[derive(Debug, Deserialize, PartialEq)]
-pub struct Told {
+pub struct Summary {
     pub key: String,
     pub fields: BTreeMap<String, serde_json::Value>,
 }
@@ -19,26 +19,26 @@ pub fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// What Python read of each file.
-pub fn expected() -> BTreeMap<String, Vec<Told>> {
+/// Returns the examples that Python read from each fixture.
+pub fn expected() -> BTreeMap<String, Vec<Summary>> {
     let text = std::fs::read_to_string(fixture("expected.json")).expect("a file");
     serde_json::from_str(&text).expect("JSON")
 }
 
-pub fn config(places: &[&Path]) -> SourceConfig {
+pub fn config(paths: &[&Path]) -> SourceConfig {
     SourceConfig {
-        shards: places.iter().map(|place| place.display().to_string()).collect(),
+        shards: paths.iter().map(|path| path.display().to_string()).collect(),
         ..SourceConfig::default()
     }
 }
 
-pub fn open(places: &[&Path], cache: &Path) -> Result<Source> {
-    Source::open(&config(places), cache, &mut |_| ())
+pub fn open(paths: &[&Path], cache: &Path) -> Result<Source> {
+    Source::open(&config(paths), cache, &mut |_| ())
 }
 
-/// What is said of shards that cannot be used.
-pub fn error(places: &[&Path], cache: &Path) -> String {
-    open(places, cache).map(|_| ()).expect_err("a broken shard").to_string()
+/// Returns the error of opening invalid shards.
+pub fn error(paths: &[&Path], cache: &Path) -> String {
+    open(paths, cache).map(|_| ()).expect_err("an invalid shard").to_string()
 }
 
 pub fn all(source: &Source) -> Vec<Example> {
@@ -49,8 +49,8 @@ pub fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The same form as Python's.
-pub fn told(example: &Example) -> Told {
+/// Summarises an example as `fixtures/make.py` does.
+pub fn summarize(example: &Example) -> Summary {
     let field = |(name, value): &(String, Value)| {
         let value = match value {
             Value::Bytes(bytes) => digest(bytes).into(),
@@ -61,5 +61,5 @@ pub fn told(example: &Example) -> Told {
         };
         (name.clone(), value)
     };
-    Told { key: example.key.clone(), fields: example.fields.iter().map(field).collect() }
+    Summary { key: example.key.clone(), fields: example.fields.iter().map(field).collect() }
 }

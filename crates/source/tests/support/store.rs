@@ -1,4 +1,4 @@
-//! A web server and S3 on this machine, which keeps a folder and misbehaves as asked.
+//! A local web server and S3 server of a directory, with injected faults.
 
 use std::collections::HashMap;
 use std::fs;
@@ -9,19 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What happens to a request.
+/// A fault injected into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
     None,
-    /// An answer of that status.
+    /// A response with this status.
     Status(u16),
-    /// The connection ends in the middle of the content.
+    /// The connection closes in the middle of the body.
     Cut,
-    /// The answer comes after so many milliseconds.
+    /// The response is delayed by this many milliseconds.
     Slow(u64),
 }
 
-/// Says by the number of a request what happens to it.
+/// Returns the fault of a request by its number.
 type Plan = Box<dyn Fn(u64) -> Fault + Send + Sync>;
 
 pub struct Store {
@@ -52,8 +52,8 @@ impl Store {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let inner = Arc::clone(&served);
-                // A client that hangs up is its own affair.
-                std::thread::spawn(move || inner.answer(stream).ok());
+                // Clients may close the connection.
+                std::thread::spawn(move || inner.respond(stream).ok());
             }
         });
         Self { port, inner }
@@ -67,12 +67,12 @@ impl Store {
         self.inner.requests.load(Relaxed)
     }
 
-    /// How many requests were being answered at the same time, at most.
+    /// Returns the maximum number of concurrent requests.
     pub fn most_at_once(&self) -> u64 {
         self.inner.most_at_once.load(Relaxed)
     }
 
-    /// How often a fault happened.
+    /// Returns how often a fault was injected.
     pub fn happened(&self, fault: Fault) -> u64 {
         *self.inner.happened.lock().expect("no panic").get(&fault).unwrap_or(&0)
     }
@@ -83,7 +83,7 @@ impl Store {
 }
 
 impl Inner {
-    fn answer(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    fn respond(&self, mut stream: TcpStream) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut request = String::new();
         reader.read_line(&mut request)?;
@@ -144,7 +144,7 @@ impl Inner {
         (206, extra, content[start..end].to_vec())
     }
 
-    /// S3's list of what begins with a prefix, in pages of three.
+    /// Returns S3's listing of a prefix, in pages of three.
     fn listing(&self, query: &str) -> Vec<u8> {
         let of = |name: &str| {
             let pair = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));

@@ -1,5 +1,4 @@
-//! Gradients that are summed over ranks while the backward pass computes more: LibTorch's reducer of
-//! DistributedDataParallel.
+//! DistributedDataParallel: LibTorch's reducer sums gradients over ranks during the backward pass.
 
 use std::ffi::{c_char, c_int};
 use std::time::Duration;
@@ -8,7 +7,7 @@ use tch::Tensor;
 
 use super::group::{BUCKET, RawGroup};
 use super::{Error, ProcessGroup, reason};
-use crate::shim::{Raw, check, made, raw};
+use crate::shim::{Raw, call_new, check, raw};
 
 #[repr(C)]
 struct RawDdp {
@@ -27,56 +26,65 @@ unsafe extern "C" {
     fn d2v_ddp_backward(
         ddp: *mut RawDdp,
         loss: Raw,
-        waited: *mut i64,
-        lost: *mut c_int,
+        wait_ns: *mut i64,
+        comm_failed: *mut c_int,
         error: *mut *mut c_char,
     ) -> c_int;
 }
 
-/// Has the gradients of some parameters summed over the ranks of a group. All ranks make it with the same
-/// parameters, in the same order.
+/// Sums the gradients of parameters over the ranks of a group, overlapped with the backward pass.
+///
+/// All ranks create it with the same parameters in the same order.
 #[derive(Debug)]
 pub struct Ddp {
     raw: *mut RawDdp,
 }
 
+// SAFETY: LibTorch's reducer may be used from any thread, by one thread at a time.
+unsafe impl Send for Ddp {}
+
 impl Drop for Ddp {
     fn drop(&mut self) {
-        // SAFETY: made by `d2v_ddp`, and freed once. It keeps of the group what it needs.
+        // SAFETY: created by `d2v_ddp` and freed once. It shares ownership of what it needs of the
+        // group.
         unsafe { d2v_ddp_free(self.raw) }
     }
 }
 
 impl Ddp {
-    /// Of `params`, in the order in which the forward pass uses them: gradients that are there first set out
-    /// first. Only variables that ask for gradients.
+    /// Creates a reducer for `params`, which must require gradients.
+    ///
+    /// Pass them in the order the forward pass uses them: the buckets that fill first are reduced
+    /// first.
     ///
     /// # Errors
-    /// [`Error::Collective`] if there are none, or the group was left.
+    /// [`Error::Collective`] if `params` is empty or this process has left the group.
     pub fn new(group: &ProcessGroup, params: &[Tensor]) -> Result<Self, Error> {
         let mut list: Vec<Raw> = params.iter().map(raw).collect();
         let (list, count) = (list.as_mut_ptr(), list.len());
-        // SAFETY: `count` pointers to tensors that the slice keeps alive.
-        let raw = made(|error| unsafe { d2v_ddp(group.raw(), list, count, BUCKET, error) })
+        // SAFETY: `list` holds `count` pointers to tensors that the slice keeps alive.
+        let raw = call_new(|error| unsafe { d2v_ddp(group.raw(), list, count, BUCKET, error) })
             .map_err(|e| Error::new(group.rank(), "gradients", reason(&e)))?;
         Ok(Self { raw })
     }
 
-    /// The backward pass of `loss`, after which all gradients, with what was in them before, are sums over
-    /// ranks. A parameter that no rank has used keeps what it had. Not for losses behind
-    /// [`checkpoint`](crate::checkpoint): what is hidden there would count as unused.
+    /// Runs the backward pass of `loss` and sums all gradients over ranks.
+    ///
+    /// Gradients accumulated before are part of the sums. The gradient of a parameter that no rank
+    /// used is unchanged. Not for losses behind [`checkpoint`](crate::checkpoint): the reducer
+    /// would treat the parameters inside as unused.
     ///
     /// # Errors
-    /// [`Error::Collective`] if another rank is gone or does not answer in time, [`Error::Torch`] if the
-    /// backward pass itself fails.
+    /// [`Error::Collective`] if another rank exited or timed out, [`Error::Torch`] if the backward
+    /// pass itself fails.
     pub fn backward(&self, group: &ProcessGroup, loss: &Tensor) -> Result<(), Error> {
-        let (mut waited, mut lost) = (0, 0);
-        // SAFETY: a live tensor; the numbers are written during the call alone.
-        let done = check(|error| unsafe {
-            d2v_ddp_backward(self.raw, raw(loss), &mut waited, &mut lost, error)
+        let (mut wait_ns, mut comm_failed) = (0, 0);
+        // SAFETY: a live tensor; the numbers are written only during the call.
+        let result = check(|error| unsafe {
+            d2v_ddp_backward(self.raw, raw(loss), &mut wait_ns, &mut comm_failed, error)
         });
-        group.add_spent(Duration::from_nanos(waited.unsigned_abs()));
-        done.map_err(|e| match lost {
+        group.add_collective_time(Duration::from_nanos(wait_ns.unsigned_abs()));
+        result.map_err(|e| match comm_failed {
             0 => Error::Torch(e),
             _ => Error::new(group.rank(), "gradients", reason(&e)),
         })

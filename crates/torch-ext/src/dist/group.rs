@@ -1,16 +1,17 @@
-//! Collectives: what all ranks do together.
+//! Process groups and their collectives.
 
-use std::cell::Cell;
 use std::ffi::{c_char, c_int};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tch::{TchError, Tensor};
 
-use super::store::{Address, RawStore};
+use super::store::{RawStore, StoreAddress};
 use super::{Error, Launch, Store, millis};
-use crate::shim::{Raw, check, made, raw, returned};
+use crate::shim::{Raw, call_new, call_tensor, check, raw};
 
-/// Bytes of small tensors that go together, so that each message is worth its journey.
+/// Bucket size in bytes: small tensors are flattened into one message. DDP's default.
 pub(super) const BUCKET: usize = 25 << 20;
 
 #[repr(C)]
@@ -67,7 +68,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
-/// What carries the tensors.
+/// Communication backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// For tensors on CPUs.
@@ -77,78 +78,85 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Whether this program was built with it.
-    pub fn is_there(self) -> bool {
-        // SAFETY: a constant of the shim.
+    /// Returns true if this program was built with the backend.
+    pub fn is_available(self) -> bool {
+        // SAFETY: returns a constant.
         self == Self::Gloo || unsafe { d2v_has_nccl() } != 0
     }
 }
 
-/// How the ranks' values become one.
+/// Reduction of [`ProcessGroup::all_reduce`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduce {
-    /// Added.
+    /// Sum.
     Sum = 0,
-    /// The largest.
+    /// Maximum.
     Max = 1,
 }
 
-/// The ranks of a run, seen from one of them.
+/// A group of ranks, as seen from this process.
 #[derive(Debug)]
 pub struct ProcessGroup {
     raw: *mut RawGroup,
     store: Store,
     launch: Launch,
     timeout: Duration,
-    spent: Cell<Duration>,
-    /// How often texts were gathered.
-    gathered: Cell<u64>,
+    /// Locked during a collective, so that one runs at a time.
+    collective_time: Mutex<Duration>,
+    /// Number of [`all_gather_str`](Self::all_gather_str) calls; part of their keys.
+    gathers: AtomicU64,
 }
 
-// SAFETY: LibTorch's group may be used from any thread, one at a time.
+// SAFETY: LibTorch's group may be used from any thread, by one thread at a time; see
+// `collective_time`.
 unsafe impl Send for ProcessGroup {}
+// SAFETY: as above.
+unsafe impl Sync for ProcessGroup {}
 
 impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        // SAFETY: made by `d2v_group`, and freed once.
+        // SAFETY: created by `d2v_group` and freed once.
         unsafe { d2v_group_free(self.raw) }
     }
 }
 
 impl ProcessGroup {
-    /// Meets the processes that the launcher's variables tell of (torchrun's, Slurm's, Kubeflow's); `None`:
-    /// there are no such variables, and this process is alone. A collective that takes longer than
-    /// `timeout` fails.
+    /// Initialises the process group from the environment variables of torchrun, Kubeflow or Slurm.
+    ///
+    /// Returns `None` if no launcher's variables are set: a single process. A collective that takes
+    /// longer than `timeout` fails.
     ///
     /// # Errors
-    /// [`Error::Launch`] if the variables make no sense, [`Error::Collective`] if the others do not come.
+    /// [`Error::Launch`] if the variables are incomplete or invalid, [`Error::Collective`] if the
+    /// other ranks do not connect in time.
     pub fn from_env(backend: Backend, timeout: Duration) -> Result<Option<Self>, Error> {
         let launch = Launch::from_env()?;
         launch.map(|launch| Self::new(launch, backend, timeout)).transpose()
     }
 
-    /// Meets the processes that `launch` tells of.
+    /// Initialises the process group described by `launch`.
     ///
     /// # Errors
-    /// [`Error::Collective`] if they do not come, or this program was built without `backend`.
+    /// [`Error::Collective`] if the other ranks do not connect in time, or this program was built
+    /// without `backend`.
     pub fn new(launch: Launch, backend: Backend, timeout: Duration) -> Result<Self, Error> {
         let (rank, size) = (launch.rank, launch.size);
-        let failed = |reason: String| Error::new(rank, "making the group", reason);
-        if !backend.is_there() {
-            let reason = "this program was built without NCCL: it was not found beside LibTorch";
+        let failed = |reason: String| Error::new(rank, "init_process_group", reason);
+        if !backend.is_available() {
+            let reason = "built without NCCL: it was not found next to LibTorch at build time";
             return Err(failed(reason.into()));
         }
-        let address = Address {
+        let store_address = StoreAddress {
             host: &launch.host,
             port: launch.port,
-            serve: rank == 0 && !launch.served,
+            is_server: rank == 0 && !launch.agent_store,
             prefix: &launch.prefix,
         };
-        let store = Store::connect(&address, rank, size, timeout)?;
-        // With all on one machine nothing depends on what its name resolves to.
-        let here = if launch.local_size == size { c"127.0.0.1" } else { c"" };
-        let group = made(|error| {
-            // SAFETY: the store is alive, and kept beside the group; the string outlives the call.
+        let store = Store::connect(&store_address, rank, size, timeout)?;
+        // On a single machine, use loopback: its host name may not resolve.
+        let address = if launch.local_size == size { c"127.0.0.1" } else { c"" };
+        let group = call_new(|error| {
+            // SAFETY: the store is kept alive with the group; the string outlives the call.
             unsafe {
                 d2v_group(
                     store.raw(),
@@ -156,7 +164,7 @@ impl ProcessGroup {
                     rank as c_int,
                     size as c_int,
                     millis(timeout),
-                    here.as_ptr(),
+                    address.as_ptr(),
                     error,
                 )
             }
@@ -167,44 +175,49 @@ impl ProcessGroup {
             store,
             launch,
             timeout,
-            spent: Cell::default(),
-            gathered: Cell::default(),
+            collective_time: Mutex::default(),
+            gathers: AtomicU64::default(),
         })
     }
 
-    /// The number of this process, from 0.
+    /// Returns the rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.launch.rank
     }
 
-    /// How many there are.
+    /// Returns the number of ranks (world size).
     pub fn size(&self) -> usize {
         self.launch.size
     }
 
-    /// How the processes were started.
+    /// Returns the launch parameters.
     pub fn launch(&self) -> &Launch {
         &self.launch
     }
 
-    /// What a collective may take.
+    /// Returns the timeout of a collective.
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// Small values that all ranks can read and write.
+    /// Returns the key-value store shared by all ranks.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// How long this rank has been in collectives so far, waiting for others included, and not counting
-    /// what went on beside a backward pass.
-    pub fn spent(&self) -> Duration {
-        self.spent.get()
+    /// Returns the total time this rank has spent in collectives, including waits for other ranks.
+    ///
+    /// Communication that overlaps a backward pass is not counted.
+    pub fn collective_time(&self) -> Duration {
+        *self.lock()
     }
 
-    pub(super) fn add_spent(&self, more: Duration) {
-        self.spent.set(self.spent.get() + more);
+    pub(super) fn add_collective_time(&self, time: Duration) {
+        *self.lock() += time;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Duration> {
+        self.collective_time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn raw(&self) -> *mut RawGroup {
@@ -216,78 +229,82 @@ impl ProcessGroup {
         collective: &'static str,
         call: impl FnOnce() -> Result<T, TchError>,
     ) -> Result<T, Error> {
+        let mut time = self.lock();
         let start = Instant::now();
         let result = call();
-        self.add_spent(start.elapsed());
+        *time += start.elapsed();
         result.map_err(|e| Error::new(self.rank(), collective, super::reason(&e)))
     }
 
-    /// The ranks' `tensors`, each reduced with the others' of the same place, in place of what was there.
-    /// Small ones travel together.
+    /// Reduces each of `tensors` over all ranks, in place. Small tensors are sent in buckets.
     ///
     /// # Errors
-    /// [`Error::Collective`] if another rank is gone or does not answer in time.
-    pub fn all_reduce(&self, tensors: &[Tensor], by: Reduce) -> Result<(), Error> {
+    /// [`Error::Collective`] if another rank exited or timed out.
+    pub fn all_reduce(&self, tensors: &[Tensor], op: Reduce) -> Result<(), Error> {
         let mut list: Vec<Raw> = tensors.iter().map(raw).collect();
         let (list, count) = (list.as_mut_ptr(), list.len());
         self.timed("all_reduce", || {
-            // SAFETY: `count` pointers to tensors that the slice keeps alive.
+            // SAFETY: `list` holds `count` pointers to tensors that the slice keeps alive.
             check(|error| unsafe {
-                d2v_all_reduce(self.raw, list, count, BUCKET, by as c_int, error)
+                d2v_all_reduce(self.raw, list, count, BUCKET, op as c_int, error)
             })
         })
     }
 
-    /// Puts the values that `root` has in `tensors` in all ranks' place of them.
+    /// Overwrites `tensors` on all ranks with the values of rank `root`.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
+    /// As for [`all_reduce`](Self::all_reduce).
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<(), Error> {
         let mut list: Vec<Raw> = tensors.iter().map(raw).collect();
         let (list, count) = (list.as_mut_ptr(), list.len());
         self.timed("broadcast", || {
-            // SAFETY: `count` pointers to tensors that the slice keeps alive.
+            // SAFETY: `list` holds `count` pointers to tensors that the slice keeps alive.
             check(|error| unsafe {
                 d2v_broadcast(self.raw, list, count, BUCKET, root as c_int, error)
             })
         })
     }
 
-    /// `(R, …)`: every rank's `tensor` `(…)`.
+    /// Gathers `tensor` `(…)` of all ranks to `(R, …)`, in rank order.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
+    /// As for [`all_reduce`](Self::all_reduce).
     pub fn all_gather(&self, tensor: &Tensor) -> Result<Tensor, Error> {
         self.timed("all_gather", || {
-            // SAFETY: both tensors are alive.
-            returned(|out, error| unsafe { d2v_all_gather(self.raw, raw(tensor), out, error) })
+            // SAFETY: live tensors.
+            call_tensor(|out, error| unsafe { d2v_all_gather(self.raw, raw(tensor), out, error) })
         })
     }
 
-    /// This rank's part `(…)` of the sum of all ranks' `tensor` `(R, …)`.
+    /// Sums `tensor` `(R, …)` over all ranks and returns this rank's slice `(…)`.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce), and if the first dimension is not the number of ranks.
+    /// As for [`all_reduce`](Self::all_reduce), or if the first dimension is not the number of
+    /// ranks.
     pub fn reduce_scatter(&self, tensor: &Tensor) -> Result<Tensor, Error> {
         self.timed("reduce_scatter", || {
-            // SAFETY: both tensors are alive.
-            returned(|out, error| unsafe { d2v_reduce_scatter(self.raw, raw(tensor), out, error) })
+            // SAFETY: live tensors.
+            call_tensor(|out, error| unsafe {
+                d2v_reduce_scatter(self.raw, raw(tensor), out, error)
+            })
         })
     }
 
-    /// Waits until all ranks are here.
+    /// Waits until all ranks have reached the barrier.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
+    /// As for [`all_reduce`](Self::all_reduce).
     pub fn barrier(&self) -> Result<(), Error> {
         // SAFETY: the group is alive.
         self.timed("barrier", || check(|error| unsafe { d2v_barrier(self.raw, error) }))
     }
 
-    /// The same with a time of its own; rank 0 names all that did not come. Gloo's alone.
+    /// Waits like [`barrier`](Self::barrier) with its own timeout; rank 0's error names the missing
+    /// ranks. Gloo only.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
+    /// As for [`all_reduce`](Self::all_reduce).
     pub fn monitored_barrier(&self, timeout: Duration) -> Result<(), Error> {
         self.timed("monitored_barrier", || {
             // SAFETY: the group is alive.
@@ -295,25 +312,26 @@ impl ProcessGroup {
         })
     }
 
-    /// Every rank's text, by rank. For few and short ones: they go through the store, and stay there.
+    /// Gathers `text` of all ranks, in rank order.
+    ///
+    /// Meant for few, short strings: they go through the store and are never deleted from it.
     ///
     /// # Errors
-    /// As [`all_reduce`](Self::all_reduce).
-    pub fn gather_texts(&self, text: &str) -> Result<Vec<String>, Error> {
-        let number = self.gathered.get();
-        self.gathered.set(number + 1);
+    /// As for [`all_reduce`](Self::all_reduce).
+    pub fn all_gather_str(&self, text: &str) -> Result<Vec<String>, Error> {
+        let number = self.gathers.fetch_add(1, Ordering::Relaxed);
         let key = |rank: usize| format!("text/{number}/{rank}");
         self.store.set(&key(self.rank()), text)?;
         (0..self.size()).map(|rank| self.store.get(&key(rank), self.timeout)).collect()
     }
 
-    /// Closes the connections: the others' collectives fail at once instead of after their timeout. The
-    /// store stays.
+    /// Closes this rank's connections, so that the other ranks' collectives fail at once instead of
+    /// timing out. The store stays connected.
     ///
     /// # Errors
-    /// If LibTorch refuses.
+    /// LibTorch's error.
     pub fn leave(&self) -> Result<(), Error> {
-        // SAFETY: the group is alive; later collectives are refused.
+        // SAFETY: the group is alive; the shim rejects later collectives.
         self.timed("leave", || check(|error| unsafe { d2v_group_leave(self.raw, error) }))
     }
 }

@@ -1,36 +1,36 @@
-//! What launchers tell a process about the others.
+//! Launch parameters of a process, from the environment variables of torchrun, Kubeflow or Slurm.
 
 use super::Error;
 
-/// The place of a process among those that were started together.
+/// Rank, world size and rendezvous address of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
-    /// Number of this process, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// How many there are.
+    /// Number of ranks (world size).
     pub size: usize,
-    /// Number among those of this machine, from 0: which GPU is its own.
+    /// Rank within this machine, from 0: the index of this process's GPU.
     pub local_rank: usize,
-    /// How many are on this machine.
+    /// Number of ranks on this machine; 1 if unknown.
     pub local_size: usize,
-    /// Where they meet.
+    /// Host of the store (`MASTER_ADDR`).
     pub host: String,
-    /// See `host`.
+    /// Port of the store (`MASTER_PORT`).
     pub port: u16,
-    /// Whether the launcher keeps the store there; otherwise rank 0 does.
-    pub served: bool,
-    /// Before all keys of the store: another one for each start.
+    /// True if the launcher's agent hosts the store (torchrun); otherwise rank 0 does.
+    pub agent_store: bool,
+    /// Prefix of all keys in the store, different for each (re)start.
     pub prefix: String,
 }
 
-/// Slurm gives no port: one of these, by the job's number.
+/// First port and number of ports for Slurm, which assigns none: chosen by job ID.
 const SLURM_PORTS: (u16, u16) = (20_000, 20_000);
 
 impl Launch {
-    /// From the variables of torchrun, Kubeflow or Slurm, in this order; `None`: none of them is set.
+    /// Reads the variables of torchrun, Kubeflow or Slurm, in this order; `None` if none is set.
     ///
     /// # Errors
-    /// [`Error::Launch`] if one is missing or makes no sense.
+    /// [`Error::Launch`] if a variable is missing or invalid.
     pub fn from_env() -> Result<Option<Self>, Error> {
         Self::from_variables(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -43,7 +43,7 @@ impl Launch {
             variables.kubeflow()?
         } else if get("SLURM_STEP_NODELIST").is_some() && get("SLURM_PROCID").is_some() {
             match variables.slurm()? {
-                // An interactive shell is a step as well.
+                // An interactive shell is a step of one task.
                 launch if launch.size == 1 => return Ok(None),
                 launch => launch,
             }
@@ -52,7 +52,9 @@ impl Launch {
         };
         let Self { rank, size, .. } = launch;
         if rank >= size {
-            return Err(Error::Launch(format!("rank {rank} of {size} processes: counted from 0")));
+            return Err(Error::Launch(format!(
+                "rank {rank} is out of range for world size {size}; ranks count from 0"
+            )));
         }
         Ok(Some(launch))
     }
@@ -66,14 +68,14 @@ impl Variables<'_> {
     fn text(&self, name: &str) -> Result<String, Error> {
         (self.get)(name).ok_or_else(|| {
             Error::Launch(format!(
-                "{name} is not set, but other variables of a launcher are: set it, or unset them"
+                "{name} is not set, but other variables of the launcher are; set it, or unset those"
             ))
         })
     }
 
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<T, Error> {
         let text = self.text(name)?;
-        text.parse().map_err(|_| Error::Launch(format!("{name} = {text:?} is no such number")))
+        text.parse().map_err(|_| Error::Launch(format!("{name}={text:?} is not a valid number")))
     }
 
     fn number_or<T: std::str::FromStr>(&self, name: &str, default: T) -> Result<T, Error> {
@@ -91,17 +93,17 @@ impl Variables<'_> {
             local_size: self.number_or("LOCAL_WORLD_SIZE", 1)?,
             host: self.text("MASTER_ADDR")?,
             port: self.number("MASTER_PORT")?,
-            served: (self.get)("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True"),
+            agent_store: (self.get)("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|v| v == "True"),
             prefix: format!("data2vec/{run}/{restart}"),
         })
     }
 
-    /// The variables that torchrun would read in the container, where `data2vec` runs itself.
+    /// Reads the `PET_*` variables that torchrun would read if it ran in the container.
     fn kubeflow(&self) -> Result<Launch, Error> {
-        let each = (self.get)("PET_NPROC_PER_NODE").unwrap_or_else(|| "1".into());
-        if each != "1" {
+        let per_node = (self.get)("PET_NPROC_PER_NODE").unwrap_or_else(|| "1".into());
+        if per_node != "1" {
             return Err(Error::Launch(format!(
-                "PET_NPROC_PER_NODE = {each}: this program is one process; set numProcPerNode: 1, or run it by `torchrun --no-python`"
+                "PET_NPROC_PER_NODE={per_node}, but data2vec runs as one process per node; set numProcPerNode to 1, or start it with `torchrun --no-python`"
             )));
         }
         Ok(Launch {
@@ -111,7 +113,7 @@ impl Variables<'_> {
             local_size: 1,
             host: self.text("PET_MASTER_ADDR")?,
             port: self.number("PET_MASTER_PORT")?,
-            served: false,
+            agent_store: false,
             prefix: "data2vec/kubeflow".into(),
         })
     }
@@ -124,14 +126,16 @@ impl Variables<'_> {
             Some(_) => self.number("SLURM_STEP_NUM_TASKS")?,
             None => self.number("SLURM_NTASKS")?,
         };
-        // `4`, or `4(x2),3` where nodes differ: how many are here is not told, but whether all are is.
-        let each = (self.get)("SLURM_STEP_TASKS_PER_NODE").unwrap_or_default();
-        let local_size = if each == format!("{size}") { size } else { 1 };
+        // `4`, or `4(x2),3` for several nodes: only tells whether all tasks are on this node.
+        let tasks = (self.get)("SLURM_STEP_TASKS_PER_NODE").unwrap_or_default();
+        let local_size = if tasks == format!("{size}") { size } else { 1 };
         let (first, count) = SLURM_PORTS;
         let host = match (self.get)("MASTER_ADDR") {
             Some(host) => host,
             None => first_host(&nodes).ok_or_else(|| {
-                Error::Launch(format!("SLURM_STEP_NODELIST = {nodes:?} names no host"))
+                Error::Launch(format!(
+                    "SLURM_STEP_NODELIST={nodes:?} contains no host; set MASTER_ADDR"
+                ))
             })?,
         };
         Ok(Launch {
@@ -141,13 +145,13 @@ impl Variables<'_> {
             local_size,
             host,
             port: self.number_or("MASTER_PORT", first + (job % u64::from(count)) as u16)?,
-            served: false,
+            agent_store: false,
             prefix: format!("data2vec/{job}.{step}"),
         })
     }
 }
 
-/// Of `node[03-05,09],other`: `node03`.
+/// Returns the first host of a Slurm node list: `node03` of `node[03-05,09],other`.
 fn first_host(nodes: &str) -> Option<String> {
     let Some((before, rest)) = nodes.split_once('[') else {
         return nodes.split(',').next().filter(|host| !host.is_empty()).map(str::to_owned);
@@ -172,14 +176,14 @@ mod tests {
         Launch::from_variables(&get)
     }
 
-    fn refused(variables: &[(&str, &str)]) -> String {
-        read(variables).expect_err("variables without sense").to_string()
+    fn launch_error(variables: &[(&str, &str)]) -> String {
+        read(variables).expect_err("invalid variables").to_string()
     }
 
     #[test]
-    fn alone_without_variables() {
+    fn no_launch_without_variables() {
         assert_eq!(read(&[]).expect("nothing is set"), None);
-        // A batch script that runs outside of srun is no step.
+        // A batch script outside of srun is not a step.
         assert_eq!(read(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).expect("no step"), None);
     }
 
@@ -193,7 +197,7 @@ mod tests {
     ];
 
     #[test]
-    fn torchrun() {
+    fn reads_torchrun_variables() {
         let expected = Launch {
             rank: 5,
             size: 8,
@@ -201,32 +205,32 @@ mod tests {
             local_size: 4,
             host: "10.0.0.1".into(),
             port: 29_501,
-            served: false,
+            agent_store: false,
             prefix: "data2vec//0".into(),
         };
-        assert_eq!(read(&TORCHRUN).expect("good variables"), Some(expected.clone()));
+        assert_eq!(read(&TORCHRUN).expect("valid variables"), Some(expected.clone()));
         let mut more = TORCHRUN.to_vec();
         more.extend([
             ("TORCHELASTIC_USE_AGENT_STORE", "True"),
             ("TORCHELASTIC_RESTART_COUNT", "2"),
             ("TORCHELASTIC_RUN_ID", "x"),
-            // The agent's own.
+            // Set by the agent for itself.
             ("PET_NNODES", "2"),
         ]);
-        let expected = Launch { served: true, prefix: "data2vec/x/2".into(), ..expected };
-        assert_eq!(read(&more).expect("good variables"), Some(expected));
+        let expected = Launch { agent_store: true, prefix: "data2vec/x/2".into(), ..expected };
+        assert_eq!(read(&more).expect("valid variables"), Some(expected));
 
-        assert!(refused(&TORCHRUN[1..]).contains("RANK is not set"));
-        assert!(refused(&TORCHRUN[..5]).contains("MASTER_PORT is not set"));
-        let mut far = TORCHRUN;
-        far[0].1 = "8";
-        assert!(refused(&far).contains("rank 8 of 8"));
-        far[1].1 = "many";
-        assert!(refused(&far).contains("WORLD_SIZE = \"many\""));
+        assert!(launch_error(&TORCHRUN[1..]).contains("RANK is not set"));
+        assert!(launch_error(&TORCHRUN[..5]).contains("MASTER_PORT is not set"));
+        let mut invalid = TORCHRUN;
+        invalid[0].1 = "8";
+        assert!(launch_error(&invalid).contains("rank 8 is out of range for world size 8"));
+        invalid[1].1 = "many";
+        assert!(launch_error(&invalid).contains("WORLD_SIZE=\"many\""));
     }
 
     #[test]
-    fn kubeflow() {
+    fn reads_kubeflow_variables() {
         let mut variables = vec![
             ("PET_NNODES", "3"),
             ("PET_NPROC_PER_NODE", "1"),
@@ -234,15 +238,15 @@ mod tests {
             ("PET_MASTER_ADDR", "job-0"),
             ("PET_MASTER_PORT", "29400"),
         ];
-        let launch = read(&variables).expect("good variables").expect("a group");
+        let launch = read(&variables).expect("valid variables").expect("a group");
         assert_eq!((launch.rank, launch.size, launch.local_size), (2, 3, 1));
         assert_eq!((launch.host.as_str(), launch.port), ("job-0", 29_400));
         variables[1].1 = "8";
-        assert!(refused(&variables).contains("torchrun --no-python"));
+        assert!(launch_error(&variables).contains("torchrun --no-python"));
     }
 
     #[test]
-    fn slurm() {
+    fn reads_slurm_variables() {
         let mut variables = vec![
             ("SLURM_PROCID", "3"),
             ("SLURM_LOCALID", "1"),
@@ -251,7 +255,7 @@ mod tests {
             ("SLURM_STEP_TASKS_PER_NODE", "2(x2)"),
             ("SLURM_JOB_ID", "123456"),
         ];
-        let launch = read(&variables).expect("good variables").expect("a group");
+        let launch = read(&variables).expect("valid variables").expect("a group");
         assert_eq!((launch.rank, launch.size, launch.local_rank, launch.local_size), (3, 4, 1, 1));
         assert_eq!((launch.host.as_str(), launch.port), ("gpu07", 23_456));
         variables[2].1 = "1";
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn first_hosts() {
+    fn first_host_of_node_lists() {
         let cases = [
             ("n1", "n1"),
             ("n1,n2", "n1"),

@@ -1,7 +1,7 @@
-//! Several processes that compute one thing: LibTorch's process groups.
+//! Distributed training with LibTorch's process groups (c10d).
 //!
-//! Each process is a rank. All ranks call the same collectives in the same order, with tensors of the same
-//! sizes and kinds: where these differ, Gloo ends the process.
+//! Each process is a rank. All ranks must call the same collectives in the same order, with tensors
+//! of the same sizes and kinds: Gloo aborts the process if they differ.
 
 mod ddp;
 mod group;
@@ -17,23 +17,23 @@ pub use group::{Backend, ProcessGroup, Reduce};
 pub use launch::Launch;
 pub use store::Store;
 
-/// What went wrong between processes.
+/// Error of a launch or a collective.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The launcher's variables make no sense.
+    /// The launcher's environment variables are incomplete or invalid.
     #[error("{0}")]
     Launch(String),
-    /// A collective failed: another rank is gone, does not answer in time, or LibTorch refuses.
+    /// A collective failed: another rank exited or timed out, or LibTorch returned an error.
     #[error("rank {rank}: {collective}: {reason}")]
     Collective {
-        /// Of this process.
+        /// Rank of this process.
         rank: usize,
-        /// What it was about.
+        /// Name of the collective, or `init_process_group`.
         collective: &'static str,
-        /// What LibTorch says.
+        /// LibTorch's message.
         reason: String,
     },
-    /// Work of this process's own failed.
+    /// Local work of this process failed.
     #[error(transparent)]
     Torch(#[from] TchError),
 }
@@ -44,7 +44,7 @@ impl Error {
     }
 }
 
-/// LibTorch's words without its C++ stack, in one line.
+/// Returns the first line of LibTorch's message, without its C++ backtrace.
 fn reason(error: &TchError) -> String {
     let text = match error {
         TchError::Torch(text) => text.clone(),

@@ -1,4 +1,4 @@
-//! What all ranks can read and write: LibTorch's TCP store.
+//! LibTorch's TCP store: key-value pairs shared by all ranks.
 
 use std::ffi::{CString, c_char, c_int};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tch::TchError;
 
 use super::{Error, millis};
-use crate::shim::{check, made};
+use crate::shim::{call_new, check};
 
 #[repr(C)]
 pub(super) struct RawStore {
@@ -18,7 +18,7 @@ unsafe extern "C" {
     fn d2v_store(
         host: *const c_char,
         port: c_int,
-        serve: c_int,
+        is_server: c_int,
         ranks: c_int,
         timeout_ms: i64,
         prefix: *const c_char,
@@ -56,57 +56,57 @@ unsafe extern "C" {
 }
 
 #[derive(Debug)]
-struct Owned(*mut RawStore);
+struct Handle(*mut RawStore);
 
-// SAFETY: a client of the store takes a lock for each request, and the store is freed once, by the last owner.
-unsafe impl Send for Owned {}
+// SAFETY: the store's client locks each request; the last owner frees the store once.
+unsafe impl Send for Handle {}
 // SAFETY: as above.
-unsafe impl Sync for Owned {}
+unsafe impl Sync for Handle {}
 
-impl Drop for Owned {
+impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by `d2v_store`, and nobody else has it any more.
+        // SAFETY: created by `d2v_store`, and this is the last owner.
         unsafe { d2v_store_free(self.0) }
     }
 }
 
-/// Small values by key, for all ranks. Clones are the same store.
+/// Key-value store for small values, shared by all ranks. Clones refer to the same store.
 #[derive(Clone, Debug)]
 pub struct Store {
-    owned: Arc<Owned>,
+    handle: Arc<Handle>,
     rank: usize,
 }
 
-/// Where a store is.
-pub(super) struct Address<'a> {
+/// Address of a store.
+pub(super) struct StoreAddress<'a> {
     pub host: &'a str,
     pub port: u16,
-    /// Opens it rather than waiting for the one who does.
-    pub serve: bool,
-    /// Before all keys.
+    /// Starts the server instead of only connecting to it.
+    pub is_server: bool,
+    /// Prefix of all keys.
     pub prefix: &'a str,
 }
 
 impl Store {
     pub(super) fn connect(
-        address: &Address,
+        address: &StoreAddress,
         rank: usize,
         ranks: usize,
         timeout: Duration,
     ) -> Result<Self, Error> {
         let failed = |reason: String| {
-            let Address { host, port, .. } = address;
-            Error::new(rank, "meeting the others", format!("{host}:{port}: {reason}"))
+            let StoreAddress { host, port, .. } = address;
+            Error::new(rank, "init_process_group", format!("{host}:{port}: {reason}"))
         };
         let text = |text: &str| CString::new(text).map_err(|e| failed(e.to_string()));
         let (host, prefix) = (text(address.host)?, text(address.prefix)?);
-        let store = made(|error| {
+        let store = call_new(|error| {
             // SAFETY: the strings outlive the call.
             unsafe {
                 d2v_store(
                     host.as_ptr(),
                     address.port.into(),
-                    address.serve.into(),
+                    address.is_server.into(),
                     ranks as c_int,
                     millis(timeout),
                     prefix.as_ptr(),
@@ -115,47 +115,48 @@ impl Store {
             }
         })
         .map_err(|e| failed(super::reason(&e)))?;
-        Ok(Self { owned: Arc::new(Owned(store)), rank })
+        Ok(Self { handle: Arc::new(Handle(store)), rank })
     }
 
     pub(super) fn raw(&self) -> *mut RawStore {
-        self.owned.0
+        self.handle.0
     }
 
     fn call(
         &self,
-        what: &'static str,
+        operation: &'static str,
         key: &str,
         call: impl FnOnce(*mut RawStore, *const c_char, *mut *mut c_char) -> c_int,
     ) -> Result<(), Error> {
-        let failed = |reason: String| Error::new(self.rank, what, format!("`{key}`: {reason}"));
+        let failed =
+            |reason: String| Error::new(self.rank, operation, format!("`{key}`: {reason}"));
         let c_key = CString::new(key).map_err(|e| failed(e.to_string()))?;
         check(|error| call(self.raw(), c_key.as_ptr(), error))
             .map_err(|e: TchError| failed(super::reason(&e)))
     }
 
-    /// Puts a value in the key's place.
+    /// Sets the value of `key`.
     ///
     /// # Errors
-    /// If the store is gone.
+    /// If the store is unreachable.
     pub fn set(&self, key: &str, value: &str) -> Result<(), Error> {
         self.call("store.set", key, |store, key, error| {
-            // SAFETY: `value` is `value.len()` bytes that outlive the call; the store is alive.
+            // SAFETY: `value` is valid for `value.len()` bytes; the store is alive.
             unsafe { d2v_store_set(store, key, value.as_ptr().cast(), value.len(), error) }
         })
     }
 
-    /// The key's value; waits until somebody has set it.
+    /// Returns the value of `key`, waiting until a rank has set it.
     ///
     /// # Errors
-    /// After `timeout`, or if the store is gone.
+    /// If it is not set within `timeout`, or the store is unreachable.
     pub fn get(&self, key: &str, timeout: Duration) -> Result<String, Error> {
         let (mut data, mut length) = (std::ptr::null_mut::<c_char>(), 0);
         self.call("store.get", key, |store, key, error| {
-            // SAFETY: the store is alive; both results have a place.
+            // SAFETY: the store is alive; `data` and `length` are valid for writes.
             unsafe { d2v_store_get(store, key, millis(timeout), &mut data, &mut length, error) }
         })?;
-        // SAFETY: on success the shim leaves `length` bytes from `malloc`, ours to free.
+        // SAFETY: on success `data` points to `length` bytes from `malloc`, which the caller frees.
         unsafe {
             let bytes = std::slice::from_raw_parts(data.cast::<u8>(), length);
             let value = String::from_utf8_lossy(bytes).into_owned();
@@ -164,27 +165,27 @@ impl Store {
         }
     }
 
-    /// Whether somebody has set the key.
+    /// Returns true if `key` has been set.
     ///
     /// # Errors
-    /// If the store is gone.
+    /// If the store is unreachable.
     pub fn has(&self, key: &str) -> Result<bool, Error> {
         let mut has = 0;
         self.call("store.has", key, |store, key, error| {
-            // SAFETY: the store is alive; the result has a place.
+            // SAFETY: the store is alive; the result is valid for writes.
             unsafe { d2v_store_has(store, key, &mut has, error) }
         })?;
         Ok(has != 0)
     }
 
-    /// Adds to the key's number, 0 at first, and returns the sum.
+    /// Adds `value` to the counter `key`, initially 0, and returns the sum.
     ///
     /// # Errors
-    /// If the store is gone.
+    /// If the store is unreachable.
     pub fn add(&self, key: &str, value: i64) -> Result<i64, Error> {
         let mut sum = 0;
         self.call("store.add", key, |store, key, error| {
-            // SAFETY: the store is alive; the result has a place.
+            // SAFETY: the store is alive; the result is valid for writes.
             unsafe { d2v_store_add(store, key, value, &mut sum, error) }
         })?;
         Ok(sum)

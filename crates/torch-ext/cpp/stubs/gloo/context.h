@@ -1,5 +1,5 @@
-// LibTorch has Gloo inside and ships c10d's headers, but not Gloo's own. c10d's name these types behind
-// pointers alone, so declarations are enough. Nothing here may be called or made.
+// LibTorch contains Gloo and ships c10d's headers, but not Gloo's. c10d's headers use these types
+// only behind pointers, so declarations suffice. Nothing here may be called or constructed.
 #pragma once
 #include <chrono>
 

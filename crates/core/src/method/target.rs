@@ -1,0 +1,130 @@
+//! What the student has to predict: the teacher's layers, normalised and averaged.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::nn::{instance_norm, layer_norm_no_affine};
+use crate::transformer::Layer;
+use crate::{Error, Result, TransformerConfig};
+
+/// Epsilon of all target normalisation, whatever the model's own.
+const EPS: f64 = 1e-5;
+
+/// Which of a block's results is a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetSource {
+    /// The MLP's output before the residual sum (data2vec 1.0 section 3.3; speech, text, all of 2.0).
+    Ffn,
+    /// The block's output (1.0's vision).
+    Block,
+}
+
+/// Normalisation without parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetNorm {
+    /// As it is.
+    None,
+    /// Each row and channel over its real tokens (instance norm).
+    Instance,
+    /// Each token over its channels (layer norm).
+    Layer,
+}
+
+/// How targets are made of the teacher's layers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetConfig {
+    /// How many of the last blocks are averaged (K of the paper).
+    pub top_k: usize,
+    /// Which of their results.
+    pub source: TargetSource,
+    /// Normalisation of each block's result, before averaging.
+    pub layer_norm: TargetNorm,
+    /// Normalisation of the average.
+    pub target_norm: TargetNorm,
+}
+
+impl TargetConfig {
+    /// Checks the settings against the teacher's depth.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn validate(&self, transformer: &TransformerConfig) -> Result<()> {
+        if self.top_k < 1 || self.top_k > transformer.depth {
+            let reason = format!("{} is outside 1..={} blocks", self.top_k, transformer.depth);
+            return Err(Error::config("target.top_k", reason));
+        }
+        Ok(())
+    }
+
+    /// `(B, T, D)` f32 from the teacher's layers; statistics over time leave padding out.
+    pub fn build(&self, layers: &[Layer], padding: Option<&Tensor>) -> Tensor {
+        let last = &layers[layers.len().saturating_sub(self.top_k)..];
+        let mut sum: Option<Tensor> = None;
+        for layer in last {
+            let x = match self.source {
+                TargetSource::Ffn => &layer.ffn,
+                TargetSource::Block => &layer.out,
+            };
+            let x = normalize(&x.to_kind(Kind::Float), self.layer_norm, padding);
+            sum = Some(match sum {
+                Some(sum) => sum + x,
+                None => x,
+            });
+        }
+        let mean = sum.unwrap_or_default() / last.len() as f64;
+        normalize(&mean, self.target_norm, padding)
+    }
+}
+
+fn normalize(x: &Tensor, norm: TargetNorm, padding: Option<&Tensor>) -> Tensor {
+    match norm {
+        TargetNorm::None => x.shallow_clone(),
+        TargetNorm::Layer => layer_norm_no_affine(x, EPS),
+        TargetNorm::Instance => instance_norm(x, padding, EPS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layers(values: &[Tensor]) -> Vec<Layer> {
+        values.iter().map(|x| Layer { ffn: x.copy(), out: x * 2.0 }).collect()
+    }
+
+    #[test]
+    fn averages_the_last_k_layers() {
+        let all =
+            [1.0, 5.0, 7.0].map(|v| Tensor::full([1, 2, 2], v, (Kind::Float, tch::Device::Cpu)));
+        let config = TargetConfig {
+            top_k: 2,
+            source: TargetSource::Ffn,
+            layer_norm: TargetNorm::None,
+            target_norm: TargetNorm::None,
+        };
+        assert_eq!(config.build(&layers(&all), None).double_value(&[0, 1, 1]), 6.0);
+        let config = TargetConfig { source: TargetSource::Block, ..config };
+        assert_eq!(config.build(&layers(&all), None).double_value(&[0, 1, 1]), 12.0);
+    }
+
+    #[test]
+    fn instance_norm_by_hand() {
+        // One row, three tokens, one channel: 1, 2, 6 has mean 3 and biased variance 14/3.
+        let x = Tensor::from_slice(&[1.0_f32, 2.0, 6.0]).reshape([1, 3, 1]);
+        let y = instance_norm(&x, None, EPS);
+        assert!((y.double_value(&[0, 2, 0]) - 3.0 / (14.0_f64 / 3.0 + 1e-5).sqrt()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn instance_norm_leaves_padding_out() {
+        let x = Tensor::randn([2, 5, 3], (Kind::Float, tch::Device::Cpu));
+        let padding = crate::padding_mask(&[5, 3], 5, tch::Device::Cpu);
+        let y = instance_norm(&x, padding.as_ref(), EPS);
+        let alone = instance_norm(&x.narrow(0, 1, 1).narrow(1, 0, 3), None, EPS);
+        let difference = (y.narrow(0, 1, 1).narrow(1, 0, 3) - alone).abs().max();
+        assert!(difference.double_value(&[]) < 1e-5);
+    }
+}
