@@ -1,70 +1,70 @@
-//! One error type for the family of crates.
+//! The error type shared by all data2vec crates.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-/// What can go wrong, each variant with the place and a reason one can act on.
+/// An error of any data2vec crate; the message names the file, key or tensor and the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file or folder could not be read or written.
+    /// Reading or writing a file or directory failed.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What the operating system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// A file was read, but what it holds is of no use.
+    /// The content of a file is invalid.
     #[error("{}: {reason}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// What is wrong, and where in the file.
         reason: String,
     },
-    /// A setting is impossible, alone or together with another.
+    /// A setting is invalid, alone or combined with another.
     #[error("{key}: {reason}")]
     Config {
-        /// The key, as it stands in a recipe: `section.key`.
+        /// The key as written in a recipe: `section.key`.
         key: String,
-        /// Why it cannot be, and what would do.
+        /// Why the value is invalid, and which values are accepted.
         reason: String,
     },
-    /// A batch or an array of the wrong shape or content.
+    /// A batch or array has the wrong shape or content.
     #[error("bad input: {0}")]
     Input(String),
     /// A tensor of a checkpoint is missing or has another shape.
     #[error("{}: tensor `{name}`: {reason}", path.display())]
     Tensor {
-        /// The file of tensors.
+        /// File that holds the tensor.
         path: PathBuf,
-        /// The tensor's name.
+        /// Name of the tensor.
         name: String,
-        /// What was expected and what was found.
+        /// The expected and the actual state.
         reason: String,
     },
-    /// More examples of a data set were unusable than the caller allows.
-    #[error("{count} unusable examples, {limit} are allowed; the last one: {last}")]
+    /// More examples are unreadable than the caller allows.
+    #[error("{count} unusable examples, at most {limit} are allowed; the last one: {last}")]
     TooManyBad {
-        /// Unusable examples so far.
+        /// Number of unusable examples so far.
         count: usize,
-        /// How many the caller allows.
+        /// Largest number that the caller allows.
         limit: usize,
-        /// The last one's own error.
+        /// Error of the last one.
         last: String,
     },
-    /// Data cannot be had from where they are; the text tells the place.
+    /// Data cannot be read from its source; the message names the source.
     #[error("{0}")]
     Data(Box<dyn std::error::Error + Send + Sync>),
-    /// The data loader cannot go on.
+    /// The data loader cannot continue.
     #[error("data loader: {0}")]
     Loader(String),
-    /// Another process of this run is gone, does not answer, or was started in another way.
+    /// Communication between ranks failed: a rank exited, timed out or was started differently.
     #[error("{0}")]
     Dist(data2vec_torch_ext::dist::Error),
-    /// LibTorch refused an operation.
+    /// A LibTorch operation failed.
     #[error("LibTorch: {}", first_line(.0))]
     Torch(#[from] tch::TchError),
 }
@@ -73,46 +73,47 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An [`Error::Io`] at `path`.
+    /// Creates an [`Error::Io`] for `path`.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().to_owned(), source }
     }
 
-    /// An [`Error::File`] at `path`.
+    /// Creates an [`Error::File`] for `path`.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
         Self::File { path: path.as_ref().to_owned(), reason: reason.into() }
     }
 
-    /// An [`Error::Data`].
+    /// Creates an [`Error::Data`].
     pub fn data(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Data(Box::new(error))
     }
 
-    /// An [`Error::Config`] of `key`.
+    /// Creates an [`Error::Config`] for `key`.
     pub fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Config { key: key.into(), reason: reason.into() }
     }
 }
 
-/// Has `work` read what is in the file at `path`, with another crate's help: should that panic on bytes that
-/// may come from anywhere, it is the file's error.
+/// Runs a decoder on the file at `path` and turns a panic of the decoder into an [`Error::File`].
+///
+/// Files may come from anywhere, and third-party decoders can panic on malformed bytes.
 ///
 /// # Errors
-/// What `work` returns, or [`Error::File`].
+/// Returns the error of `work`, or [`Error::File`] if it panics.
 pub fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let what = panic_message(panic.as_ref()).lines().next().unwrap_or_default();
-        Err(Error::file(path, format!("the decoder gave up on its content ({what})")))
+        let message = panic_message(panic.as_ref()).lines().next().unwrap_or_default();
+        Err(Error::file(path, format!("decoding failed ({message})")))
     })
 }
 
-/// What a panic says.
+/// Returns the message of a panic payload.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// LibTorch's messages carry a C++ stack; its first line says what happened.
+/// Returns the first line of a LibTorch message; a C++ stack trace follows it.
 fn first_line(error: &tch::TchError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }

@@ -2,62 +2,47 @@
 //!
 //! # Shapes
 //!
-//! One legend for all comments: B sequences, M copies of each (2.0 hides each several times), S raw
-//! samples, T tokens, K visible tokens, P prefix tokens, D width, H heads, N hidden tokens of a batch.
+//! One legend for all comments: B sequences, M copies of each (2.0 masks each several times), S raw
+//! samples, T tokens, K visible tokens, P prefix tokens, D width, H heads, N masked tokens of a batch.
 
-mod batch;
-pub mod checkpoint;
-pub mod convert;
 pub mod data;
-pub mod data2vec;
-pub mod decoder;
-pub mod encoder;
 mod error;
-mod feature;
-pub mod head;
-pub mod health;
-pub mod loader;
-pub mod loss;
-mod mask;
-mod mixed;
-pub mod nn;
-pub mod optim;
-pub mod pickle;
-mod precision;
-pub mod probe;
+pub mod eval;
+pub mod io;
+pub mod method;
+pub mod modality;
+pub mod model;
 pub mod random;
-mod ranks;
-pub mod schedule;
-pub mod score;
-pub mod split;
-pub mod target;
-pub mod teacher;
 pub mod train;
-pub mod transformer;
-pub mod tune;
-pub mod tuned;
 
-pub use batch::{Batch, LabelledBatch, Targets, Tokens, padding_mask};
-pub use checkpoint::{Checkpoints, Position, Snapshot};
-pub use data::Dataset;
-pub use data2vec::{Data2Vec, Data2VecConfig, MaskedInput, ModelCompat, ModelConfig, Objective};
-pub use decoder::{Decoder, DecoderConfig};
-pub use encoder::{Encoder, EncoderConfig, Hidden};
+pub use data::batch::{Batch, LabelledBatch, Targets, Tokens, padding_mask};
+pub use data::dataset::Dataset;
+pub use data::loader::{Loaded, Loader, LoaderConfig};
+pub use data::mixture::MixtureDataset;
 pub use error::{Error, Result, guarded, panic_message};
-pub use feature::FeatureEncoder;
-pub use head::{Head, HeadConfig, HeadTask, Pool};
-pub use health::{Health, effective_rank};
-pub use loader::{Loaded, Loader, LoaderConfig};
-pub use loss::{Explained, RegressionLoss};
-pub use mask::{Mask, MaskStrategy, Substitute, Visible};
-pub use mixed::MixtureDataset;
-pub use optim::{AdamW, AdamWConfig, Gradients};
-pub use precision::Precision;
-pub use ranks::World;
-pub use schedule::Schedule;
-pub use target::{TargetConfig, TargetNorm, TargetSource};
-pub use teacher::{EmaConfig, EmaScope, EmaTeacher};
-pub use train::{StepConfig, StepReport, TrainState};
-pub use transformer::{Layer, NormPlacement, Transformer, TransformerConfig, WeightInit};
-pub use tune::{FinetuneConfig, FinetuneReport, FinetuneState};
-pub use tuned::{FinetunedModel, write_model};
+pub use eval::health::{Health, effective_rank};
+pub use io::checkpoint::{Checkpoints, Position, Snapshot};
+pub use method::config::{Data2VecConfig, MaskedInput, ModelCompat, ModelConfig};
+pub use method::data2vec::{Data2Vec, Objective, StudentInput};
+pub use method::decoder::{Decode, Decoder, DecoderConfig};
+pub use method::loss::{ExplainedVariance, Loss, RegressionLoss};
+pub use method::mask::{Mask, MaskStrategy, Substitute, Visible};
+pub use method::parts::Parts;
+pub use method::target::{Target, TargetConfig, TargetNorm, TargetSource};
+pub use method::teacher::{EmaConfig, EmaScope, EmaTeacher};
+pub use modality::convert::ConvertModality;
+pub use modality::extract::Extractor;
+pub use modality::finetune::{FinetuneModality, LabelledSource, LabelledSplits, NoMask, Split};
+pub use modality::preview::{Preview, Raster};
+pub use modality::{Features, Modality, OnProgress, Progress, Source, Splits, Units};
+pub use model::encoder::{Encoder, EncoderConfig, EncoderOutput};
+pub use model::feature::FeatureEncoder;
+pub use model::finetuned::{FinetunedModel, save_model};
+pub use model::head::{Head, HeadConfig, HeadTask, Pool};
+pub use model::transformer::{Layer, NormPlacement, Transformer, TransformerConfig, WeightInit};
+pub use train::finetune::{FinetuneConfig, FinetuneReport, FinetuneState};
+pub use train::optim::{AdamW, AdamWConfig, Gradients};
+pub use train::precision::Precision;
+pub use train::pretrain::{StepConfig, StepReport, TrainState};
+pub use train::schedule::Schedule;
+pub use train::world::World;

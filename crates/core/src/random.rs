@@ -1,31 +1,33 @@
-//! Randomness as a function of what it is for: a run repeats, and resumes, without saved state.
+//! Seeded random streams: every stream is a function of seed, purpose and position.
+//!
+//! A run is reproducible and resumes without saved generator state.
 
 use rand::{SeedableRng, rngs::StdRng};
 
-/// What a stream of random numbers is for; two purposes never share one.
+/// Purpose of a random stream; different purposes never share a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Initial weights.
     Weights = 1,
     /// Order of the examples of an epoch.
     Order = 2,
-    /// Loading one example: crops, augmentation.
+    /// Loading of one example: crops, augmentation.
     Example = 3,
-    /// Putting a batch together.
+    /// Collation of a batch.
     Collate = 4,
-    /// Masks, layer drop and the seed of dropout, of one micro-batch.
+    /// Masks, LayerDrop and the dropout seed of one micro-batch.
     Step = 5,
     /// Masks of the held-out split.
     HeldOut = 6,
-    /// Which examples are held out.
+    /// Choice of the held-out examples.
     Split = 7,
-    /// Which of a step's tokens are looked at for figures of health.
+    /// Choice of the tokens on which health metrics are measured.
     Health = 8,
 }
 
-/// A number that depends on all its inputs, for seeding.
+/// Derives a seed from `seed`, `purpose` and the position `at`.
 pub fn seed_for(seed: u64, purpose: Purpose, at: &[u64]) -> u64 {
-    // splitmix64's finaliser after each input: neighbouring steps get unrelated streams.
+    // splitmix64's finaliser after each input: neighbouring steps get uncorrelated streams.
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -35,14 +37,15 @@ pub fn seed_for(seed: u64, purpose: Purpose, at: &[u64]) -> u64 {
     at.iter().fold(step(mix(seed), purpose as u64), |acc, &value| step(acc, value.wrapping_add(1)))
 }
 
-/// FNV-1a: the same on every machine and in every version, for what follows a name or a text.
+/// Computes the 64-bit FNV-1a hash, which is stable across machines and versions.
 pub fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// The random stream of `purpose` at a place: `(step, micro-batch)`, `(epoch, example)`, ….
+/// Returns the random stream of `purpose` at a position: `(step, micro-batch)`, `(epoch, example)`,
+/// ….
 pub fn stream(seed: u64, purpose: Purpose, at: &[u64]) -> StdRng {
     StdRng::seed_from_u64(seed_for(seed, purpose, at))
 }
@@ -52,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_differ_by_seed_purpose_and_place() {
+    fn streams_differ_by_seed_purpose_and_position() {
         let mut seen = std::collections::HashSet::new();
         for seed in 0..4 {
             for purpose in [Purpose::Order, Purpose::Step] {

@@ -1,4 +1,5 @@
-//! The stream of batches: complete, within budget, repeatable from any place with any workers.
+//! The data loader: complete, within budget, reproducible from any position with any number of
+//! workers.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -11,20 +12,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use data2vec_core::{Batch, Dataset, Error, Loader, LoaderConfig, Result, loader::Plan};
+use data2vec_core::{Batch, Dataset, Error, Loader, LoaderConfig, Result, data::loader::Plan};
 use proptest::prelude::*;
 use rand::{Rng, rngs::StdRng};
 use tch::Tensor;
 
-/// Examples that are nothing but their size.
+/// A data set whose examples have only a size.
 #[derive(Default)]
 struct Toy {
     sizes: Vec<u64>,
-    /// These cannot be loaded.
+    /// Examples that fail to load.
     bad: BTreeSet<usize>,
-    /// Loading this one panics.
-    fatal: Option<usize>,
-    /// How long loading takes.
+    /// Example whose loading panics.
+    panics: Option<usize>,
+    /// Duration of loading an example.
     pause: Duration,
     loads: AtomicUsize,
 }
@@ -36,7 +37,7 @@ impl Toy {
 }
 
 impl Dataset for Toy {
-    /// Which it is, and what its random stream says.
+    /// Index of the example, and a number drawn from its random stream.
     type Example = (usize, i64);
     type Batch = Batch;
 
@@ -55,7 +56,7 @@ impl Dataset for Toy {
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<(usize, i64)> {
         self.loads.fetch_add(1, Ordering::Relaxed);
         std::thread::sleep(self.pause);
-        assert_ne!(self.fatal, Some(index), "toy {index} explodes");
+        assert_ne!(self.panics, Some(index), "toy {index} panics");
         match self.bad.contains(&index) {
             true => Err(Error::file(self.name(index), "broken")),
             false => Ok((index, i64::from(rng.next_u32()))),
@@ -74,10 +75,10 @@ fn config(budget: u64, workers: usize) -> LoaderConfig {
     LoaderConfig { budget, max_examples, workers, queue: 2, seed: 5, max_bad: 0, tolerance }
 }
 
-/// Number, epoch, and all that the batch holds.
-type Seen = (u64, u64, Vec<i64>);
+/// Number, epoch and content of a batch.
+type BatchContent = (u64, u64, Vec<i64>);
 
-fn take(dataset: &Arc<Toy>, config: LoaderConfig, start: u64, count: usize) -> Vec<Seen> {
+fn take(dataset: &Arc<Toy>, config: LoaderConfig, start: u64, count: usize) -> Vec<BatchContent> {
     let mut loader = Loader::new(Arc::clone(dataset), config, start).unwrap();
     let next = |_| {
         let loaded = loader.next().unwrap();
@@ -96,7 +97,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn an_epoch_is_every_example_once_in_a_constant_number_of_batches(
+    fn epoch_has_every_example_once_and_a_fixed_number_of_batches(
         sizes in sizes(), room in 0_u64..40_000, most in 1_usize..40, tolerance in 0.0_f64..0.5,
         seed in any::<u64>(),
     ) {
@@ -104,11 +105,11 @@ proptest! {
         let budget = largest + room;
         let plan = Plan::new(&Toy::new(&sizes), budget, most, tolerance).unwrap();
         for epoch in 0..3 {
-            // The number of batches is a function of the sizes alone.
+            // The number of batches depends only on the sizes.
             let planned = plan.epoch(seed, epoch);
             let mut seen = vec![0; sizes.len()];
-            for place in 0..plan.batches() {
-                let batch = planned.batch(place);
+            for index in 0..plan.batches() {
+                let batch = planned.batch(index);
                 let longest = batch.iter().map(|&at| sizes[at as usize]).max().unwrap();
                 prop_assert!(batch.len() <= most);
                 prop_assert!(batch.len() as u64 * longest <= budget);
@@ -116,7 +117,7 @@ proptest! {
             }
             prop_assert!(seen.iter().all(|&times| times == 1));
         }
-        let other: Vec<u64> = sizes.iter().rev().copied().collect(); // another order, the same sizes
+        let other: Vec<u64> = sizes.iter().rev().copied().collect(); // the same sizes
         let other = Plan::new(&Toy::new(&other), budget, most, tolerance).unwrap();
         prop_assert_eq!(other.batches(), plan.batches());
     }
@@ -126,7 +127,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(25))]
 
     #[test]
-    fn the_stream_is_the_same_from_any_place_with_any_workers(
+    fn stream_does_not_depend_on_start_or_number_of_workers(
         sizes in prop::collection::vec(1_u64..500, 1..40), start in 0_u64..30, workers in 1_usize..4,
     ) {
         let dataset = Arc::new(Toy::new(&sizes));
@@ -138,15 +139,15 @@ proptest! {
 }
 
 #[test]
-fn little_is_wasted_on_lengths_like_those_of_speech() {
-    // 2 to 16 s, most of them long, as LibriSpeech.
+fn pads_and_crops_less_than_5_percent_of_speech_lengths() {
+    // 2 to 16 s, most of them long, as in LibriSpeech.
     let sizes: Vec<u64> =
         (0..20_000_u64).map(|at| 256_000 - (at * at % 20_011) * 224_000 / 20_011 / 2).collect();
     let plan = Plan::new(&Toy::new(&sizes), 3_800_000, usize::MAX, 0.05).unwrap();
     let epoch = plan.epoch(1, 0);
     let (mut padded, mut cropped, mut real) = (0, 0, 0);
-    for place in 0..plan.batches() {
-        let batch: Vec<u64> = epoch.batch(place).iter().map(|&at| sizes[at as usize]).collect();
+    for index in 0..plan.batches() {
+        let batch: Vec<u64> = epoch.batch(index).iter().map(|&at| sizes[at as usize]).collect();
         padded += batch.iter().max().unwrap() * batch.len() as u64;
         cropped += batch.iter().min().unwrap() * batch.len() as u64;
         real += batch.iter().sum::<u64>();
@@ -158,10 +159,10 @@ fn little_is_wasted_on_lengths_like_those_of_speech() {
 }
 
 #[test]
-fn every_epoch_has_another_order_and_other_random_numbers() {
+fn epochs_differ_in_order_and_random_numbers() {
     let dataset = Arc::new(Toy::new(&[10; 30]));
     let seen = take(&dataset, config(70, 2), 0, 15);
-    let epochs: Vec<&[Seen]> = seen.chunks(5).collect();
+    let epochs: Vec<&[BatchContent]> = seen.chunks(5).collect();
     assert!(epochs.iter().zip(0..).all(|(batches, at)| batches.iter().all(|b| b.1 == at)));
     for (a, b) in [(0, 1), (0, 2), (1, 2)] {
         assert!(epochs[a].iter().zip(epochs[b]).all(|(a, b)| a.2 != b.2));
@@ -176,19 +177,19 @@ fn every_epoch_has_another_order_and_other_random_numbers() {
 }
 
 #[test]
-fn broken_examples_are_left_out_and_counted_once() {
+fn skips_unreadable_examples_and_counts_them_once() {
     let bad = BTreeSet::from([3, 11, 12]);
     let dataset = Arc::new(Toy { sizes: vec![10; 20], bad, ..Toy::default() });
     let whole = Arc::new(Toy::new(&[10; 20]));
     let lenient = |workers| LoaderConfig { max_bad: 3, ..config(30, workers) };
-    let without = |batches: Vec<Seen>| -> Vec<Vec<i64>> {
+    let readable = |batches: Vec<BatchContent>| -> Vec<Vec<i64>> {
         let row = |row: &&[i64]| !dataset.bad.contains(&(row[0] as usize));
         batches.iter().map(|b| b.2.chunks(2).filter(row).flatten().copied().collect()).collect()
     };
-    let expected = without(take(&whole, lenient(1), 0, 14));
+    let expected = readable(take(&whole, lenient(1), 0, 14));
     for workers in 1..4 {
         let seen = take(&dataset, lenient(workers), 0, 14);
-        assert_eq!(without(seen), expected, "what is left must not change");
+        assert_eq!(readable(seen), expected, "the other examples changed");
     }
     let mut loader = Loader::new(Arc::clone(&dataset), lenient(2), 0).unwrap();
     for _ in 0..3 * loader.batches_per_epoch() {
@@ -212,11 +213,15 @@ fn broken_examples_are_left_out_and_counted_once() {
         assert!(matches!(refused, Error::TooManyBad { count: 3, limit: 2, .. }), "{refused}");
         at.insert(count);
     }
-    assert_eq!(at.len(), 1, "the limit was reached at another batch with other workers");
+    assert_eq!(
+        at.len(),
+        1,
+        "the batch at which the limit is reached depends on the number of workers"
+    );
 }
 
 #[test]
-fn a_batch_without_any_good_example_is_passed_over() {
+fn skips_batches_without_readable_examples() {
     let dataset =
         Arc::new(Toy { sizes: vec![10; 6], bad: BTreeSet::from([1, 4]), ..Toy::default() });
     let lenient = |workers| LoaderConfig { max_bad: 6, ..config(10, workers) };
@@ -232,16 +237,16 @@ fn a_batch_without_any_good_example_is_passed_over() {
 }
 
 #[test]
-fn a_panic_of_a_worker_is_an_error_of_its_batch() {
-    let dataset = Arc::new(Toy { sizes: vec![10; 5], fatal: Some(2), ..Toy::default() });
+fn worker_panic_is_returned_as_error() {
+    let dataset = Arc::new(Toy { sizes: vec![10; 5], panics: Some(2), ..Toy::default() });
     let mut loader = Loader::new(dataset, config(50, 2), 0).unwrap();
     let refused = loader.next().unwrap_err().to_string();
     assert!(refused.starts_with("data loader: a worker panicked at batch 0"), "{refused}");
-    assert!(refused.contains("toy 2 explodes"), "{refused}");
+    assert!(refused.contains("toy 2 panics"), "{refused}");
 }
 
 #[test]
-fn dropping_it_stops_the_workers_at_once() {
+fn drop_stops_workers() {
     let pause = Duration::from_millis(30);
     let dataset = Arc::new(Toy { sizes: vec![1; 1000], pause, ..Toy::default() });
     let config = LoaderConfig { max_examples: None, ..config(1000, 3) };
@@ -250,9 +255,9 @@ fn dropping_it_stops_the_workers_at_once() {
     let asked = Instant::now();
     drop(loader);
     assert!(asked.elapsed() < 20 * pause, "{:?}", asked.elapsed());
-    assert_eq!(Arc::strong_count(&dataset), 1, "a worker lives on");
+    assert_eq!(Arc::strong_count(&dataset), 1, "a worker is still running");
 
-    // Neither does one that waits for room in its queue hold it up.
+    // A worker that waits for space in its queue stops, too.
     let dataset = Arc::new(Toy::new(&[1; 10]));
     let loader = Loader::new(Arc::clone(&dataset), self::config(10, 2), 0).unwrap();
     while dataset.loads.load(Ordering::Relaxed) < 30 {
@@ -263,7 +268,7 @@ fn dropping_it_stops_the_workers_at_once() {
 }
 
 #[test]
-fn what_is_waited_for_is_counted() {
+fn counts_waiting_time() {
     let pause = Duration::from_millis(20);
     let dataset = Arc::new(Toy { sizes: vec![1; 4], pause, ..Toy::default() });
     let mut loader = Loader::new(dataset, config(4, 1), 0).unwrap();
@@ -272,13 +277,13 @@ fn what_is_waited_for_is_counted() {
 }
 
 #[test]
-fn impossible_settings_are_named() {
+fn rejects_invalid_settings() {
     let refused = |dataset: Toy, config: LoaderConfig| {
         assert!(dataset.len() < 100);
         Loader::new(Arc::new(dataset), config, 0).unwrap_err().to_string()
     };
     let large = refused(Toy::new(&[5, 70, 6]), config(69, 1));
-    assert_eq!(large, "batch budget: 69 is less than one example, toy 1, of size 70");
+    assert_eq!(large, "batch budget: 69 is smaller than the example toy 1 of size 70");
     assert_eq!(refused(Toy::new(&[]), config(9, 1)), "data: has no examples");
     let toy = || Toy::new(&[1]);
     assert!(refused(toy(), config(9, 0)).starts_with("workers: "));

@@ -1,17 +1,18 @@
-//! Batches of raw signal, and the tokens that a feature encoder makes of them.
+//! Batches of raw signal, and the tokens that a feature encoder computes from them.
 
 use std::ops::Range;
 
+use ndarray::Array2;
 use rand::rngs::StdRng;
 use rand::seq::index::sample;
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// One collated batch, still at the rate of the raw signal.
+/// A collated batch of raw signal.
 ///
-/// Padding, where there is any, is on the right: row `b` holds `lengths[b]` real values along
-/// dimension 1. The lengths stay on the CPU, so that nothing in a step waits for the device.
+/// Padding is on the right: row `b` holds `lengths[b]` real values along dimension 1. Lengths stay
+/// on the CPU, so that a step never waits for the device to read them.
 #[derive(Debug)]
 pub struct Batch {
     /// Speech `(B, S)` f32, vision `(B, C, H, W)` f32, text `(B, T)` i64.
@@ -20,24 +21,24 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch without padding.
+    /// Creates a batch without padding.
     ///
     /// # Errors
-    /// [`Error::Input`] if `inputs` has fewer than two dimensions or is empty.
+    /// Returns [`Error::Input`] if `inputs` has fewer than two dimensions or is empty.
     pub fn new(inputs: Tensor) -> Result<Self> {
         let size = inputs.size();
         if size.len() < 2 || size.contains(&0) {
             return Err(Error::Input(format!(
-                "a batch needs at least two dimensions, none of them 0, not {size:?}"
+                "a batch needs at least two dimensions, all above 0, not {size:?}"
             )));
         }
         Ok(Self { inputs, lengths: None })
     }
 
-    /// A batch whose row `b` is real up to `lengths[b]` and padding from there on.
+    /// Creates a batch whose row `b` is padding from `lengths[b]` on.
     ///
     /// # Errors
-    /// [`Error::Input`] as [`Batch::new`], or if `lengths` does not fit `inputs`.
+    /// Returns [`Error::Input`] as [`Batch::new`] does, or if `lengths` does not match `inputs`.
     pub fn padded(inputs: Tensor, lengths: Vec<i64>) -> Result<Self> {
         let mut batch = Self::new(inputs)?;
         let (rows, longest) = (batch.inputs.size()[0], batch.inputs.size()[1]);
@@ -53,36 +54,36 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Real values of each row along dimension 1; `None` when nothing is padded.
+    /// Returns the number of real values of each row along dimension 1; `None` if nothing is
+    /// padded.
     pub fn lengths(&self) -> Option<&[i64]> {
         self.lengths.as_deref()
     }
 
-    /// How many sequences (B).
+    /// Returns the number of sequences (B).
     pub fn rows(&self) -> i64 {
         self.inputs.size()[0]
     }
 
-    /// What it holds, by name: `inputs`, and `lengths` if anything is padded.
+    /// Returns the tensors by name: `inputs`, and `lengths` if anything is padded.
     pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
         let lengths = self.lengths().map(|lengths| ("lengths", Tensor::from_slice(lengths)));
         [("inputs", self.inputs.shallow_clone())].into_iter().chain(lengths).collect()
     }
 
-    /// The same batch on `device`.
+    /// Copies the batch to `device`.
     pub fn to_device(&self, device: Device) -> Self {
         Self { inputs: upload(&self.inputs, device), lengths: self.lengths.clone() }
     }
 
-    /// At most `count` of the sequences, of which `rng` says which, as long as the longest of them.
-    pub fn some(&self, count: usize, rng: &mut StdRng) -> Self {
+    /// Samples at most `count` sequences and trims the padding to the longest of them.
+    pub fn sample_rows(&self, count: usize, rng: &mut StdRng) -> Self {
         let rows = self.rows() as usize;
         let mut chosen = sample(rng, rows, count.min(rows)).into_vec();
         chosen.sort_unstable();
-        let places: Vec<i64> = chosen.iter().map(|&row| row as i64).collect();
-        let inputs = self
-            .inputs
-            .index_select(0, &Tensor::from_slice(&places).to_device(self.inputs.device()));
+        let indices: Vec<i64> = chosen.iter().map(|&row| row as i64).collect();
+        let indices = Tensor::from_slice(&indices).to_device(self.inputs.device());
+        let inputs = self.inputs.index_select(0, &indices);
         let Some(lengths) = &self.lengths else { return Self { inputs, lengths: None } };
         let lengths: Vec<i64> = chosen.iter().map(|&row| lengths[row]).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
@@ -91,39 +92,40 @@ impl Batch {
     }
 }
 
-/// A batch, and what a head should say of its rows.
+/// A batch with the targets of a head.
 #[derive(Debug)]
 pub struct LabelledBatch {
-    /// What the encoder sees.
+    /// Input of the encoder.
     pub batch: Batch,
-    /// What is right.
+    /// Targets of the rows.
     pub targets: Targets,
 }
 
-/// What is right for the rows of a batch.
+/// Targets of the rows of a batch.
 #[derive(Debug)]
 pub enum Targets {
-    /// `(B)` i64: each row's class.
+    /// `(B)` i64: the class of each row.
     Classes(Tensor),
-    /// `(B, C)` f32: the share of each class in each row, for mixed images and smoothed labels.
-    Shares(Tensor),
-    /// `(B)` f32: each row's number.
+    /// `(B, C)` f32: probabilities of the classes, for mixed images and smoothed labels.
+    SoftLabels(Tensor),
+    /// `(B)` f32: the target value of each row.
     Values(Tensor),
-    /// Each row's sequence of labels.
+    /// A sequence of labels per row.
     Sequences {
-        /// i64, all rows' labels, one row after the other.
+        /// i64: labels of all rows, concatenated.
         ids: Tensor,
-        /// How many labels each row has.
+        /// Number of labels of each row.
         lengths: Vec<i64>,
     },
 }
 
 impl LabelledBatch {
-    /// What it holds, by name: that of the batch, and `targets`, of sequences with `target_lengths`.
+    /// Returns the tensors by name: those of the batch, `targets`, and `target_lengths` for
+    /// sequences.
     pub fn tensors(&self) -> Vec<(&'static str, Tensor)> {
         let mut tensors = self.batch.tensors();
         match &self.targets {
-            Targets::Classes(x) | Targets::Shares(x) | Targets::Values(x) => {
+            Targets::Classes(x) | Targets::SoftLabels(x) | Targets::Values(x) => {
                 tensors.push(("targets", x.shallow_clone()));
             }
             Targets::Sequences { ids, lengths } => tensors.extend([
@@ -134,11 +136,11 @@ impl LabelledBatch {
         tensors
     }
 
-    /// The same on `device`.
+    /// Copies the batch and its targets to `device`.
     pub fn to_device(&self, device: Device) -> Self {
         let targets = match &self.targets {
             Targets::Classes(x) => Targets::Classes(upload(x, device)),
-            Targets::Shares(x) => Targets::Shares(upload(x, device)),
+            Targets::SoftLabels(x) => Targets::SoftLabels(upload(x, device)),
             Targets::Values(x) => Targets::Values(upload(x, device)),
             Targets::Sequences { ids, lengths } => {
                 Targets::Sequences { ids: upload(ids, device), lengths: lengths.clone() }
@@ -148,19 +150,20 @@ impl LabelledBatch {
     }
 }
 
-/// One vector for each token, with the true length of each row.
+/// Token vectors, with the number of real tokens of each row.
 #[derive(Debug)]
 pub struct Tokens {
     /// `(B, T, D)`.
     pub x: Tensor,
     lengths: Vec<i64>,
-    /// `(B, T)` bool, true where `x` is padding; `None` when nothing is padded.
+    /// `(B, T)` bool, true where `x` is padding; `None` if nothing is padded.
     pub padding: Option<Tensor>,
     grid: Option<[i64; 2]>,
 }
 
 impl Tokens {
-    /// Tokens `(B, T, D)` of which row `b` has `lengths[b]` real ones; `None`: all are real.
+    /// Creates tokens from `x` `(B, T, D)`; row `b` has `lengths[b]` real tokens, all without
+    /// `lengths`.
     pub fn new(x: Tensor, lengths: Option<Vec<i64>>) -> Self {
         let (rows, len) = (x.size()[0], x.size()[1]);
         let lengths = lengths.unwrap_or_else(|| vec![len; rows as usize]);
@@ -169,30 +172,30 @@ impl Tokens {
         Self { x, lengths, padding, grid: None }
     }
 
-    /// The same tokens as the rows, one after the other, of a grid of `height` × `width`.
-    pub fn in_grid(mut self, height: i64, width: i64) -> Self {
+    /// Sets the arrangement of the tokens: a row-major grid of `height` × `width`.
+    pub fn with_grid(mut self, height: i64, width: i64) -> Self {
         debug_assert_eq!(height * width, self.num_tokens());
         self.grid = Some([height, width]);
         self
     }
 
-    /// Height and width of the tokens' arrangement; a sequence has one row.
+    /// Returns height and width of the grid of tokens; the height of a sequence is 1.
     pub fn grid(&self) -> [i64; 2] {
         self.grid.unwrap_or([1, self.num_tokens()])
     }
 
-    /// Real tokens of each row.
+    /// Returns the number of real tokens of each row.
     pub fn lengths(&self) -> &[i64] {
         &self.lengths
     }
 
-    /// Tokens a row, padding included (T).
+    /// Returns the number of tokens per row, including padding (T).
     pub fn num_tokens(&self) -> i64 {
         self.x.size()[1]
     }
 
-    /// The same rows with other vectors of the same number.
-    pub fn with(&self, x: Tensor) -> Self {
+    /// Replaces the vectors and keeps lengths, padding and grid.
+    pub fn with_x(&self, x: Tensor) -> Self {
         Self {
             x,
             lengths: self.lengths.clone(),
@@ -201,10 +204,10 @@ impl Tokens {
         }
     }
 
-    /// Each row `copies` times, copies side by side: `(B·M, T, D)`.
+    /// Repeats each row `copies` times, copies adjacent: `(B·M, T, D)`.
     pub fn repeat(&self, copies: i64) -> Self {
         if copies == 1 {
-            return self.with(self.x.shallow_clone());
+            return self.with_x(self.x.shallow_clone());
         }
         let lengths =
             self.lengths.iter().flat_map(|&n| std::iter::repeat_n(n, copies as usize)).collect();
@@ -212,13 +215,13 @@ impl Tokens {
         Self { grid: self.grid, ..Self::new(x, Some(lengths)) }
     }
 
-    /// Some of the rows, as long as all of them are.
+    /// Returns a range of rows with the same number of tokens T.
     pub(crate) fn rows(&self, rows: &Range<usize>) -> Self {
         let x = self.x.narrow(0, rows.start as i64, rows.len() as i64);
         Self { grid: self.grid, ..Self::new(x, Some(self.lengths[rows.clone()].to_vec())) }
     }
 
-    /// `x` with zeros at padded tokens.
+    /// Sets padded tokens of `x` to zero.
     pub fn zero_padding(&self, x: &Tensor) -> Tensor {
         match &self.padding {
             Some(padding) => x.masked_fill(&padding.unsqueeze(-1), 0.0),
@@ -227,13 +230,25 @@ impl Tokens {
     }
 }
 
-/// `x` on `device`, which need not have done what it was told before: a copy that waits for that would leave a GPU idle
-/// while the next operations are called.
-pub(crate) fn upload(x: &Tensor, device: Device) -> Tensor {
+/// Copies `x` to `device` without waiting for the device; waiting would leave a GPU idle while the
+/// next operations are launched.
+pub fn upload(x: &Tensor, device: Device) -> Tensor {
     x.to_device_(device, x.kind(), true, false)
 }
 
-/// `(B, len)` bool, true from each row's length on; `None` when no row is shorter than `len`.
+/// Copies a matrix to the CPU, as an f32 array.
+///
+/// # Errors
+/// Returns [`Error::Torch`] if `x` does not have two dimensions.
+pub fn to_array(x: &Tensor) -> Result<Array2<f32>> {
+    let (rows, columns) = x.size2()?;
+    let values = Vec::<f32>::try_from(x.to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, 1))?;
+    Array2::from_shape_vec((rows as usize, columns as usize), values)
+        .map_err(|e| Error::Input(e.to_string()))
+}
+
+/// Returns the padding mask `(B, len)` bool, true at padding; `None` if no row is shorter than
+/// `len`.
 pub fn padding_mask(lengths: &[i64], len: i64, device: Device) -> Option<Tensor> {
     if lengths.iter().all(|&n| n >= len) {
         return None;

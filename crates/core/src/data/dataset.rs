@@ -1,50 +1,51 @@
-//! What a data set is to the trainer: examples with a size, loaded one by one, collated to batches.
+//! The trait of data sets: examples with a size, loaded one by one and collated to batches.
 
 use rand::rngs::StdRng;
 
 use crate::Result;
 
-/// Examples of one kind that can be put into batches.
+/// A data set whose examples can be collated to batches.
 ///
 /// # For implementors
-/// [`Dataset::load`] runs on several worker threads at once. All randomness comes from the `rng`
-/// that is handed in, so that an epoch can be repeated and resumed.
+/// [`Dataset::load`] runs on several worker threads at once. Draw all random numbers from the `rng`
+/// argument, so that an epoch is reproducible and can be resumed.
 pub trait Dataset: Send + Sync + 'static {
     /// One loaded example, before collation.
     type Example: Send;
 
-    /// What collated examples are: [`Batch`](crate::Batch) for pretraining,
+    /// Type of a batch: [`Batch`](crate::Batch) for pretraining,
     /// [`LabelledBatch`](crate::LabelledBatch) for fine-tuning.
     type Batch: Send + 'static;
 
-    /// How many examples there are.
+    /// Returns the number of examples.
     fn len(&self) -> usize;
 
-    /// Whether there is no example at all.
+    /// Returns whether there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The example's size in the unit of the batch budget (speech: samples, images: 1, text:
-    /// tokens), as it will be after cropping; at least 1.
+    /// Returns the size of an example after cropping, at least 1, in units of the batch budget
+    /// (speech: samples, images: 1, text: tokens).
     fn size(&self, index: usize) -> u64;
 
-    /// What to call the example in a message: its path, its line.
+    /// Returns the name of an example for messages, such as its path and line.
     fn name(&self, index: usize) -> String;
 
-    /// Told before the examples of a batch are loaded: what lies far away can be fetched at once.
+    /// Called before the examples of a batch are loaded, so that remote data can be fetched
+    /// together.
     fn prefetch(&self, _indices: &[u32]) {}
 
     /// Reads and prepares one example.
     ///
     /// # Errors
-    /// One that names the example and what is wrong with it. The loader counts it and goes on
-    /// without the example, up to its limit.
+    /// Returns an error naming the example and the cause. The loader counts it and skips the
+    /// example, up to its limit.
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Self::Example>;
 
-    /// Puts loaded examples, at least one, into a batch.
+    /// Collates one or more loaded examples to a batch.
     ///
     /// # Errors
-    /// If the examples do not go together.
+    /// Returns an error if the examples cannot form a batch.
     fn collate(&self, examples: Vec<Self::Example>, rng: &mut StdRng) -> Result<Self::Batch>;
 }

@@ -1,4 +1,4 @@
-//! From a data set to an endless, repeatable stream of batches, prepared ahead by worker threads.
+//! The data loader: an endless, reproducible stream of batches, prefetched by worker threads.
 
 use std::{
     collections::BTreeMap,
@@ -23,35 +23,34 @@ mod plan;
 
 pub use plan::{Epoch, Plan};
 
-/// A [`LoaderConfig::tolerance`] that wastes little and still mixes well: under 5 % is cropped or
-/// padded.
+/// Default [`LoaderConfig::tolerance`]: crops or pads less than 5 % and still shuffles well.
 pub const TOLERANCE: f64 = 0.05;
 
-/// How batches are made.
+/// Settings of a [`Loader`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {
-    /// Most that a batch may hold, in units of [`Dataset::size`]: examples × the largest of them.
+    /// Largest batch in units of [`Dataset::size`]: number of examples × largest size.
     pub budget: u64,
-    /// Most examples in a batch.
+    /// Largest number of examples in a batch.
     pub max_examples: Option<usize>,
-    /// Threads that load, at least one.
+    /// Number of worker threads, at least 1.
     pub workers: usize,
-    /// Batches that each worker prepares ahead, at least one.
+    /// Number of batches that each worker prefetches, at least 1.
     pub queue: usize,
-    /// Of the run.
+    /// Seed of the run.
     pub seed: u64,
-    /// How many distinct examples may fail to load.
+    /// Largest number of distinct examples that may fail to load.
     pub max_bad: usize,
-    /// By which share an example may be smaller than the largest of its bucket, in `[0, 1)`. What
-    /// cropping or padding wastes stays below it, but for batches at the edge of two buckets.
+    /// How much smaller an example may be than the largest of its bucket, as a fraction in `[0,
+    /// 1)`. Bounds the waste by cropping or padding, except in batches that span two buckets.
     pub tolerance: f64,
 }
 
 impl LoaderConfig {
-    /// Checks what can be checked without the data.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
         if self.workers == 0 {
             return Err(Error::config("workers", "must be at least 1"));
@@ -69,36 +68,36 @@ impl LoaderConfig {
     }
 }
 
-/// One batch of the stream.
+/// A batch of the stream.
 #[derive(Debug)]
 pub struct Loaded<B> {
-    /// Its place in the stream; the next one to ask for after it is `number + 1`.
+    /// Number of the batch in the stream; resume after it at `number + 1`.
     pub number: u64,
-    /// Which pass over the data it belongs to, from 0.
+    /// Epoch of the batch, from 0.
     pub epoch: u64,
-    /// What the model gets.
+    /// The collated batch.
     pub batch: B,
-    /// How many examples it was made of.
+    /// Number of examples in the batch.
     pub examples: usize,
-    /// Sum of their sizes, in units of [`Dataset::size`].
+    /// Sum of the sizes of the examples, in units of [`Dataset::size`].
     pub size: u64,
 }
 
 /// An endless stream of batches, numbered from 0 on.
 ///
-/// Batch `n` is a function of the data set, the configuration and `n` alone: however many workers
-/// there are, wherever the stream starts, and whichever examples failed before.
+/// Batch `n` depends only on the data set, the settings and `n`, not on the number of workers, the
+/// start of the stream or earlier failures.
 #[derive(Debug)]
 pub struct Loader<B> {
     workers: Vec<Worker<B>>,
     stop: Arc<AtomicBool>,
-    /// Turn of the worker that has the next batch.
+    /// Index of the worker that prepares the next batch.
     turn: usize,
     plan: Arc<Plan>,
-    /// From one batch to the next.
+    /// Difference of the numbers of consecutive batches.
     stride: u64,
-    /// Batches in a row that had no usable example.
-    barren: u64,
+    /// Number of consecutive batches without a usable example.
+    empty_in_a_row: u64,
     max_bad: usize,
     bad: BTreeMap<usize, (String, String)>,
     waited: Duration,
@@ -107,12 +106,12 @@ pub struct Loader<B> {
 #[derive(Debug)]
 struct Worker<B> {
     /// `None` once the loader is being dropped.
-    made: Option<Receiver<Made<B>>>,
+    results: Option<Receiver<WorkerResult<B>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What a worker sends: a batch unless none of its examples could be loaded, and the failures.
-struct Made<B> {
+/// Result of a worker: a batch, unless all of its examples failed to load, and the failures.
+struct WorkerResult<B> {
     number: u64,
     batch: Result<Option<Loaded<B>>>,
     bad: Vec<(usize, String, String)>,
@@ -122,22 +121,22 @@ impl<B: Send + 'static> Loader<B> {
     /// Starts the workers at batch number `start`.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is impossible, the data set is empty or one of its
-    /// examples is larger than the budget; [`Error::Io`] if a thread cannot be started.
+    /// Returns [`Error::Config`] if a setting is invalid, the data set is empty or an example is
+    /// larger than the budget, and [`Error::Io`] if a thread cannot be started.
     pub fn new<D: Dataset<Batch = B>>(
         dataset: Arc<D>,
         config: LoaderConfig,
         start: u64,
     ) -> Result<Self> {
-        Self::every(dataset, config, start, 1)
+        Self::strided(dataset, config, start, 1)
     }
 
-    /// The same for every `stride`th batch alone, from number `start` on: a rank's share. The others' are not
-    /// loaded.
+    /// Starts the workers at batch number `start` and loads only every `stride`th batch, as each
+    /// rank of a process group does.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub fn every<D: Dataset<Batch = B>>(
+    /// See [`new`](Self::new).
+    pub fn strided<D: Dataset<Batch = B>>(
         dataset: Arc<D>,
         config: LoaderConfig,
         start: u64,
@@ -154,14 +153,14 @@ impl<B: Send + 'static> Loader<B> {
             turn: 0,
             plan: Arc::clone(&plan),
             stride,
-            barren: 0,
+            empty_in_a_row: 0,
             max_bad: config.max_bad,
             bad: BTreeMap::new(),
             waited: Duration::ZERO,
         };
         for first in 0..config.workers {
-            let (send, made) = bounded(config.queue);
-            let maker = Maker {
+            let (sender, results) = bounded(config.queue);
+            let state = WorkerState {
                 dataset: Arc::clone(&dataset),
                 plan: Arc::clone(&plan),
                 seed: config.seed,
@@ -171,32 +170,36 @@ impl<B: Send + 'static> Loader<B> {
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{first}"))
                 .spawn(move || {
-                    data2vec_torch_ext::limit_thread_to_one_core();
-                    maker.run(from, step, &send)
+                    data2vec_torch_ext::set_thread_num_threads(1);
+                    state.run(from, step, &sender)
                 })
                 .map_err(|source| Error::io("loader thread", source))?;
-            loader.workers.push(Worker { made: Some(made), thread: Some(thread) });
+            loader.workers.push(Worker { results: Some(results), thread: Some(thread) });
         }
         Ok(loader)
     }
 
-    /// How the data is cut into batches.
+    /// Returns the division of the data into batches.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// How many batches, usable or not, one pass over the data has.
+    /// Returns the number of batches of an epoch, including those without a usable example.
     pub fn batches_per_epoch(&self) -> u64 {
         self.plan.batches()
     }
 
-    /// The next batch; waits for it. A batch of which no example could be loaded is passed over,
-    /// so numbers may leave gaps.
+    /// Waits for the next batch and returns it.
+    ///
+    /// Skips batches of which no example could be loaded, so batch numbers may have gaps.
     ///
     /// # Errors
-    /// [`Error::TooManyBad`] beyond the configured limit of failing examples, [`Error::Loader`] if
-    /// a worker died or a whole epoch has nothing to offer, and what [`Dataset::collate`] returns.
-    #[expect(clippy::should_implement_trait, reason = "it never ends: no Option")]
+    /// Returns [`Error::TooManyBad`] if more examples failed than allowed, [`Error::Loader`] if a
+    /// worker died or an epoch has no usable example, and errors of [`Dataset::collate`].
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "the stream is endless, so there is no Option"
+    )]
     pub fn next(&mut self) -> Result<Loaded<B>> {
         let asked = Instant::now();
         let loaded = self.wait();
@@ -207,39 +210,40 @@ impl<B: Send + 'static> Loader<B> {
     fn wait(&mut self) -> Result<Loaded<B>> {
         loop {
             let turn = self.turn;
-            let made = self.workers[turn].made.as_ref().map(Receiver::recv);
-            let Some(Ok(made)) = made else {
+            let result = self.workers[turn].results.as_ref().map(Receiver::recv);
+            let Some(Ok(result)) = result else {
                 return Err(Error::Loader(format!("worker {turn} has stopped")));
             };
             self.turn = (turn + 1) % self.workers.len();
-            for (index, name, reason) in made.bad {
+            for (index, name, reason) in result.bad {
                 self.bad.insert(index, (name, reason.clone()));
                 if self.bad.len() > self.max_bad {
                     let (count, limit) = (self.bad.len(), self.max_bad);
                     return Err(Error::TooManyBad { count, limit, last: reason });
                 }
             }
-            if let Some(loaded) = made.batch? {
-                self.barren = 0;
+            if let Some(loaded) = result.batch? {
+                self.empty_in_a_row = 0;
                 return Ok(loaded);
             }
-            self.barren += self.stride;
-            if self.barren >= self.plan.batches() {
+            self.empty_in_a_row += self.stride;
+            if self.empty_in_a_row >= self.plan.batches() {
                 let last = self.bad.values().last().map_or("", |(_, reason)| reason);
-                let number = made.number;
+                let number = result.number;
                 let reason = format!("no usable example in a whole epoch up to batch {number}");
-                return Err(Error::Loader(format!("{reason}; one of them: {last}")));
+                return Err(Error::Loader(format!("{reason}; the last error: {last}")));
             }
         }
     }
 
-    /// The examples that failed so far, each once: name and reason.
+    /// Returns name and error of each example that failed to load so far.
     pub fn bad(&self) -> Vec<(String, String)> {
         self.bad.values().cloned().collect()
     }
 
-    /// How long [`next`](Self::next) has waited in all. A share of the run's time that is not near
-    /// zero asks for more workers.
+    /// Returns the total time that [`next`](Self::next) has waited.
+    ///
+    /// If it is more than a small fraction of the run time, use more workers.
     pub fn waited(&self) -> Duration {
         self.waited
     }
@@ -249,48 +253,49 @@ impl<B> Drop for Loader<B> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for worker in &mut self.workers {
-            worker.made = None; // a worker that waits to send gives up
+            worker.results = None; // unblocks a worker that waits to send
         }
         for worker in &mut self.workers {
             if let Some(thread) = worker.thread.take() {
-                // A worker's panic was already told as an error.
+                // A panic was already returned as an error of its batch.
                 let _ = thread.join();
             }
         }
     }
 }
 
-/// What a worker thread needs.
-struct Maker<D> {
+/// State of a worker thread.
+struct WorkerState<D> {
     dataset: Arc<D>,
     plan: Arc<Plan>,
     seed: u64,
     stop: Arc<AtomicBool>,
 }
 
-impl<D: Dataset> Maker<D> {
-    fn run(&self, from: u64, step: usize, send: &Sender<Made<D::Batch>>) {
+impl<D: Dataset> WorkerState<D> {
+    fn run(&self, from: u64, step: usize, sender: &Sender<WorkerResult<D::Batch>>) {
         let mut planned: Option<(u64, Epoch)> = None;
         for number in (from..).step_by(step) {
-            let (epoch, place) = (number / self.plan.batches(), number % self.plan.batches());
+            let (epoch, index) = (number / self.plan.batches(), number % self.plan.batches());
             let order = match planned.take() {
                 Some((ready, order)) if ready == epoch => order,
                 _ => self.plan.epoch(self.seed, epoch),
             };
             let mut bad = Vec::new();
-            let make = || self.make(number, epoch, order.batch(place), &mut bad);
-            let batch = catch_unwind(AssertUnwindSafe(make)).unwrap_or_else(|panic| {
-                let what = panic_message(panic.as_ref());
-                Err(Error::Loader(format!("a worker panicked at batch {number}: {what}")))
+            let load = || self.load(number, epoch, order.batch(index), &mut bad);
+            let batch = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| {
+                let message = panic_message(panic.as_ref());
+                Err(Error::Loader(format!("a worker panicked at batch {number}: {message}")))
             });
             planned = Some((epoch, order));
-            if self.stopped() || send.send(Made { number, batch, bad }).is_err() {
+            if self.stopped() || sender.send(WorkerResult { number, batch, bad }).is_err() {
                 return;
             }
         }
     }
 
-    fn make(
+    /// Loads and collates one batch; `None` if no example could be loaded.
+    fn load(
         &self,
         number: u64,
         epoch: u64,

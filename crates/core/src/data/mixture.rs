@@ -1,11 +1,13 @@
-//! Several data sets as one, each with its share of what is trained on.
+//! A weighted mixture of data sets.
 
 use rand::rngs::StdRng;
 
 use crate::{Dataset, Error, Result};
 
-/// One or more data sets of a kind. An epoch meets every example at least once; of a data set that is too small for
-/// its share, all examples again and again, with other random choices each time, until the share is full.
+/// A concatenation or weighted mixture of data sets of one type.
+///
+/// An epoch contains every example at least once. A data set that is too small for its weight is
+/// repeated, with different augmentation each time.
 #[derive(Debug)]
 pub struct MixtureDataset<D> {
     parts: Vec<Part<D>>,
@@ -14,68 +16,69 @@ pub struct MixtureDataset<D> {
 #[derive(Debug)]
 struct Part<D> {
     dataset: D,
-    /// Places before its first.
+    /// Index of its first example in the mixture.
     start: usize,
-    /// Places that are its own, at least as many as it has examples.
-    share: usize,
+    /// Number of its examples in an epoch, repetitions included.
+    count: usize,
 }
 
 impl<D: Dataset> MixtureDataset<D> {
-    /// All examples of all of `datasets`, once an epoch.
+    /// Concatenates `datasets`: an epoch contains every example once.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no data set.
-    pub fn whole(datasets: Vec<D>) -> Result<Self> {
-        let shares = datasets.iter().map(Dataset::len).collect();
-        Self::of(datasets, shares)
+    /// Returns [`Error::Config`] if there is no data set.
+    pub fn concat(datasets: Vec<D>) -> Result<Self> {
+        let counts = datasets.iter().map(Dataset::len).collect();
+        Self::with_counts(datasets, counts)
     }
 
-    /// Data sets with weights, by which an epoch's examples are theirs: with 3 and 1, three of four are of the
-    /// first.
+    /// Mixes `datasets` by weight: with weights 3 and 1, three of four examples of an epoch are
+    /// from the first.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no data set, one is empty, or a weight is no number above 0.
+    /// Returns [`Error::Config`] if there is no data set, one is empty, or a weight is not above 0.
     pub fn weighted(datasets: Vec<(D, f64)>) -> Result<Self> {
         for (number, (dataset, weight)) in datasets.iter().enumerate() {
             if !(*weight > 0.0 && weight.is_finite()) {
-                let reason = format!("source {number} has weight {weight}, which is not above 0");
+                let reason = format!("source {number}: weight must be above 0, not {weight}");
                 return Err(Error::config("weight", reason));
             }
             if dataset.is_empty() {
                 return Err(Error::config("data", format!("source {number} has no examples")));
             }
         }
-        // Examples for each unit of weight, so that the largest for its weight is met just once.
+        // Examples per unit of weight, such that the largest data set for its weight is not
+        // repeated.
         let density = datasets.iter().map(|(dataset, weight)| dataset.len() as f64 / weight);
         let density = density.fold(0.0, f64::max);
-        let share =
+        let count =
             |(dataset, weight): &(D, f64)| ((density * weight).round() as usize).max(dataset.len());
-        let shares = datasets.iter().map(share).collect();
-        Self::of(datasets.into_iter().map(|(dataset, _)| dataset).collect(), shares)
+        let counts = datasets.iter().map(count).collect();
+        Self::with_counts(datasets.into_iter().map(|(dataset, _)| dataset).collect(), counts)
     }
 
-    fn of(datasets: Vec<D>, shares: Vec<usize>) -> Result<Self> {
+    fn with_counts(datasets: Vec<D>, counts: Vec<usize>) -> Result<Self> {
         if datasets.is_empty() {
             return Err(Error::config("data", "names no source"));
         }
         let mut start = 0;
-        let part = |(dataset, share)| {
-            let part = Part { dataset, start, share };
-            start += share;
+        let part = |(dataset, count)| {
+            let part = Part { dataset, start, count };
+            start += count;
             part
         };
-        Ok(Self { parts: datasets.into_iter().zip(shares).map(part).collect() })
+        Ok(Self { parts: datasets.into_iter().zip(counts).map(part).collect() })
     }
 
-    /// The first of the data sets.
+    /// Returns the first data set.
     pub fn first(&self) -> &D {
         &self.parts[0].dataset
     }
 
-    /// The data set whose example stands at `index`, and the example's number there.
+    /// Maps `index` to a data set and the index of the example in it.
     fn at(&self, index: usize) -> (&D, usize) {
-        let number = self.parts.partition_point(|part| part.start <= index) - 1;
-        let part = &self.parts[number];
+        let part = self.parts.partition_point(|part| part.start <= index) - 1;
+        let part = &self.parts[part];
         (&part.dataset, (index - part.start) % part.dataset.len())
     }
 }
@@ -85,7 +88,7 @@ impl<D: Dataset> Dataset for MixtureDataset<D> {
     type Batch = D::Batch;
 
     fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.share).sum()
+        self.parts.iter().map(|part| part.count).sum()
     }
 
     fn size(&self, index: usize) -> u64 {
@@ -100,8 +103,8 @@ impl<D: Dataset> Dataset for MixtureDataset<D> {
 
     fn prefetch(&self, indices: &[u32]) {
         for part in &self.parts {
-            let places = part.start..part.start + part.share;
-            let own = indices.iter().filter(|&&index| places.contains(&(index as usize)));
+            let range = part.start..part.start + part.count;
+            let own = indices.iter().filter(|&&index| range.contains(&(index as usize)));
             let own: Vec<u32> = own
                 .map(|&index| ((index as usize - part.start) % part.dataset.len()) as u32)
                 .collect();
@@ -126,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    /// Examples that are their names.
+    /// A data set whose examples are the letters of a string.
     #[derive(Debug)]
     struct Letters(&'static str, Mutex<Vec<u32>>);
 
@@ -168,21 +171,21 @@ mod tests {
     }
 
     #[test]
-    fn one_data_set_is_as_it_was() {
-        let alone = MixtureDataset::whole(vec![letters("abcd")]).expect("one");
+    fn single_data_set_is_unchanged() {
+        let alone = MixtureDataset::concat(vec![letters("abcd")]).expect("one");
         assert_eq!((names(&alone).as_str(), alone.size(3)), ("abcd", 4));
         let weighted = MixtureDataset::weighted(vec![(letters("abcd"), 0.1)]).expect("one");
         assert_eq!(names(&weighted), "abcd");
     }
 
     #[test]
-    fn shares_follow_weights_and_everything_is_met() {
-        let both = MixtureDataset::whole(vec![letters("abc"), letters("xy")]).expect("two");
+    fn mixes_by_weight_and_contains_every_example() {
+        let both = MixtureDataset::concat(vec![letters("abc"), letters("xy")]).expect("two");
         assert_eq!(names(&both), "abcxy");
-        // Half and half of 6 and 2: the small one three times.
+        // Equal weights of 6 and 2 examples: the small data set is repeated three times.
         let half = MixtureDataset::weighted(vec![(letters("abcdef"), 1.0), (letters("xy"), 1.0)]);
         assert_eq!(names(&half.expect("two")), "abcdefxyxyxy");
-        // Three of four of the small one: 18 for 6.
+        // Weights 1:3 of 6 and 2 examples: 18 examples of the small data set.
         let most = MixtureDataset::weighted(vec![(letters("abcdef"), 0.25), (letters("xy"), 0.75)]);
         let most = most.expect("two");
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn each_fetches_its_own() {
+    fn prefetch_maps_indices_to_data_sets() {
         let mixed = MixtureDataset::weighted(vec![(letters("abc"), 1.0), (letters("xy"), 1.0)]);
         let mixed = mixed.expect("two");
         mixed.prefetch(&[0, 3, 5, 2, 4]);
@@ -203,8 +206,8 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_mixed_is_refused() {
-        assert!(MixtureDataset::<Letters>::whole(Vec::new()).is_err());
+    fn rejects_empty_data_sets_and_invalid_weights() {
+        assert!(MixtureDataset::<Letters>::concat(Vec::new()).is_err());
         for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let error = MixtureDataset::weighted(vec![(letters("a"), 1.0), (letters("b"), weight)]);
             assert!(error.unwrap_err().to_string().contains("source 1"), "{weight}");

@@ -1,35 +1,36 @@
-//! How good predictions are: edit distances, confusions of classes, correlations.
+//! Evaluation metrics: edit distances, confusion matrices, top-k accuracy, correlations.
 //!
-//! Where a score is not defined it is `None`, never a number that looks like one.
+//! An undefined metric is `None`, never a placeholder number.
 
 use std::ops::AddAssign;
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
-/// What turns a reference into a hypothesis. Of many pairs: their sum.
+/// Edit counts between references and hypotheses; add up the counts of several pairs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Edits {
-    /// Others in their place.
+    /// Number of substituted symbols.
     pub substitutions: usize,
-    /// In the hypothesis alone.
+    /// Number of symbols only in the hypothesis.
     pub insertions: usize,
-    /// In the reference alone.
+    /// Number of symbols only in the reference.
     pub deletions: usize,
     /// Length of the reference.
     pub reference: usize,
 }
 
 impl Edits {
-    /// All three kinds together: Levenshtein's distance.
+    /// Returns the total number of edits, the Levenshtein distance.
     pub fn errors(&self) -> usize {
         self.substitutions + self.insertions + self.deletions
     }
 
-    /// Errors for each symbol of the reference, the error rate; above 1 when much is inserted. `None`
-    /// without a reference.
+    /// Returns the error rate, errors per symbol of the reference; `None` without a reference.
+    ///
+    /// Insertions can raise it above 1.
     pub fn rate(&self) -> Option<f64> {
         (self.reference > 0).then(|| self.errors() as f64 / self.reference as f64)
     }
@@ -44,8 +45,10 @@ impl AddAssign for Edits {
     }
 }
 
-/// The fewest edits from `reference` to `hypothesis`; of several ways the one with most substitutions,
-/// so that the numbers are defined. Takes time of length × errors, and memory of the length.
+/// Counts the edits of a minimal alignment of `reference` and `hypothesis`.
+///
+/// Of several minimal alignments it takes one with the most substitutions, so that the counts are
+/// unique. Takes O(length × errors) time and O(length) memory.
 pub fn edits<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> Edits {
     let equal = |(a, b): &(&T, &T)| a == b;
     let start = reference.iter().zip(hypothesis).take_while(equal).count();
@@ -53,7 +56,7 @@ pub fn edits<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> Edits {
     let end = a.iter().rev().zip(b.iter().rev()).take_while(equal).count();
     let (a, b) = (&a[..a.len() - end], &b[..b.len() - end]);
 
-    // With so many errors no alignment leaves the band of so many symbols around the diagonal.
+    // An alignment with at most `band` errors stays within `band` symbols of the diagonal.
     let mut band = a.len().abs_diff(b.len()).max(16);
     let (errors, insertions) = loop {
         let (errors, insertions) = align(a, b, band);
@@ -67,25 +70,26 @@ pub fn edits<T: PartialEq>(reference: &[T], hypothesis: &[T]) -> Edits {
     Edits { substitutions, insertions, deletions, reference: reference.len() }
 }
 
-/// Errors and insertions of the best alignment that stays within `band` of the diagonal.
+/// Returns errors and insertions of the best alignment within `band` symbols of the diagonal.
 fn align<T: PartialEq>(a: &[T], b: &[T], band: usize) -> (usize, usize) {
-    // Errors in the upper half, insertions in the lower: the smallest has fewest errors, then fewest
-    // insertions, and so fewest deletions, whose number differs by the lengths alone.
+    // Errors in the upper half, insertions in the lower: the minimum has the fewest errors, then
+    // the fewest insertions and so the fewest deletions, as their difference is fixed by the
+    // lengths.
     const EDIT: u64 = 1 << 32;
-    const FAR: u64 = u64::MAX >> 1;
-    // (b.len() + 1): the alignment of `a` up to a place with each beginning of `b`
-    let start = |j: usize| if j <= band { j as u64 * (EDIT + 1) } else { FAR };
+    const UNREACHABLE: u64 = u64::MAX >> 1;
+    // (b.len() + 1): costs of aligning a prefix of `a` with each prefix of `b`
+    let start = |j: usize| if j <= band { j as u64 * (EDIT + 1) } else { UNREACHABLE };
     let mut row: Vec<u64> = (0..=b.len()).map(start).collect();
     for (i, x) in (1_usize..).zip(a) {
         let (first, last) = (i.saturating_sub(band), b.len().min(i + band));
         let (mut diagonal, mut left) = match first {
             0 => (std::mem::replace(&mut row[0], i as u64 * EDIT), i as u64 * EDIT),
-            _ => (row[first - 1], FAR),
+            _ => (row[first - 1], UNREACHABLE),
         };
         for j in first.max(1)..=last {
-            let same = diagonal + if *x == b[j - 1] { 0 } else { EDIT };
+            let substituted = diagonal + if *x == b[j - 1] { 0 } else { EDIT };
             diagonal = row[j];
-            left = same.min(left + EDIT + 1).min(row[j] + EDIT);
+            left = substituted.min(left + EDIT + 1).min(row[j] + EDIT);
             row[j] = left;
         }
     }
@@ -93,14 +97,14 @@ fn align<T: PartialEq>(a: &[T], b: &[T], band: usize) -> (usize, usize) {
     ((best / EDIT) as usize, (best % EDIT) as usize)
 }
 
-/// How often each class was taken for each.
+/// A confusion matrix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confusion {
     counts: Array2<u64>,
 }
 
 impl Confusion {
-    /// Nothing counted yet.
+    /// Creates an empty matrix of `classes` classes.
     pub fn new(classes: usize) -> Self {
         Self { counts: Array2::zeros([classes, classes]) }
     }
@@ -108,7 +112,7 @@ impl Confusion {
     /// Counts one prediction.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no such class.
+    /// Returns [`Error::Input`] if a class is out of range.
     pub fn add(&mut self, target: usize, predicted: usize) -> Result<()> {
         let classes = self.classes();
         let count = self
@@ -119,88 +123,80 @@ impl Confusion {
         Ok(())
     }
 
-    /// How many classes there are.
+    /// Returns the number of classes.
     pub fn classes(&self) -> usize {
         self.counts.nrows()
     }
 
-    /// `(C, C)`: a row is what a class was taken for.
+    /// Returns the counts `(C, C)`; rows are targets, columns predictions.
     pub fn counts(&self) -> &Array2<u64> {
         &self.counts
     }
 
-    /// How many predictions were counted.
+    /// Returns the number of predictions.
     pub fn total(&self) -> u64 {
         self.counts.sum()
     }
 
-    /// Share that is right. `None` when nothing was counted.
+    /// Returns the fraction of correct predictions; `None` without predictions.
     pub fn accuracy(&self) -> Option<f64> {
-        share(self.counts.diag().sum(), self.total())
+        ratio(self.counts.diag().sum(), self.total())
     }
 
-    /// Share of what was taken for `class` that is of it. `None` when nothing was.
-    pub fn precision(&self, class: usize) -> Option<f64> {
-        share(self.right(class), self.predicted(class))
-    }
-
-    /// Share of `class` that was found. `None` when there is nothing of it.
-    pub fn recall(&self, class: usize) -> Option<f64> {
-        share(self.right(class), self.there(class))
-    }
-
-    /// Harmonic mean of precision and recall of `class`. `None` when there is nothing of it and nothing
-    /// was taken for it; 0 when nothing of it was found. GLUE's F1 is that of class 1.
+    /// Returns the F1 of `class`, 0 without true positives; `None` if it has neither targets nor
+    /// predictions. The F1 of GLUE is that of class 1.
     pub fn f1(&self, class: usize) -> Option<f64> {
-        share(2 * self.right(class), self.predicted(class) + self.there(class))
+        ratio(2 * self.true_positives(class), self.predicted(class) + self.targets(class))
     }
 
-    /// Mean [`f1`](Self::f1) of the classes that have one. `None` when nothing was counted.
+    /// Returns the mean [`f1`](Self::f1) of the classes that have one; `None` without predictions.
     pub fn macro_f1(&self) -> Option<f64> {
         let all: Vec<f64> = (0..self.classes()).filter_map(|class| self.f1(class)).collect();
         (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
     }
 
-    /// Matthews' correlation of targets and predictions in `[-1, 1]`, for any number of classes. 0 when
-    /// all targets or all predictions are of one class, as in GLUE; `None` when nothing was counted.
+    /// Returns Matthews' correlation coefficient in `[-1, 1]`; `None` without predictions.
+    ///
+    /// 0 if all targets or all predictions are of one class, as in GLUE.
     pub fn matthews(&self) -> Option<f64> {
         let total = self.total() as f64;
-        let right = self.counts.diag().sum() as f64;
+        let correct = self.counts.diag().sum() as f64;
         let (mut both, mut targets, mut predictions) = (0.0, 0.0, 0.0);
         for class in 0..self.classes() {
-            let (there, predicted) = (self.there(class) as f64, self.predicted(class) as f64);
-            both += there * predicted;
-            targets += there * there;
+            let (actual, predicted) = (self.targets(class) as f64, self.predicted(class) as f64);
+            both += actual * predicted;
+            targets += actual * actual;
             predictions += predicted * predicted;
         }
-        let spread = ((total * total - targets) * (total * total - predictions)).sqrt();
-        let correlation = if spread > 0.0 { (right * total - both) / spread } else { 0.0 };
+        let scale = ((total * total - targets) * (total * total - predictions)).sqrt();
+        let correlation = if scale > 0.0 { (correct * total - both) / scale } else { 0.0 };
         (total > 0.0).then_some(correlation)
     }
 
-    /// Of `class`, and taken for it.
-    fn right(&self, class: usize) -> u64 {
+    /// Returns the true positives of `class`.
+    fn true_positives(&self, class: usize) -> u64 {
         self.counts[[class, class]]
     }
 
-    /// Of `class`.
-    fn there(&self, class: usize) -> u64 {
+    /// Returns the number of targets of `class`.
+    fn targets(&self, class: usize) -> u64 {
         self.counts.row(class).sum()
     }
 
-    /// Taken for `class`.
+    /// Returns the number of predictions of `class`.
     fn predicted(&self, class: usize) -> u64 {
         self.counts.column(class).sum()
     }
 }
 
-/// For each row of `logits` `(B, C)`, how many classes come before its target, one of `targets` `(B)`
-/// i64: 0 where the prediction is right. Of equal logits the first comes first; one that is no number
-/// comes last.
+/// Ranks the target (`targets` `(B)` i64) of each row of `logits` `(B, C)`: the number of classes
+/// with a higher score, 0 for a correct prediction.
+///
+/// On ties the first class wins; NaN ranks last.
 ///
 /// # Errors
-/// [`Error::Input`] if the two do not go together.
-pub fn ranks(logits: &Tensor, targets: &Tensor) -> Result<Vec<usize>> {
+/// Returns [`Error::Input`] if the shapes do not match or a target is out of range.
+pub fn target_ranks(logits: &Tensor, targets: &Tensor) -> Result<Vec<usize>> {
     let (rows, classes) = logits.size2()?;
     let classes = classes as usize;
     if targets.size() != [rows] {
@@ -225,13 +221,13 @@ pub fn ranks(logits: &Tensor, targets: &Tensor) -> Result<Vec<usize>> {
         .collect()
 }
 
-/// Share of [`ranks`] whose target is among the first `k`. `None` when there is none.
+/// Returns the top-`k` accuracy for [`target_ranks`]; `None` without ranks.
 pub fn top_k(ranks: &[usize], k: usize) -> Option<f64> {
-    share(ranks.iter().filter(|&&rank| rank < k).count() as u64, ranks.len() as u64)
+    ratio(ranks.iter().filter(|&&rank| rank < k).count() as u64, ranks.len() as u64)
 }
 
-/// Pearson's correlation of two variables, in `[-1, 1]`. `None` when one of them does not vary, which is
-/// so with fewer than two pairs, or a value is not finite.
+/// Returns Pearson's correlation in `[-1, 1]`; `None` if a variable is constant (also with fewer
+/// than two pairs) or a value is not finite.
 pub fn pearson(pairs: &[(f64, f64)]) -> Option<f64> {
     let &first = pairs.first()?;
     let finite = pairs.iter().all(|(x, y)| x.is_finite() && y.is_finite());
@@ -252,31 +248,44 @@ pub fn pearson(pairs: &[(f64, f64)]) -> Option<f64> {
     correlation.is_finite().then(|| correlation.clamp(-1.0, 1.0))
 }
 
-/// Spearman's correlation: [`pearson`] of the places in sorted order; equal values share the mean of
-/// theirs. `None` as there.
+/// Returns Spearman's correlation, [`pearson`] of the ranks (ties share their mean rank); `None` as
+/// there, except that infinite values are ranked.
 pub fn spearman(pairs: &[(f64, f64)]) -> Option<f64> {
     if pairs.iter().any(|(x, y)| x.is_nan() || y.is_nan()) {
         return None;
     }
     let (xs, ys): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
-    let places: Vec<(f64, f64)> = places(&xs).into_iter().zip(places(&ys)).collect();
-    pearson(&places)
+    let ranks: Vec<(f64, f64)> = mean_ranks(&xs).into_iter().zip(mean_ranks(&ys)).collect();
+    pearson(&ranks)
 }
 
-/// The place of each value in sorted order, equal ones the mean of theirs.
-fn places(values: &[f64]) -> Vec<f64> {
+/// Returns the rank of each value in ascending order; ties share their mean rank.
+fn mean_ranks(values: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..values.len()).collect();
     order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
-    let mut places = vec![0.0; values.len()];
-    let mut at = 0;
-    for equal in order.chunk_by(|&a, &b| values[a] == values[b]) {
-        let mean = at as f64 + (equal.len() - 1) as f64 / 2.0;
-        equal.iter().for_each(|&i| places[i] = mean);
-        at += equal.len();
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    for ties in order.chunk_by(|&a, &b| values[a] == values[b]) {
+        let mean = start as f64 + (ties.len() - 1) as f64 / 2.0;
+        ties.iter().for_each(|&i| ranks[i] = mean);
+        start += ties.len();
     }
-    places
+    ranks
 }
 
-fn share(part: u64, all: u64) -> Option<f64> {
-    (all > 0).then(|| part as f64 / all as f64)
+/// Returns `part / total`; `None` if the total is 0.
+fn ratio(part: u64, total: u64) -> Option<f64> {
+    (total > 0).then(|| part as f64 / total as f64)
+}
+
+/// Turns the output of a CTC head into a transcript.
+pub trait SequenceDecoder {
+    /// Decodes the log-probabilities `(T, C)` of one example.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) if C is not the number of labels.
+    fn decode(&self, log_probs: ArrayView2<f32>) -> Result<String>;
+
+    /// Spells the reference whose label ids are given.
+    fn spell(&self, ids: &[i64]) -> String;
 }

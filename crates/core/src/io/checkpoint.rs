@@ -1,4 +1,4 @@
-//! Tensors in files, and checkpoints that are whole or not there.
+//! Checkpoints: atomically written directories with a SHA-256 manifest, and files of named tensors.
 
 mod snapshot;
 mod tensors;
@@ -12,29 +12,19 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use snapshot::Snapshot;
-pub(crate) use tensors::write_tensors_with;
+pub(crate) use tensors::write_tensors_with_metadata;
 pub use tensors::{assign, read_tensors, write_tensors};
+pub(crate) use tensors::filter_by_prefix;
 
+use crate::io::file::UNFINISHED;
 use crate::{Error, Result};
 
-/// Version of the checkpoint layout; raised when older programs could no longer read it.
+/// Version of the checkpoint layout.
 const FORMAT: u32 = 2;
-/// The layout before, whose manifest had no digest of its own.
-const UNSEALED: u32 = 1;
 const MANIFEST: &str = "checkpoint.json";
 const CHANGED: &str = "was changed after it was written";
-/// Prefix of files and folders that are being written or removed; never read.
-const UNFINISHED: &str = ".unfinished-";
 
-/// Has `write` fill a file beside `dir / name` and puts it in its place: it is whole or not there, and
-/// whoever reads an earlier one is not disturbed.
-pub(crate) fn replace(dir: &Path, name: &str, write: &dyn Fn(&Path) -> Result<()>) -> Result<()> {
-    let (unfinished, path) = (dir.join(format!("{UNFINISHED}{name}")), dir.join(name));
-    write(&unfinished)?;
-    fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, e))
-}
-
-/// Where a run stands: all that a checkpoint needs besides tensors.
+/// Position of a run in its training, saved with the tensors of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Completed optimizer steps.
@@ -48,16 +38,16 @@ struct Manifest {
     format: u32,
     position: Position,
     files: BTreeMap<String, FileRecord>,
-    /// Of the manifest itself, without this.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    sha256: Option<String>,
+    /// Digest of the other fields of the manifest.
+    sha256: String,
 }
 
 impl Manifest {
+    /// Computes the digest of all fields but `sha256`.
     fn digest(&self) -> serde_json::Result<String> {
-        // Members in the order of their declaration, files by name: the same text in every build.
-        let text = serde_json::to_string(&(self.format, self.position, &self.files))?;
-        Ok(hex(Sha256::digest(text)))
+        // Fields in declaration order and files sorted by name: the same text in every build.
+        let json = serde_json::to_string(&(self.format, self.position, &self.files))?;
+        Ok(hex(Sha256::digest(json)))
     }
 }
 
@@ -67,7 +57,7 @@ struct FileRecord {
     sha256: String,
 }
 
-/// The checkpoints of a run: folders `step-00001000` in one folder, each whole or not there.
+/// The checkpoints of a run: directories `step-00001000` in one directory, each written atomically.
 #[derive(Debug)]
 pub struct Checkpoints {
     dir: PathBuf,
@@ -75,21 +65,23 @@ pub struct Checkpoints {
     keep_every: Option<u64>,
 }
 
-/// What [`Checkpoints::newest`] found.
+/// Result of [`Checkpoints::newest_up_to`].
 #[derive(Debug, Default)]
 pub struct Newest {
-    /// The newest checkpoint whose files are all as they were written.
+    /// The newest undamaged checkpoint.
     pub good: Option<(Position, PathBuf)>,
-    /// Newer ones that are damaged, and how.
+    /// Newer checkpoints that are damaged, each with the reason.
     pub damaged: Vec<(PathBuf, String)>,
 }
 
 impl Checkpoints {
-    /// Checkpoints in `dir`, which is created; the last `keep` (at least 1) are kept, and for ever those
-    /// of steps that are multiples of `keep_every`.
+    /// Opens or creates the directory `dir` of checkpoints and removes unfinished ones.
+    ///
+    /// Saving keeps the last `keep` (at least 1) checkpoints and those at multiples of
+    /// `keep_every`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be made or read.
+    /// Returns [`Error::Io`] if the directory cannot be created or read.
     pub fn new(dir: impl Into<PathBuf>, keep: usize, keep_every: Option<u64>) -> Result<Self> {
         let dir = dir.into();
         fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
@@ -112,10 +104,10 @@ impl Checkpoints {
         Ok(names)
     }
 
-    /// Steps that have a checkpoint, newest first; not verified.
+    /// Returns the steps of all checkpoints, newest first, without verifying them.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be read.
+    /// Returns [`Error::Io`] if the directory cannot be read.
     pub fn steps(&self) -> Result<Vec<u64>> {
         let step = |name: String| name.strip_prefix("step-")?.parse().ok();
         let mut steps: Vec<u64> = self.names()?.into_iter().filter_map(step).collect();
@@ -127,11 +119,13 @@ impl Checkpoints {
         self.dir.join(format!("step-{step:08}"))
     }
 
-    /// Has `write` fill a new folder, seals it with digests, moves it into place in one step and
-    /// removes old ones. A crash at any moment leaves the earlier checkpoints as they were.
+    /// Writes a checkpoint atomically and removes old ones.
+    ///
+    /// `write` fills a temporary directory, which gets a SHA-256 manifest and is then renamed. A
+    /// crash at any moment leaves the earlier checkpoints intact.
     ///
     /// # Errors
-    /// [`Error::Io`] or what `write` returns; nothing of the new checkpoint is left then.
+    /// Returns [`Error::Io`] or the error of `write`, after removing the temporary directory.
     pub fn save(
         &self,
         position: Position,
@@ -143,36 +137,30 @@ impl Checkpoints {
             remove(&unfinished)?;
             fs::create_dir(&unfinished).map_err(|e| Error::io(&unfinished, e))?;
             write(&unfinished)?;
-            seal(&unfinished, position)?;
-            remove_whole(&self.dir, &target)?; // of an earlier, damaged or abandoned try
+            write_manifest(&unfinished, position)?;
+            remove_atomically(&self.dir, &target)?; // left by a damaged or abandoned run
             fs::rename(&unfinished, &target).map_err(|e| Error::io(&target, e))?;
             sync(&self.dir)
         })();
         if let Err(error) = result {
-            let _ = fs::remove_dir_all(&unfinished); // the first error is the one to report
+            let _ = fs::remove_dir_all(&unfinished); // the first error matters
             return Err(error);
         }
-        let for_ever = |step: u64| self.keep_every.is_some_and(|every| step.is_multiple_of(every));
+        let is_permanent =
+            |step: u64| self.keep_every.is_some_and(|every| step.is_multiple_of(every));
         for old in self.steps()?.into_iter().filter(|&s| s <= position.step).skip(self.keep) {
-            if !for_ever(old) {
-                remove_whole(&self.dir, &self.path(old))?;
+            if !is_permanent(old) {
+                remove_atomically(&self.dir, &self.path(old))?;
             }
         }
         Ok(target)
     }
 
-    /// The newest checkpoint that is undamaged, and which newer ones are not.
+    /// Finds the newest undamaged checkpoint of at most `last` steps, and the damaged ones after
+    /// it.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be read.
-    pub fn newest(&self) -> Result<Newest> {
-        self.newest_up_to(u64::MAX)
-    }
-
-    /// The same of those of at most `last` steps.
-    ///
-    /// # Errors
-    /// As [`newest`](Self::newest).
+    /// Returns [`Error::Io`] if the directory cannot be read.
     pub fn newest_up_to(&self, last: u64) -> Result<Newest> {
         let mut newest = Newest::default();
         for step in self.steps()?.into_iter().filter(|&step| step <= last) {
@@ -191,44 +179,42 @@ impl Checkpoints {
     /// Removes the checkpoints of more than `last` steps, newest first.
     ///
     /// # Errors
-    /// [`Error::Io`] if one cannot be removed.
+    /// Returns [`Error::Io`] if one cannot be removed.
     pub fn remove_after(&self, last: u64) -> Result<()> {
         let mut later = self.steps()?.into_iter().filter(|&step| step > last);
-        later.try_for_each(|step| remove_whole(&self.dir, &self.path(step)))
+        later.try_for_each(|step| remove_atomically(&self.dir, &self.path(step)))
     }
 }
 
-/// Writes the manifest: after it, the folder is complete.
-fn seal(dir: &Path, position: Position) -> Result<()> {
+/// Writes the manifest, which completes a checkpoint directory.
+fn write_manifest(dir: &Path, position: Position) -> Result<()> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(|e| Error::io(dir, e))? {
         let path = entry.map_err(|e| Error::io(dir, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, record(&path)?);
     }
-    let mut manifest = Manifest { format: FORMAT, position, files, sha256: None };
+    let mut manifest = Manifest { format: FORMAT, position, files, sha256: String::new() };
     let path = dir.join(MANIFEST);
-    let broken = |e: serde_json::Error| Error::file(&path, e.to_string());
-    manifest.sha256 = Some(manifest.digest().map_err(broken)?);
-    let text = serde_json::to_vec_pretty(&manifest).map_err(broken)?;
-    fs::write(&path, text).map_err(|e| Error::io(&path, e))?;
+    let json_error = |e: serde_json::Error| Error::file(&path, e.to_string());
+    manifest.sha256 = manifest.digest().map_err(json_error)?;
+    let json = serde_json::to_vec_pretty(&manifest).map_err(json_error)?;
+    fs::write(&path, json).map_err(|e| Error::io(&path, e))?;
     sync(&path)?;
     sync(dir)
 }
 
-/// Compares a checkpoint's files with its manifest.
+/// Verifies the files of a checkpoint against its manifest and returns its position.
 fn verify(dir: &Path) -> Result<Position> {
     let path = dir.join(MANIFEST);
-    let text = fs::read(&path).map_err(|e| Error::io(&path, e))?;
-    let broken = |e: serde_json::Error| Error::file(&path, e.to_string());
-    let manifest: Manifest = serde_json::from_slice(&text).map_err(broken)?;
-    if ![FORMAT, UNSEALED].contains(&manifest.format) {
+    let json = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+    let json_error = |e: serde_json::Error| Error::file(&path, e.to_string());
+    let manifest: Manifest = serde_json::from_slice(&json).map_err(json_error)?;
+    if manifest.format != FORMAT {
         let reason = format!("has layout {}, this program reads {FORMAT}", manifest.format);
         return Err(Error::file(&path, reason));
     }
-    let digest = manifest.digest().map_err(broken)?;
-    let digest = (manifest.format != UNSEALED).then_some(digest);
-    if manifest.sha256 != digest {
+    if manifest.sha256 != manifest.digest().map_err(json_error)? {
         return Err(Error::file(&path, CHANGED));
     }
     for (name, expected) in &manifest.files {
@@ -245,6 +231,7 @@ fn verify(dir: &Path) -> Result<Position> {
     Ok(manifest.position)
 }
 
+/// Returns size and digest of a file.
 fn record(path: &Path) -> Result<FileRecord> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
@@ -259,16 +246,17 @@ fn record(path: &Path) -> Result<FileRecord> {
     Ok(FileRecord { bytes, sha256: hex(hash.finalize()) })
 }
 
-/// A digest in hexadecimal digits.
+/// Formats a digest in hexadecimal digits.
 pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Flushes a file, or the names in a folder, to the disk.
+/// Flushes a file or directory to disk.
 fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io(path, e))
 }
 
+/// Removes a directory if it exists.
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, e)),
@@ -276,8 +264,8 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a checkpoint so that a crash half-way does not leave something that looks like one.
-fn remove_whole(dir: &Path, path: &Path) -> Result<()> {
+/// Removes a checkpoint if it exists; a crash meanwhile leaves no partial checkpoint.
+fn remove_atomically(dir: &Path, path: &Path) -> Result<()> {
     let doomed = dir.join(format!("{UNFINISHED}removed"));
     remove(&doomed)?;
     match fs::rename(path, &doomed) {

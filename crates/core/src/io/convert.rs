@@ -1,14 +1,14 @@
-//! Other programs' checkpoints, in and out: which of their tensors is which of ours.
+//! Import from and export to the checkpoint layouts of other programs.
 //!
-//! A [`Table`] says it once for both directions; the modalities' crates have one for each layout that they
-//! know. A [`Source`] is what was found in a checkpoint.
+//! A [`NameMap`] maps tensor names in both directions; the modality crates have one per layout. A
+//! [`Source`] is the content of a checkpoint.
 
-mod exported;
+mod export;
 mod labels;
-mod own;
+mod name_map;
+mod native;
 mod settings;
 mod source;
-mod table;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,48 +16,52 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::checkpoint::{assign, read_tensors};
-use crate::encoder::{ENCODER_WEIGHTS, read_config};
-use crate::head::Head;
-use crate::tuned::{HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, share, write_model};
+use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors};
+use crate::model::encoder::{ENCODER_WEIGHTS, read_config};
+use crate::model::finetuned::{
+    HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, save_model,
+};
+use crate::model::head::Head;
 use crate::{
     Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, NormPlacement, Result,
     TransformerConfig, WeightInit,
 };
 
-pub use exported::{EXPORTED_WEIGHTS, Exported, label_settings};
-pub use labels::{as_many, classes, read_labels};
-pub use own::import_own;
-pub use settings::{Settings, pretraining};
-pub use source::{INDEX, Marker, Source, WEIGHTS, parts, teachers_place};
-pub use table::Table;
+pub use export::{EXPORTED_WEIGHTS, ExportedModel, label_config};
+pub use labels::{check_label_count, class_labels, read_labels};
+pub use name_map::NameMap;
+pub use native::import_native;
+pub use settings::{Settings, pretrained_config};
+pub use source::{INDEX, Marker, Source, WEIGHTS, ema_weight_name, shard_names};
 
-/// What a user adds to what a checkpoint says of itself.
+/// User options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// The averaged weights rather than the trained ones.
+    /// Whether to import the averaged weights instead of the trained ones.
     pub teacher: bool,
-    /// Attention heads, where the checkpoint does not tell.
+    /// Number of attention heads, if the checkpoint does not contain it.
     pub heads: Option<i64>,
-    /// A file that tells what a head's outputs mean.
+    /// File of the head's labels.
     pub labels: Option<PathBuf>,
+    /// File or directory of a tokenizer; `None`: the one beside the checkpoint.
+    pub tokenizer: Option<PathBuf>,
 }
 
-/// A model's folder in memory: an encoder, and what comes with it.
+/// The content of a model directory in memory: an encoder with optional head and mask token.
 #[derive(Debug)]
 pub struct Model<C> {
-    /// The encoder's settings.
+    /// Settings of the encoder.
     pub config: EncoderConfig<C>,
-    /// The head's, where it has one.
+    /// Settings of the head, if there is one.
     pub head: Option<HeadConfig>,
-    /// Values of our variables, f32.
+    /// Values of the variables, f32.
     pub vars: HashMap<String, Tensor>,
-    /// `(D)`: what stands in the places of hidden tokens, where it has one.
+    /// Mask token `(D)`, if there is one.
     pub mask_token: Option<Tensor>,
 }
 
 impl<C> Model<C> {
-    /// Its variables, the mask token among them.
+    /// Returns all variables, including the mask token.
     pub fn all_vars(&self) -> HashMap<String, Tensor> {
         let named = |token: &Tensor| (MASK_TOKEN.to_owned(), token.shallow_clone());
         let vars = self.vars.iter().map(|(name, var)| (name.clone(), var.shallow_clone()));
@@ -66,10 +70,10 @@ impl<C> Model<C> {
 }
 
 impl<C: Serialize + DeserializeOwned> Model<C> {
-    /// Reads the folder `dir` of an encoder `F`.
+    /// Reads the model directory `dir` of an encoder `F`.
     ///
     /// # Errors
-    /// If a file is missing or broken, or belongs to another feature encoder.
+    /// Returns an error if a file is missing or invalid, or belongs to another feature encoder.
     pub fn read<F: FeatureEncoder<Config = C>>(dir: &Path) -> Result<Self> {
         let config = read_config::<F>(dir)?;
         let head = dir.join(HEAD_CONFIG).exists().then(|| read_head(dir)).transpose()?;
@@ -78,74 +82,75 @@ impl<C: Serialize + DeserializeOwned> Model<C> {
         files.extend(head.as_ref().map(|_| (HEAD_WEIGHTS, "head.")));
         for (file, prefix) in files {
             let path = dir.join(file);
-            assign(&path, &share(&store.variables(), prefix), &read_tensors(&path)?)?;
+            assign(&path, &filter_by_prefix(&store.variables(), prefix), &read_tensors(&path)?)?;
         }
         let vars = store.variables().into_iter().map(|(name, var)| (name, var.detach())).collect();
         Ok(Self { config, head, vars, mask_token: read_mask_token(dir)? })
     }
 
-    /// All of it under our own names, with `encoder.toml` and `head.toml` in the head of the file of tensors.
+    /// Converts the model to a single safetensors file under the native names, with `encoder.toml`
+    /// and `head.toml` in its metadata.
     ///
     /// # Errors
-    /// [`Error::Input`] if settings have no form as text.
-    pub fn plain(&self) -> Result<Exported> {
-        let text = |value: std::result::Result<String, toml::ser::Error>| {
+    /// Returns [`Error::Input`] if settings cannot be serialised.
+    pub fn to_native(&self) -> Result<ExportedModel> {
+        let string = |value: std::result::Result<String, toml::ser::Error>| {
             value.map_err(|e| Error::Input(e.to_string()))
         };
-        let mut facts =
-            HashMap::from([(own::ENCODER.into(), text(toml::to_string(&self.config))?)]);
+        let mut metadata =
+            HashMap::from([(native::ENCODER.into(), string(toml::to_string(&self.config))?)]);
         if let Some(head) = &self.head {
-            facts.insert(own::HEAD.into(), text(toml::to_string(head))?);
+            metadata.insert(native::HEAD.into(), string(toml::to_string(head))?);
         }
-        Ok(Exported { tensors: self.all_vars(), facts, ..Exported::default() })
+        Ok(ExportedModel { tensors: self.all_vars(), metadata, ..ExportedModel::default() })
     }
 
-    /// Writes the model's folder.
+    /// Writes the model directory `dir`.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
+    /// Returns [`Error::Io`] if a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         let mask_token = self.mask_token.as_ref();
-        write_model(dir, &self.vars, &self.config, self.head.as_ref(), mask_token)
+        save_model(dir, &self.vars, &self.config, self.head.as_ref(), mask_token)
     }
 }
 
-/// A checkpoint in our terms.
+/// An imported checkpoint.
 #[derive(Debug)]
 pub struct Imported<C> {
-    /// What it was, in words.
-    pub what: String,
-    /// What it is here.
+    /// Description of the checkpoint for messages.
+    pub description: String,
+    /// The imported model.
     pub model: Model<C>,
-    /// What became of its tensors.
+    /// Use of the tensors of the checkpoint.
     pub report: Report,
 }
 
-/// What became of a checkpoint's tensors.
+/// Use of the tensors of a checkpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// How many of theirs were taken.
+    /// Number of imported tensors.
     pub taken: usize,
-    /// How many of these have other names here.
+    /// Number of imported tensors with another name here.
     pub renamed: usize,
-    /// Names of those that were left out.
+    /// Names of the tensors that were not imported.
     pub left_out: Vec<String>,
-    /// Whatever else is worth knowing, a line each.
+    /// Further notes for the user, one line each.
     pub notes: Vec<String>,
 }
 
-/// Name of the variable that stands in the places of hidden tokens, in a [`Table`].
+/// Name of the mask token in a [`NameMap`].
 pub const MASK_TOKEN: &str = "mask_token";
 
-/// Takes from `source` what a model of `config` and `head` needs, by `table`. A mask token is taken if
-/// there is one.
+/// Imports a model of the given settings from `source`, by the names in `names`; imports the mask
+/// token if there is one.
 ///
 /// # Errors
-/// [`Error::Tensor`] for a tensor that is missing, with the nearest names, or has another shape;
-/// [`Error::Config`] if the settings are impossible.
+/// Returns [`Error::Tensor`] if a tensor is missing (with the most similar names) or has another
+/// shape, and [`Error::Config`] if a setting is invalid.
 pub fn import<F: FeatureEncoder>(
     source: &Source,
-    table: &Table,
+    names: &NameMap,
     features: F::Config,
     transformer: TransformerConfig,
     head: Option<HeadConfig>,
@@ -153,16 +158,20 @@ pub fn import<F: FeatureEncoder>(
     let store = variables::<F>(&features, &transformer, head.as_ref())?;
     let shapes = store.variables().into_iter().map(|(name, var)| (name, var.size()));
     let mut shapes: Vec<(String, Vec<i64>)> = shapes.collect();
-    if table.parts(MASK_TOKEN).is_some_and(|parts| source.tensors.contains_key(&parts[0].name)) {
+    if names.sources(MASK_TOKEN).is_some_and(|s| source.tensors.contains_key(&s[0].name)) {
         shapes.push((MASK_TOKEN.into(), vec![transformer.dim]));
     }
-    let (mut vars, report) = take(source, table, shapes)?;
+    let (mut vars, report) = collect(source, names, shapes)?;
     let config = EncoderConfig { encoder: F::NAME.to_owned(), features, transformer };
     let mask_token = vars.remove(MASK_TOKEN);
-    Ok(Imported { what: String::new(), model: Model { config, head, vars, mask_token }, report })
+    Ok(Imported {
+        description: String::new(),
+        model: Model { config, head, vars, mask_token },
+        report,
+    })
 }
 
-/// A post-norm transformer of these sizes, without dropout; `hidden` is the MLP's width.
+/// Returns the settings of a post-norm transformer without dropout; `hidden` is the MLP width.
 pub fn transformer(
     dim: i64,
     depth: usize,
@@ -189,7 +198,7 @@ pub fn transformer(
     }
 }
 
-/// The variables of a model.
+/// Creates the variables of a model.
 fn variables<F: FeatureEncoder>(
     features: &F::Config,
     transformer: &TransformerConfig,
@@ -204,27 +213,27 @@ fn variables<F: FeatureEncoder>(
     Ok(store)
 }
 
-fn take(
+/// Collects the values of the variables of the given `shapes` from the tensors of `source`.
+fn collect(
     source: &Source,
-    table: &Table,
+    names: &NameMap,
     mut shapes: Vec<(String, Vec<i64>)>,
 ) -> Result<(HashMap<String, Tensor>, Report)> {
-    shapes.sort(); // the first error is always the same one
+    shapes.sort(); // for a deterministic first error
     let (mut vars, mut report, mut used) =
         (HashMap::new(), Report::default(), BTreeSet::<String>::new());
     for (name, shape) in &shapes {
-        let parts = table.parts(name).ok_or_else(|| {
-            Error::config(name, format!("{} has nothing of that kind", table.layout()))
-        })?;
-        let whole = table.shape(name).unwrap_or_else(|| shape.clone());
-        let mut part_shape = whole.clone();
+        let parts = names
+            .sources(name)
+            .ok_or_else(|| Error::config(name, format!("{} has no such tensor", names.layout())))?;
+        let mut part_shape = names.shape(name).unwrap_or_else(|| shape.clone());
         part_shape[0] /= parts.len() as i64;
         let mut values = Vec::new();
         for part in &parts {
             let value = match source.tensors.get(&part.name) {
                 Some(tensor) => {
                     let size = tensor.size();
-                    if !same_but_ones(&size, &part_shape) {
+                    if !equal_without_ones(&size, &part_shape) {
                         let reason = format!("has shape {size:?}, not {part_shape:?}");
                         return Err(source.bad(&part.name, reason));
                     }
@@ -235,42 +244,44 @@ fn take(
                 }
                 None if part.optional => Tensor::zeros(&part_shape, (Kind::Float, Device::Cpu)),
                 None => {
-                    let names = shapes.iter().filter_map(|(name, _)| table.parts(name)).flatten();
-                    let wanted: BTreeSet<String> = names.map(|part| part.name).collect();
-                    return Err(source.missing(&part.name, |name| !wanted.contains(name)));
+                    let expected =
+                        shapes.iter().filter_map(|(name, _)| names.sources(name)).flatten();
+                    let expected: BTreeSet<String> = expected.map(|part| part.name).collect();
+                    return Err(source.missing(&part.name, |name| !expected.contains(name)));
                 }
             };
             values.push(value);
         }
-        // A copy: what was read may be a view of much more.
+        // Copied: a tensor may be a view of a much larger storage.
         let value = match values.as_slice() {
             [one] => one.reshape(shape).copy(),
             all => Tensor::cat(all, 0).reshape(shape),
         };
         vars.insert(name.clone(), value);
     }
-    let left = source.tensors.keys().filter(|name| !used.contains(*name));
-    report.left_out = left.cloned().collect();
+    let unused = source.tensors.keys().filter(|name| !used.contains(*name));
+    report.left_out = unused.cloned().collect();
     Ok((vars, report))
 }
 
-/// Whether shapes are the same but for dimensions of 1.
-fn same_but_ones(a: &[i64], b: &[i64]) -> bool {
-    let of = |shape: &[i64]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
-    of(a) == of(b)
+/// Returns whether shapes are equal apart from dimensions of size 1.
+fn equal_without_ones(a: &[i64], b: &[i64]) -> bool {
+    let without_ones =
+        |shape: &[i64]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+    without_ones(a) == without_ones(b)
 }
 
-/// Our variables under their names.
+/// Converts variables to the names and shapes of another layout.
 ///
 /// # Errors
-/// [`Error::Config`] that names a variable for which the layout has no place.
-pub fn export(vars: &HashMap<String, Tensor>, table: &Table) -> Result<HashMap<String, Tensor>> {
-    let mut theirs = HashMap::new();
+/// Returns [`Error::Config`] naming a variable that the layout does not have.
+pub fn export(vars: &HashMap<String, Tensor>, names: &NameMap) -> Result<HashMap<String, Tensor>> {
+    let mut exported = HashMap::new();
     for (name, tensor) in vars {
-        let parts = table.parts(name).ok_or_else(|| {
-            Error::config(name, format!("{} has no place for it", table.layout()))
-        })?;
-        let tensor = match table.shape(name) {
+        let parts = names
+            .sources(name)
+            .ok_or_else(|| Error::config(name, format!("{} has no such tensor", names.layout())))?;
+        let tensor = match names.shape(name) {
             Some(shape) => tensor.reshape(shape),
             None => tensor.shallow_clone(),
         };
@@ -280,8 +291,8 @@ pub fn export(vars: &HashMap<String, Tensor>, table: &Table) -> Result<HashMap<S
                 1 => tensor.shallow_clone(),
                 _ => tensor.narrow(0, i as i64 * rows, rows),
             };
-            theirs.insert(part.name.clone(), value.contiguous());
+            exported.insert(part.name.clone(), value.contiguous());
         }
     }
-    Ok(theirs)
+    Ok(exported)
 }

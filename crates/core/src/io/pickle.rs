@@ -1,6 +1,8 @@
-//! Files of `torch.save` (`.pt`, `.pth`, `pytorch_model.bin`) as data. Such a file is a program for
-//! Python's pickle machine; here nothing in it is called. Tensors, dicts, lists, numbers and strings are
-//! understood; whatever else it would build stays an opaque object that keeps its name and state.
+//! Reader of `torch.save` files (`.pt`, `.pth`, `pytorch_model.bin`) that executes no code.
+//!
+//! Such a file is a program for Python's pickle machine. This reader interprets its opcodes but
+//! calls nothing: tensors, dicts, lists, numbers and strings become values, everything else stays
+//! an opaque object with class name and state.
 
 mod call;
 mod container;
@@ -15,52 +17,56 @@ use tch::Kind;
 use crate::{Error, Result};
 use container::Container;
 
-pub use tensors::tensors;
-
-/// Nesting to which values are followed; configurations and state dicts have a fraction of it.
+/// Largest nesting depth of values; configurations and state dicts need a fraction of it.
 const MAX_DEPTH: usize = 32;
-/// Values that are looked at in one go: shared ones could otherwise multiply without end.
+/// Largest number of values that one traversal visits; shared values can multiply exponentially.
 const MAX_VISITS: usize = 1 << 20;
 
-/// Place in [`Saved::nodes`].
+/// Largest length of the names of classes and storages, which are copied.
+const MAX_NAME: usize = 1 << 10;
+
+/// Result of an operation of the pickle machine; the error is a message without the path.
+type Outcome<T> = std::result::Result<T, String>;
+
+/// Index into [`Saved::nodes`].
 type Id = usize;
 
-/// What the pickle machine builds.
+/// A value that the pickle machine builds.
 #[derive(Debug)]
 enum Node {
     None,
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(String),
+    String(String),
     Bytes,
-    /// Lists, tuples, sets.
+    /// A list, tuple or set.
     List(Vec<Id>),
     Dict(Vec<(Id, Id)>),
-    /// A class or function, by its name.
+    /// A class or function, by its qualified name.
     Global(String),
     Storage(Storage),
     Tensor(View),
-    /// What a call or a class would have made.
+    /// The result that an unknown call would have.
     Object {
         class: String,
-        /// A list.
+        /// Id of the list of arguments.
         args: Id,
         state: Option<Id>,
         entries: Vec<(Id, Id)>,
     },
 }
 
-/// A run of numbers in the file.
+/// A storage: a contiguous array in the file.
 #[derive(Clone, Debug)]
 struct Storage {
     key: String,
-    /// `None`: a type that is not read here.
+    /// `None` for an unsupported type.
     kind: Option<Kind>,
     numel: i64,
 }
 
-/// A tensor: how a storage is looked at.
+/// A tensor: a strided view of a storage.
 #[derive(Clone, Debug)]
 struct View {
     storage: Storage,
@@ -69,7 +75,7 @@ struct View {
     stride: Vec<i64>,
 }
 
-/// What a file of `torch.save` holds. Tensors' values stay in the file until they are asked for.
+/// The content of a `torch.save` file; storages are read on demand.
 #[derive(Debug)]
 pub struct Saved {
     path: PathBuf,
@@ -78,27 +84,27 @@ pub struct Saved {
     container: Container,
 }
 
-/// Reads what is in the file, but for tensors' values.
+/// Reads a `torch.save` file, except the values of tensors.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is no whole file of `torch.save`, or its
-/// parts claim to be larger than they can be.
+/// Returns [`Error::Io`] if the file cannot be read and [`Error::File`] if it is not a complete
+/// `torch.save` file or declares impossible sizes.
 pub fn read(path: &Path) -> Result<Saved> {
     let (container, pickle) = container::open(path)?;
     let mut nodes = Vec::new();
     let (root, container) = match container {
         Container::Legacy { .. } => container::legacy(path, &pickle, &mut nodes)?,
-        zip => (machine::run(&pickle, &mut nodes).map_err(|e| broken(path, &e))?.0, zip),
+        zip => (machine::run(&pickle, &mut nodes).map_err(|e| invalid(path, &e))?.0, zip),
     };
     Ok(Saved { path: path.to_owned(), nodes, root, container })
 }
 
-fn broken(path: &Path, reason: &str) -> Error {
-    Error::file(path, format!("not a whole file of torch.save: {reason}"))
+fn invalid(path: &Path, reason: &str) -> Error {
+    Error::file(path, format!("not a complete torch.save file: {reason}"))
 }
 
 impl Saved {
-    /// The outermost value.
+    /// Returns the outermost value.
     pub fn root(&self) -> Value<'_> {
         Value { saved: self, id: self.root }
     }
@@ -108,7 +114,7 @@ impl Saved {
     }
 }
 
-/// One value of a [`Saved`] file.
+/// A value in a [`Saved`] file.
 #[derive(Clone, Copy, Debug)]
 pub struct Value<'a> {
     saved: &'a Saved,
@@ -124,9 +130,9 @@ impl<'a> Value<'a> {
         Self { id, ..self }
     }
 
-    /// Keys and values of a dict, or of an opaque object's state; keys that are not strings are left out.
+    /// Returns the entries with string keys of a dict or of an opaque object and its state.
     pub fn entries(self) -> Vec<(&'a str, Value<'a>)> {
-        let (own, state) = match self.node() {
+        let (entries, state) = match self.node() {
             Node::Dict(entries) => (entries.as_slice(), None),
             Node::Object { entries, state, .. } => (entries.as_slice(), *state),
             _ => (&[][..], None),
@@ -135,34 +141,28 @@ impl<'a> Value<'a> {
             Some(Node::Dict(entries)) => entries.as_slice(),
             _ => &[],
         };
-        let named = |&(key, value): &(Id, Id)| match self.saved.node(key) {
-            Node::Text(key) => Some((key.as_str(), self.at(value))),
+        let with_string_key = |&(key, value): &(Id, Id)| match self.saved.node(key) {
+            Node::String(key) => Some((key.as_str(), self.at(value))),
             _ => None,
         };
-        own.iter().chain(state).filter_map(named).collect()
+        entries.iter().chain(state).filter_map(with_string_key).collect()
     }
 
-    /// The value at `key` of a dict or of an opaque object's state.
+    /// Returns the value at `key` of a dict or of an opaque object and its state.
     pub fn get(self, key: &str) -> Option<Value<'a>> {
-        // The last one is what Python would keep.
+        // Python keeps the last of equal keys.
         self.entries().into_iter().rev().find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
-    /// Whether it is a dict, or what an unknown class made of one.
+    /// Returns whether the value is a dict.
     pub fn is_dict(self) -> bool {
         matches!(self.node(), Node::Dict(_))
     }
 
-    /// Name of the class or function that would have made an opaque object.
-    pub fn class(self) -> Option<&'a str> {
-        match self.node() {
-            Node::Object { class, .. } => Some(class),
-            _ => None,
-        }
-    }
-
-    /// Dicts, lists, numbers and strings as JSON. Of opaque objects it is their state: the attributes of an
-    /// `argparse.Namespace`, the content of OmegaConf's containers, the value of an enumeration.
+    /// Converts dicts, lists, numbers and strings to JSON.
+    ///
+    /// Opaque objects convert to their state: the attributes of an `argparse.Namespace`, the
+    /// content of OmegaConf containers, the value of an enumeration. Other values convert to null.
     pub fn to_json(self) -> Json {
         let mut visits = 0;
         self.json(0, &mut visits)
@@ -173,29 +173,29 @@ impl<'a> Value<'a> {
         if depth > MAX_DEPTH || *visits > MAX_VISITS {
             return Json::Null;
         }
-        let mut below = |id| self.at(id).json(depth + 1, visits);
+        let mut child = |id| self.at(id).json(depth + 1, visits);
         match self.node() {
             Node::Bool(value) => Json::from(*value),
             Node::Int(value) => Json::from(*value),
             Node::Float(value) => Json::from(*value),
-            Node::Text(value) => Json::from(value.as_str()),
-            Node::List(items) => items.iter().map(|&id| below(id)).collect(),
+            Node::String(value) => Json::from(value.as_str()),
+            Node::List(items) => items.iter().map(|&id| child(id)).collect(),
             Node::Dict(_) => {
                 let entries = self.entries().into_iter();
                 let map: Map<String, Json> =
-                    entries.map(|(key, value)| (key.to_owned(), below(value.id))).collect();
+                    entries.map(|(key, value)| (key.to_owned(), child(value.id))).collect();
                 Json::Object(map)
             }
             Node::Object { state: Some(state), .. } => {
                 let state = self.at(*state);
-                // OmegaConf: each container and each value in it is an object of its own.
+                // OmegaConf: each container and each value in it is an object.
                 let inner = ["_content", "_val"].into_iter().find_map(|key| state.get(key));
-                below(inner.unwrap_or(state).id)
+                child(inner.unwrap_or(state).id)
             }
-            // An enumeration: its class is called with the value.
+            // An enumeration: a call of its class with the value.
             Node::Object { args, entries, .. } if entries.is_empty() => {
                 match self.saved.node(*args) {
-                    Node::List(args) if args.len() == 1 => below(args[0]),
+                    Node::List(args) if args.len() == 1 => child(args[0]),
                     _ => Json::Null,
                 }
             }
@@ -209,6 +209,16 @@ impl<'a> Value<'a> {
     }
 }
 
+/// Creates the node of a class or function.
+fn global(module: &str, name: &str) -> Outcome<Node> {
+    match module.len() + name.len() {
+        len if len > MAX_NAME => {
+            Err(format!("a name has {len} characters, at most {MAX_NAME} are supported"))
+        }
+        _ => Ok(Node::Global(format!("{module}.{name}"))),
+    }
+}
+
 #[cfg(test)]
 #[path = "pickle_tests.rs"]
-mod pickle_tests;
+mod tests;

@@ -1,59 +1,80 @@
-//! From the student's features to predictions of the targets. Thrown away after pretraining.
+//! The decoder: predicts targets from the student's features. Thrown away after pretraining.
+
+use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, nn};
 
-use crate::nn::{
+use crate::data::batch::Tokens;
+use crate::error::{Error, Result};
+use crate::method::mask::Mask;
+use crate::model::nn::{
     Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout, padding_to_float,
     norm_gelu,
 };
-use crate::{Error, Mask, Result, Tokens};
 
-/// Which decoder, and its sizes.
+/// Kind and sizes of the decoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum DecoderConfig {
-    /// Each hidden token by itself: `layers` linear maps with GELU between (1.0). The first hidden
-    /// width is 2·dim.
+    /// Linear layers with GELU in between, on each masked token alone (1.0). The hidden width is
+    /// 2·dim.
     Mlp {
-        /// Linear maps; 1 is a plain projection.
+        /// Number of linear layers; 1 is a plain projection.
         layers: usize,
-        /// Epsilon of a layer norm before them, for transformers that end without one; absent: none.
+        /// Epsilon of a layer norm before them, for transformers without a final norm; absent: no
+        /// norm.
         #[serde(skip_serializing_if = "Option::is_none")]
         norm_eps: Option<f64>,
     },
-    /// Convolutions over time with layer norm and GELU, then a projection (2.0).
+    /// Convolutions over time with layer norm and GELU, then a projection (2.0 speech and text).
     Conv1d {
         /// Width of the convolutions.
         dim: i64,
-        /// Width of the kernels.
+        /// Kernel width.
         kernel: i64,
         /// Groups of the convolutions; divides `dim` and the model's width.
         groups: i64,
-        /// How many convolutions.
+        /// Number of convolutions.
         layers: usize,
-        /// Whether a convolution's input is added to its output where widths agree.
+        /// Adds the input of a convolution to its output where their widths are equal.
         residual: bool,
-        /// Linear maps after the convolutions: 1, or 2 with GELU between.
+        /// Linear layers after the convolutions: 1, or 2 with GELU in between.
         projections: usize,
         /// Dropout of the decoder's input.
         input_dropout: f64,
     },
-    /// Convolutions over the grid of tokens with layer norm and GELU, then a linear map (2.0).
+    /// Convolutions over the grid of tokens with layer norm and GELU, then a linear layer (2.0
+    /// vision).
     Conv2d {
         /// Width of the convolutions.
         dim: i64,
-        /// Height and width of the kernels.
+        /// Kernel height and width.
         kernel: i64,
         /// Groups of the convolutions; divides `dim` and the model's width.
         groups: i64,
-        /// How many convolutions.
+        /// Number of convolutions.
         layers: usize,
-        /// Whether a convolution's input is added to its output where widths agree.
+        /// Adds the input of a convolution to its output where their widths are equal.
         residual: bool,
         /// Dropout of the decoder's input.
         input_dropout: f64,
     },
+}
+
+/// The decoder of 2.0 Base for speech.
+impl Default for DecoderConfig {
+    fn default() -> Self {
+        Self::Conv1d {
+            dim: 384,
+            kernel: 7,
+            groups: 16,
+            layers: 4,
+            residual: true,
+            projections: 1,
+            input_dropout: 0.1,
+        }
+    }
 }
 
 impl DecoderConfig {
@@ -94,7 +115,7 @@ impl DecoderConfig {
     }
 }
 
-/// Predicts targets at hidden tokens.
+/// The decoders of the papers, see [`DecoderConfig`].
 #[derive(Debug)]
 pub enum Decoder {
     /// See [`DecoderConfig::Mlp`].
@@ -106,13 +127,13 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// Creates the variables below `path`. `config` has been validated.
-    /// Linear maps start by `init`, convolutions as PyTorch's do.
+    /// Creates the variables below `path`. `config` has been validated. Linear layers are
+    /// initialised by `init`, convolutions as in PyTorch.
     pub fn new(path: &nn::Path, config: &DecoderConfig, model_dim: i64, init: Init) -> Self {
         match *config {
             DecoderConfig::Mlp { layers, norm_eps } => Self::Mlp(MlpDecoder {
                 norm: norm_eps.map(|eps| LayerNorm::new(&(path / "norm"), model_dim, eps)),
-                proj: projections_of(path, model_dim, layers, model_dim, init),
+                proj: new_projections(path, model_dim, layers, model_dim, init),
             }),
             DecoderConfig::Conv1d {
                 dim,
@@ -130,7 +151,7 @@ impl Decoder {
                         Conv1d::same(&(path / "blocks" / i), shape, Init::Torch)
                     })
                     .collect(),
-                proj: projections_of(path, dim, projections, model_dim, init),
+                proj: new_projections(path, dim, projections, model_dim, init),
                 residual: residuals(residual, layers, dim == model_dim),
                 input_dropout,
             }),
@@ -143,16 +164,37 @@ impl Decoder {
                             Conv2d::same(&(path / "blocks" / i), shape, Init::Torch)
                         })
                         .collect(),
-                    proj: projections_of(path, dim, 1, model_dim, init),
+                    proj: new_projections(path, dim, 1, model_dim, init),
                     residual: residuals(residual, layers, dim == model_dim),
                     input_dropout,
                 })
             }
         }
     }
+}
 
-    /// Dropout of the encoder's features, before noise takes the hidden tokens' places.
-    pub fn drop_input(&self, x: &Tensor, train: bool) -> Tensor {
+/// Predicts targets from the student's features. [`Decoder`] has the papers'; implement it for a
+/// decoder of your own and pass it in [`Parts`](crate::Parts).
+pub trait Decode: Debug + Send {
+    /// Applies dropout to the encoder's features `(B, K, D)`, before noise fills the masked places.
+    fn drop_input(&self, x: &Tensor, train: bool) -> Tensor {
+        let _ = train;
+        x.shallow_clone()
+    }
+
+    /// Returns predictions `(N, D)` at masked tokens from features `tokens` `(B, T, D)`, in the order
+    /// of [`Mask::gather`].
+    fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor;
+
+    /// The decoder, if it treats each token alone: the student then skips the last MLP at visible
+    /// tokens, whose output nobody reads.
+    fn as_mlp(&self) -> Option<&MlpDecoder> {
+        None
+    }
+}
+
+impl Decode for Decoder {
+    fn drop_input(&self, x: &Tensor, train: bool) -> Tensor {
         match self {
             Self::Mlp(_) => x.shallow_clone(),
             Self::Conv1d(conv) => dropout(x, conv.input_dropout, train),
@@ -160,23 +202,30 @@ impl Decoder {
         }
     }
 
-    /// `(N, D)`: predictions at hidden tokens, of features `tokens` `(B, T, D)` at full length.
-    pub fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
+    fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
         match self {
             Self::Mlp(mlp) => mlp.forward(&mask.gather(&tokens.x, 1)),
             Self::Conv1d(conv) => mask.gather(&conv.forward(tokens), 1),
             Self::Conv2d(conv) => conv.forward(tokens, mask),
         }
     }
+
+    fn as_mlp(&self) -> Option<&MlpDecoder> {
+        match self {
+            Self::Mlp(mlp) => Some(mlp),
+            _ => None,
+        }
+    }
 }
 
-/// Which of `layers` convolutions add their input: all but a first one that changes the width.
+/// Returns for each convolution whether it adds its input: all do except a first one that changes
+/// the width.
 fn residuals(wanted: bool, layers: usize, same_width: bool) -> Vec<bool> {
     (0..layers).map(|i| wanted && (i > 0 || same_width)).collect()
 }
 
-/// Linear maps with GELU between, `dim` to `out_dim`; two have a hidden width of `2·dim`.
-fn projections_of(
+/// Creates linear layers from `dim` to `out_dim` with a hidden width of `2·dim`.
+fn new_projections(
     path: &nn::Path,
     dim: i64,
     layers: usize,
@@ -201,7 +250,7 @@ fn project(layers: &[Linear], x: &Tensor) -> Tensor {
     x
 }
 
-/// Linear maps of each token by itself.
+/// Linear layers on each token alone.
 #[derive(Debug)]
 pub struct MlpDecoder {
     norm: Option<LayerNorm>,
@@ -209,7 +258,7 @@ pub struct MlpDecoder {
 }
 
 impl MlpDecoder {
-    /// `(N, D)` to the same shape: a token's prediction depends on that token alone.
+    /// Maps `(N, D)` to `(N, D)`; the prediction at a token depends on that token alone.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match &self.norm {
             Some(norm) => project(&self.proj, &norm.forward(x)),
@@ -228,7 +277,7 @@ pub struct Conv1dDecoder {
 }
 
 impl Conv1dDecoder {
-    /// What each convolution makes of features `(B, T, D)`, in turn: `(B, T, dim)`.
+    /// Returns the output `(B, T, dim)` of each convolution for features `(B, T, D)`.
     pub fn layers(&self, tokens: &Tokens) -> impl Iterator<Item = Tensor> {
         let keep = padding_to_float(tokens.padding.as_ref(), tokens.x.kind());
         let layers = self.blocks.iter().zip(&self.residual);
@@ -239,7 +288,7 @@ impl Conv1dDecoder {
         })
     }
 
-    /// `(B, T, D)` to the same shape.
+    /// Maps `(B, T, D)` to `(B, T, D)`.
     fn forward(&self, tokens: &Tokens) -> Tensor {
         let last = self.layers(tokens).last();
         project(&self.proj, last.as_ref().unwrap_or(&tokens.x))
@@ -256,7 +305,7 @@ pub struct Conv2dDecoder {
 }
 
 impl Conv2dDecoder {
-    /// What each convolution makes of features `(B, T, D)`, in turn: `(B, T, dim)`.
+    /// Returns the output `(B, T, dim)` of each convolution for features `(B, T, D)`.
     pub fn layers(&self, tokens: &Tokens) -> impl Iterator<Item = Tensor> {
         let ([height, width], size) = (tokens.grid(), tokens.x.size());
         let x = tokens.x.reshape([size[0], height, width, size[2]]); // (B, h, w, D)
@@ -267,10 +316,10 @@ impl Conv2dDecoder {
         })
     }
 
-    /// `(B, T, D)` to `(N, D)`: predictions at hidden tokens.
+    /// Maps `(B, T, D)` to predictions `(N, D)` at masked tokens.
     fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
         let last = self.layers(tokens).last();
-        // A linear map of each token by itself: the visible ones need none.
+        // The projection treats each token alone: visible ones need none.
         project(&self.proj, &mask.gather(last.as_ref().unwrap_or(&tokens.x), 1))
     }
 }

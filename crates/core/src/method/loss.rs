@@ -1,21 +1,27 @@
-//! The regression loss and the figures that tell a healthy run from a collapsed one.
+//! The regression loss, and the statistics that tell a healthy run from a collapsed one.
+
+use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use crate::{Error, Result};
+use crate::data::batch::{Tokens, upload};
+use crate::error::{Error, Result};
+use crate::method::mask::Mask;
+use crate::model::head::mean_over_tokens;
 
-/// Smooth L1 or squared error between prediction and target, summed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Smooth L1 or squared error between prediction and target, summed. The default is 2.0's: squared
+/// error, divided by √D.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RegressionLoss {
-    /// Where smooth L1 turns from square to line (data2vec 1.0 eq. 4); 0: squared error.
+    /// Where smooth L1 changes from quadratic to linear (data2vec 1.0, eq. 4); 0: squared error.
     pub beta: f64,
-    /// Factor of the sum over channels; absent: 1/√D.
+    /// Factor of the sum over channels (D); absent: 1/√D.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale: Option<f64>,
-    /// Weight of the prefix token's own loss: it predicts the mean target of all tokens (2.0's CLS
-    /// loss, section 3.2). A mean over rows, beside the mean over hidden tokens; absent: none.
+    /// Weight of the CLS loss ([`Loss::cls`]), a mean over rows beside the mean over masked tokens;
+    /// absent: none.
     ///
     /// fairseq's weight counts once for each row on a GPU: its 0.01 with 16 inputs × 16 copies is
     /// 2.56 here.
@@ -45,18 +51,6 @@ impl RegressionLoss {
         }
     }
 
-    /// Scalar f32: summed over channels and hidden tokens. Divide by the number of hidden tokens
-    /// once, after the last micro-batch: a mean of means is not the large batch's gradient.
-    pub fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
-        self.reduced(prediction, target, Reduction::Sum)
-    }
-
-    /// `(N)` f32: the same for each row of `(N, D)`, summed over channels alone.
-    pub fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
-        let each = self.reduced(prediction, target, Reduction::None); // (N, D)
-        each.sum_dim_intlist(&[-1_i64][..], false, Kind::Float)
-    }
-
     fn reduced(&self, prediction: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
         let (prediction, target) = (prediction.to_kind(Kind::Float), target.to_kind(Kind::Float));
         let loss = if self.beta == 0.0 {
@@ -69,14 +63,50 @@ impl RegressionLoss {
     }
 }
 
-/// Mean over channels of the standard deviation over the rows of all `batches`, `(N, D)` each.
-///
-/// Of targets near 0 means that the teacher says the same everywhere: collapse. Nearly 0 for one row.
+/// Compares predictions with targets. [`RegressionLoss`] is the paper's; implement it for a loss of
+/// your own and pass it in [`Parts`](crate::Parts).
+pub trait Loss: Debug + Send {
+    /// Returns `(N)` f32: the loss of each row of `(N, D)`.
+    fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor;
+
+    /// Returns a scalar f32: the loss summed over rows. It is divided by the number of masked tokens
+    /// once, after the last micro-batch: a mean of means is not the large batch's gradient.
+    fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        self.rows(prediction, target).sum(Kind::Float)
+    }
+
+    /// Returns the CLS loss (2.0, section 3.2), a scalar f32: the last token of `prefix`
+    /// `(B·M, P, D)` predicts the mean over time of `target` `(B, T, D)`. Each row counts as often as
+    /// it has masked tokens, so that divided by their number it is a mean over rows.
+    fn cls(&self, prefix: &Tensor, target: &Tensor, tokens: &Tokens, mask: &Mask) -> Tensor {
+        let copies = tokens.x.size()[0] / target.size()[0];
+        let counts = upload(&Tensor::from_slice(&mask.counts()), target.device()); // (B·M)
+        let cls = prefix.select(1, -1); // (B·M, D)
+        let padding = tokens.padding.as_ref().map(|p| p.slice(0, 0, None, copies)); // (B, T)
+        let mean = mean_over_tokens(target, padding.as_ref()); // (B, D)
+        let mean = mean.repeat_interleave_self_int(copies, 0, None); // (B·M, D)
+        (self.rows(&cls, &mean) * counts).sum(Kind::Float)
+    }
+}
+
+impl Loss for RegressionLoss {
+    fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        let each = self.reduced(prediction, target, Reduction::None); // (N, D)
+        each.sum_dim_intlist(&[-1_i64][..], false, Kind::Float)
+    }
+
+    fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        self.reduced(prediction, target, Reduction::Sum)
+    }
+}
+
+/// Returns the mean over channels of the standard deviation over the rows of all `batches`, `(N, D)`
+/// each. Near 0 for targets means collapse: the teacher's output is constant. Near 0 for one row.
 ///
 /// # Errors
-/// [`Error::Input`] of no batches, [`Error::Torch`] if they do not fit each other.
+/// [`Error::Input`] if there are no batches, [`Error::Torch`] if their widths differ.
 pub fn mean_std(batches: &[Tensor]) -> Result<f64> {
-    let first = batches.first().ok_or_else(|| Error::Input("the spread of nothing".into()))?;
+    let first = batches.first().ok_or_else(|| Error::Input("no batches to take the standard deviation of".into()))?;
     let mut sums = Tensor::zeros([1 + 2 * first.size2()?.1], (Kind::Double, first.device()));
     for batch in batches {
         sums += data2vec_torch_ext::moments(batch)?;
@@ -84,7 +114,7 @@ pub fn mean_std(batches: &[Tensor]) -> Result<f64> {
     Ok(mean_std_of_moments(&Vec::try_from(&sums)?))
 }
 
-/// [`mean_std`] of the rows that made `moments`.
+/// Returns [`mean_std`] of the rows whose moments (count, sums, sums of squares) are given.
 pub(crate) fn mean_std_of_moments(moments: &[f64]) -> f64 {
     let dim = (moments.len() - 1) / 2;
     let (count, sums, squares) = (moments[0], &moments[1..=dim], &moments[dim + 1..]);
@@ -95,20 +125,20 @@ pub(crate) fn mean_std_of_moments(moments: &[f64]) -> f64 {
     sums.iter().zip(squares).map(of_channel).sum::<f64>() / dim as f64
 }
 
-/// Share of the targets' variance that predictions explain, over any number of batches.
+/// ExplainedVariance variance (R²) of predictions, accumulated over any number of batches.
 ///
-/// 1 − Σ(prediction − target)² / Σ(target − mean target)², the mean taken for each channel over all
-/// hidden tokens added. 0 is what the best constant reaches. Unlike the loss it cannot be improved
-/// by shrinking the targets.
+/// 1 − Σ(prediction − target)² / Σ(target − mean target)², with the mean of each channel over all
+/// added tokens. The best constant reaches 0. Unlike the loss, it cannot be improved by shrinking
+/// the targets.
 #[derive(Debug, Default)]
-pub struct Explained {
+pub struct ExplainedVariance {
     count: i64,
-    /// Sums over hidden tokens of target and its square, and squared error: `(D)` f64 each.
+    /// Sums over tokens of the target, its square and the squared error: `(D)` f64 each.
     sums: Option<[Tensor; 3]>,
 }
 
-impl Explained {
-    /// Adds hidden tokens' predictions and targets, `(N, D)` each.
+impl ExplainedVariance {
+    /// Adds predictions and targets of masked tokens, `(N, D)` each.
     pub fn add(&mut self, prediction: &Tensor, target: &Tensor) {
         let (p, t) =
             (prediction.detach().to_kind(Kind::Double), target.detach().to_kind(Kind::Double));
@@ -124,8 +154,8 @@ impl Explained {
         });
     }
 
-    /// The share; `None` before anything was added or while all targets are equal.
-    pub fn share(&self) -> Option<f64> {
+    /// Returns the explained variance; `None` before anything was added or if all targets are equal.
+    pub fn value(&self) -> Option<f64> {
         let [sum, square, error] = self.sums.as_ref()?;
         let total = (square - sum.square() / self.count as f64).sum(Kind::Double).double_value(&[]);
         let error = error.sum(Kind::Double).double_value(&[]);
@@ -139,7 +169,7 @@ mod tests {
     use tch::Device;
 
     #[test]
-    fn losses_by_hand() {
+    fn losses_match_hand_computed_values() {
         let p = Tensor::from_slice(&[0.0_f32, 0.0, 0.0, 0.0]).reshape([2, 2]);
         let t = Tensor::from_slice(&[1.0_f32, -3.0, 0.5, 2.0]).reshape([2, 2]);
         let value =
@@ -150,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn spread_by_hand() {
+    fn mean_std_matches_hand_computed_value() {
         let x = Tensor::from_slice(&[1.0_f32, 0.0, 3.0, 0.0]).reshape([2, 2]);
         let expected = ((2.0_f64 + 1e-6).sqrt() + 1e-3) / 2.0;
         let of = |batches: &[Tensor]| mean_std(batches).expect("rows");
@@ -162,19 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn explained_is_one_for_perfect_zero_for_the_mean_and_adds_up() {
+    fn explained_variance_is_one_if_perfect_and_zero_for_the_mean() {
         let t = Tensor::randn([40, 3], (Kind::Float, Device::Cpu));
         let of = |p: &Tensor| {
-            let mut explained = Explained::default();
+            let mut explained = ExplainedVariance::default();
             for part in 0..4 {
                 explained.add(&p.narrow(0, part * 10, 10), &t.narrow(0, part * 10, 10));
             }
-            explained.share().expect("something was added")
+            explained.value().expect("something was added")
         };
         assert!((of(&t) - 1.0).abs() < 1e-9);
         let mean = t.mean_dim(&[0_i64][..], true, Kind::Float).expand_as(&t);
         assert!(of(&mean).abs() < 1e-5);
         assert!(of(&(&t * 2.0 + 1.0)) < 0.0);
-        assert_eq!(Explained::default().share(), None);
+        assert_eq!(ExplainedVariance::default().value(), None);
     }
 }

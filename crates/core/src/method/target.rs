@@ -1,16 +1,18 @@
-//! What the student has to predict: the teacher's layers, normalised and averaged.
+//! Regression targets: the teacher's layers, normalised and averaged.
+
+use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::nn::{instance_norm, layer_norm_no_affine};
-use crate::transformer::Layer;
-use crate::{Error, Result, TransformerConfig};
+use crate::model::nn::{instance_norm, layer_norm_no_affine};
+use crate::error::{Error, Result};
+use crate::model::transformer::{Layer, TransformerConfig};
 
-/// Epsilon of all target normalisation, whatever the model's own.
+/// Epsilon of every target normalisation; independent of the model's.
 const EPS: f64 = 1e-5;
 
-/// Which of a block's results is a target.
+/// Which output of a block is a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetSource {
@@ -20,30 +22,41 @@ pub enum TargetSource {
     Block,
 }
 
-/// Normalisation without parameters.
+/// Normalisation without learned parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetNorm {
-    /// As it is.
+    /// No normalisation.
     None,
-    /// Each row and channel over its real tokens (instance norm).
+    /// Over the real tokens of each row and channel (instance norm).
     Instance,
-    /// Each token over its channels (layer norm).
+    /// Over the channels of each token (layer norm).
     Layer,
 }
 
-/// How targets are made of the teacher's layers.
+/// How targets are built from the teacher's layers. The default is 2.0 Base's for speech.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TargetConfig {
-    /// How many of the last blocks are averaged (K of the paper).
+    /// Number of last blocks that are averaged (K in the paper).
     pub top_k: usize,
-    /// Which of their results.
+    /// Which output of each block.
     pub source: TargetSource,
-    /// Normalisation of each block's result, before averaging.
+    /// Normalisation of each block's output, before averaging.
     pub layer_norm: TargetNorm,
     /// Normalisation of the average.
     pub target_norm: TargetNorm,
+}
+
+impl Default for TargetConfig {
+    fn default() -> Self {
+        Self {
+            top_k: 8,
+            source: TargetSource::Ffn,
+            layer_norm: TargetNorm::Instance,
+            target_norm: TargetNorm::None,
+        }
+    }
 }
 
 impl TargetConfig {
@@ -59,8 +72,18 @@ impl TargetConfig {
         Ok(())
     }
 
-    /// `(B, T, D)` f32 from the teacher's layers; statistics over time leave padding out.
-    pub fn build(&self, layers: &[Layer], padding: Option<&Tensor>) -> Tensor {
+}
+
+/// Builds regression targets. [`TargetConfig`] is the paper's; implement it for targets of your own
+/// and pass it in [`Parts`](crate::Parts).
+pub trait Target: Debug + Send {
+    /// Returns `(B, T, D)` f32, built from the teacher's `layers`, `(B, T, D)` each. `padding`
+    /// `(B, T)` is true at padded tokens; statistics over time must leave them out.
+    fn build(&self, layers: &[Layer], padding: Option<&Tensor>) -> Tensor;
+}
+
+impl Target for TargetConfig {
+    fn build(&self, layers: &[Layer], padding: Option<&Tensor>) -> Tensor {
         let last = &layers[layers.len().saturating_sub(self.top_k)..];
         let mut sum: Option<Tensor> = None;
         for layer in last {

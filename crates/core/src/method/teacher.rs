@@ -1,4 +1,4 @@
-//! The teacher: a slowly averaged copy of the student that sees everything.
+//! The teacher: an exponential moving average of the student that sees the whole input.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -6,24 +6,25 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, nn};
 
-use crate::checkpoint::{assign, read_tensors};
-use crate::encoder::Encoder;
-use crate::transformer::Layer;
+use crate::io::checkpoint::{assign, read_tensors};
+use crate::model::encoder::Encoder;
+use crate::model::transformer::Layer;
 use crate::{Batch, Error, FeatureEncoder, World, Result, Tokens, TransformerConfig};
 
 mod shard;
 
 use shard::Shard;
 
-/// What is averaged; the rest is the student's own, or a copy of it.
+/// Which part of the encoder is averaged; of the rest, tokens are the student's and positions are
+/// copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EmaScope {
-    /// The transformer; tokens are the student's, positions are copied (1.0 speech and text).
+    /// The transformer (1.0 speech and text).
     Blocks,
-    /// Transformer and positions; tokens are the student's (2.0 speech).
+    /// Transformer and positions (2.0 speech).
     Context,
-    /// All of the encoder (vision).
+    /// The whole encoder (vision).
     Everything,
 }
 
@@ -33,12 +34,20 @@ pub enum EmaScope {
 pub struct EmaConfig {
     /// What is averaged.
     pub scope: EmaScope,
-    /// Share of the old teacher kept at the first step (τ₀).
+    /// Decay at the first step (τ₀).
     pub decay: f64,
-    /// The same from `anneal_steps` on (τₑ). At 1 the teacher stands still.
+    /// Decay from `anneal_steps` on (τₑ). At 1 the teacher does not change.
     pub end_decay: f64,
-    /// Steps over which the decay rises linearly (τₙ).
+    /// Number of steps over which the decay rises linearly (τₙ).
     pub anneal_steps: u64,
+}
+
+/// The teacher of 2.0 Base for speech.
+impl Default for EmaConfig {
+    fn default() -> Self {
+        let scope = EmaScope::Context;
+        Self { scope, decay: 0.999, end_decay: 0.99999, anneal_steps: 75_000 }
+    }
 }
 
 impl EmaConfig {
@@ -55,7 +64,7 @@ impl EmaConfig {
         Ok(())
     }
 
-    /// The decay used after optimizer step `step` (counted from 1), data2vec 1.0 section 3.2.
+    /// Returns the decay after optimizer step `step`, counted from 1 (data2vec 1.0, section 3.2).
     pub fn decay_at(&self, step: u64) -> f64 {
         if step >= self.anneal_steps {
             return self.end_decay;
@@ -71,16 +80,16 @@ pub struct EmaTeacher<F> {
     vars: nn::VarStore,
     encoder: Encoder<F>,
     config: EmaConfig,
-    ranks: World,
-    /// Of the blocks' products; `None`: every rank has all weights exactly.
+    world: World,
+    /// Exact weights of this rank's share; `None`: every rank has all exact weights.
     shard: Option<Shard>,
 }
 
 impl<F: FeatureEncoder> EmaTeacher<F> {
-    /// A teacher equal to the student whose variables are `student`.
+    /// Creates a teacher with the weights of `student`.
     ///
     /// # Errors
-    /// [`Error::Config`] if a setting is impossible.
+    /// [`Error::Config`] naming the invalid setting.
     pub fn new(
         student: &nn::VarStore,
         features: &F::Config,
@@ -91,8 +100,8 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         config.validate()?;
         let vars = nn::VarStore::new(device);
         let encoder = Encoder::new(&(vars.root() / "encoder"), features, transformer)?;
-        let (config, ranks) = (config.clone(), World::default());
-        let mut teacher = Self { vars, encoder, config, ranks, shard: None };
+        let (config, world) = (config.clone(), World::default());
+        let mut teacher = Self { vars, encoder, config, world, shard: None };
         teacher.freeze();
         let student = student.variables();
         tch::no_grad(|| {
@@ -103,15 +112,15 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         Ok(teacher)
     }
 
-    /// Variables that never ask for a gradient, also after loading.
+    /// Turns gradients off, also for weights that are loaded later.
     fn freeze(&mut self) {
         for (_, mut tensor) in self.vars.variables() {
             let _ = tensor.requires_grad_(false);
         }
     }
 
-    /// All blocks' results for the whole batch. There is no mask among the parameters, so the
-    /// teacher cannot see one. `student_tokens` are used where the feature encoder is not averaged.
+    /// Returns the output of all blocks for the whole batch. No mask is passed, so the teacher cannot
+    /// see one. `student_tokens` `(B, T, D)` are used unless the feature encoder is averaged too.
     ///
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder.
@@ -120,10 +129,10 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
             let tokens = match self.config.scope {
                 EmaScope::Everything => self.encoder.embed(batch, false)?,
                 EmaScope::Blocks | EmaScope::Context => {
-                    student_tokens.with(student_tokens.x.detach())
+                    student_tokens.with_x(student_tokens.x.detach())
                 }
             };
-            Ok(self.encoder.contextualize(&tokens, None, None).layers)
+            Ok(self.encoder.contextualize(&tokens, None, None)?.layers)
         })
     }
 
@@ -131,15 +140,15 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
     /// teacher ← decay · teacher + (1 − decay) · student. Returns the decay.
     ///
     /// # Errors
-    /// [`Error::Torch`] if LibTorch refuses.
+    /// [`Error::Torch`] if LibTorch fails.
     pub fn update(&mut self, student: &nn::VarStore, step: u64) -> Result<f64> {
         let decay = self.config.decay_at(step);
         let student = student.variables();
         let (mut averaged, mut targets) = (Vec::new(), Vec::new());
-        let whole = |name: &String| self.shard.as_ref().is_none_or(|shard| !shard.has(name));
+        let is_complete = |name: &String| self.shard.as_ref().is_none_or(|shard| !shard.has(name));
         tch::no_grad(|| {
             for (name, mut tensor) in
-                self.vars.variables().into_iter().filter(|(name, _)| whole(name))
+                self.vars.variables().into_iter().filter(|(name, _)| is_complete(name))
             {
                 let Some(source) = student.get(&name) else { continue };
                 if self.averages(&name) {
@@ -156,21 +165,21 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         }
         if decay < 1.0 {
             data2vec_torch_ext::ema_update(&averaged, &targets, decay)?;
-            self.shard.as_ref().map_or(Ok(()), Shard::tell)?;
+            self.shard.as_ref().map_or(Ok(()), Shard::publish)?;
         }
         Ok(decay)
     }
 
-    /// From now on this is the teacher of several processes, which begin with rank 0's weights. With `shard` each
-    /// keeps the exact values of a part of the weights of the blocks' products alone, and computes with all of them
-    /// in bf16: for [`Precision::Bf16`](crate::Precision), where that makes no difference.
+    /// Joins a process group: broadcasts rank 0's weights. With `shard` each rank keeps the exact
+    /// values of a part of the blocks' matrices only, and computes with all of them in bf16; use it
+    /// with [`Precision::Bf16`](crate::Precision), where that makes no difference.
     ///
     /// # Errors
     /// [`Error::Dist`] if another rank is gone.
-    pub fn join(&mut self, ranks: &World, shard: bool) -> Result<()> {
-        ranks.broadcast_params(self.vars.variables())?;
-        self.ranks = ranks.clone();
-        if shard && ranks.count() > 1 {
+    pub fn join(&mut self, world: &World, shard: bool) -> Result<()> {
+        world.broadcast_params(self.vars.variables())?;
+        self.world = world.clone();
+        if shard && world.size() > 1 {
             let is_divided = |name: &str, x: &Tensor| {
                 name.starts_with("encoder.transformer.blocks.")
                     && x.dim() == 2
@@ -178,12 +187,13 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
             };
             let mut weights = BTreeMap::from_iter(self.vars.variables());
             weights.retain(|name, x| is_divided(name, x));
-            self.shard = Some(Shard::divide(weights, ranks));
+            self.shard = Some(Shard::divide(weights, world));
         }
         Ok(())
     }
 
-    /// The exact values of all weights, on rank 0; all ranks have to call it. The others get what they have.
+    /// Returns the exact values of all weights on rank 0, and this rank's on the others. All ranks must
+    /// call it.
     ///
     /// # Errors
     /// [`Error::Dist`] if another rank is gone.
@@ -195,22 +205,22 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         Ok(all)
     }
 
-    /// Takes over weights from the file `path`, which rank 0 reads for all.
+    /// Loads weights from the file `path`, which rank 0 reads for all ranks.
     ///
     /// # Errors
     /// If it cannot be read; [`Error::Tensor`] if weights are missing or of another shape.
     pub fn load(&self, path: &Path) -> Result<()> {
-        let first = self.ranks.is_rank0();
-        let read = if first { read_tensors(path)? } else { BTreeMap::new() };
+        let is_rank0 = self.world.is_rank0();
+        let read = if is_rank0 { read_tensors(path)? } else { BTreeMap::new() };
         let mut variables = self.vars.variables();
         if let Some(shard) = &self.shard {
             variables.retain(|name, _| !shard.has(name));
             shard.scatter(path, &read)?;
         }
-        if first {
+        if is_rank0 {
             assign(path, &variables, &read)?;
         }
-        self.ranks.broadcast_params(variables)
+        self.world.broadcast_params(variables)
     }
 
     fn averages(&self, name: &str) -> bool {
@@ -221,12 +231,12 @@ impl<F: FeatureEncoder> EmaTeacher<F> {
         }
     }
 
-    /// The teacher's variables, named as the student's; where several processes divide them, some in bf16.
+    /// The teacher's variables, named like the student's; sharded ones in bf16.
     pub fn variables(&self) -> HashMap<String, Tensor> {
         self.vars.variables()
     }
 
-    /// How the teacher follows.
+    /// The settings.
     pub fn config(&self) -> &EmaConfig {
         &self.config
     }
@@ -242,7 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decay_as_the_reference_computes_it() {
+    fn decay_matches_the_reference() {
         // fairseq 3d262bb, `get_annealed_rate`, for its speech configurations of 1.0 and 2.0.
         let at = |decay, end_decay, anneal_steps, step| {
             EmaConfig { scope: EmaScope::Blocks, decay, end_decay, anneal_steps }.decay_at(step)

@@ -1,4 +1,4 @@
-//! The part of the network that a modality brings.
+//! The trait that a modality implements: from raw signal to tokens with positions.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -6,61 +6,70 @@ use std::fmt::Debug;
 use serde::{Serialize, de::DeserializeOwned};
 use tch::{Tensor, nn};
 
-use crate::nn::Init;
-use crate::{Batch, Error, Result, Tokens, TransformerConfig};
+use crate::data::batch::{Batch, Tokens};
+use crate::error::{Error, Result};
+use crate::method::mask::Mask;
+use crate::model::nn::Init;
+use crate::model::transformer::TransformerConfig;
 
-/// Raw signal to tokens, and tokens to positions.
+/// Embeds raw signal as tokens and adds positions to them.
 ///
-/// One order serves all modalities and both versions: *embed → hide → add positions → blocks*.
+/// All modalities and both versions share one order: *embed → mask → add positions → blocks*.
 ///
 /// # For implementors
-/// Everything that [`embed`](Self::embed) reads lives below `path / "embed"`, all else below
-/// `path / "positions"`: the teacher averages or copies by these two prefixes. Variable names are
-/// the checkpoint format. Dropout is allowed only where `train` is true.
+/// Create every variable that [`embed`](Self::embed) reads below `path / "embed"` and all others
+/// below `path / "positions"`: the teacher averages or copies variables by these two prefixes.
+/// Variable names are part of the checkpoint format. Apply dropout only if `train` is true.
 pub trait FeatureEncoder: Debug + Send + Sized {
-    /// What an exported encoder calls it, so that another kind's file is told apart.
+    /// Name in an exported `encoder.toml`; loading a file with another name is an error.
     const NAME: &'static str;
 
-    /// How a decoder's linear maps start.
+    /// Initialisation of the linear layers of a decoder on these features.
     const DECODER_INIT: Init = Init::Torch;
 
-    /// Prefixes of the variables, below the feature encoder's own path, that look at the raw signal
-    /// first: fine-tuning may leave them as pretraining made them.
+    /// Prefixes, below the feature encoder's path, of the front-end variables (those that read the
+    /// raw signal), which fine-tuning can freeze.
     const FRONT_END_PREFIXES: &'static [&'static str] = &["embed."];
 
-    /// What a recipe says of it.
+    /// Settings in a recipe and in `encoder.toml`.
     type Config: Clone + Debug + PartialEq + Serialize + DeserializeOwned;
 
-    /// Checks what can be checked before anything is built.
+    /// Checks the settings before anything is built.
     ///
     /// # Errors
-    /// [`crate::Error::Config`] that names the impossible key.
+    /// Returns [`crate::Error::Config`] naming the invalid key.
     fn validate(config: &Self::Config, transformer: &TransformerConfig) -> Result<()>;
 
-    /// Creates the variables below `path`. `config` has passed [`validate`](Self::validate).
+    /// Creates the variables below `path`. The caller has passed `config` to
+    /// [`validate`](Self::validate).
     fn new(path: &nn::Path, config: &Self::Config, transformer: &TransformerConfig) -> Self;
 
-    /// Raw signal to one vector a token. Sees no mask, adds no position.
+    /// Maps raw signal to one vector per token, before masking and without positions.
     ///
     /// # Errors
-    /// [`crate::Error::Input`] if the batch is not of this modality or too short for one token.
+    /// Returns [`crate::Error::Input`] if the batch is of another modality or shorter than one
+    /// token.
     fn embed(&self, batch: &Batch, train: bool) -> Result<Tokens>;
 
-    /// `(B, T, D)`: the tokens with their positions, ready for the transformer.
-    fn add_positions(&self, tokens: &Tokens, train: bool) -> Tensor;
-
-    /// What is added to the attention scores (ALiBi, relative positions) among prefix and `tokens`.
+    /// Returns the tokens with positions added, `(B, T, D)`, as input of the transformer.
     ///
-    /// `ids_keep` `(B, K)` i64 names the tokens that are present, when some were dropped; the prefix
-    /// always is, and comes first. Returns nothing, one for all blocks, or one for each: `(1 or H, P+T, P+T)`,
-    /// or `(B, 1 or H, P+K, P+K)` for kept tokens.
+    /// # Errors
+    /// Returns an error if there is no position for a token or an operation fails.
+    fn add_positions(&self, tokens: &Tokens, train: bool) -> Result<Tensor>;
+
+    /// Returns biases of the attention scores (ALiBi, relative positions) among prefix and
+    /// `tokens`.
+    ///
+    /// `ids_keep` `(B, K)` i64 are the indices of the kept tokens, if some were dropped; prefix
+    /// tokens come first and are always kept. Returns no bias, one for all blocks, or one per
+    /// block: `(1 or H, P+T, P+T)`, or `(B, 1 or H, P+K, P+K)` with `ids_keep`.
     fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
         let _ = (tokens, ids_keep);
         Vec::new()
     }
 
-    /// Where fine-tuning starts from something else than pretraining left behind: changes the settings, and
-    /// the encoder's `tensors` by name, before a model of `depth` blocks is made of them.
+    /// Edits the settings and the encoder's `tensors` (by name) before a model of `depth` blocks is
+    /// built from them for fine-tuning, e.g. one relative position bias per block.
     fn adapt_for_finetuning(
         _config: &mut Self::Config,
         _depth: usize,
@@ -68,25 +77,29 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     ) {
     }
 
-    /// Learned tokens set before the sequence, `(P, D)`.
+    /// Returns the learned tokens prepended to each sequence, `(P, D)`.
     fn prefix(&self) -> Option<Tensor> {
         None
     }
 
-    /// `(D)`: what stands in the places of hidden tokens when they are replaced, if the features have
-    /// such a token of their own; `None`: one is learned beside them.
+    /// Returns the features' own mask token `(D)`; `None` if the model learns a separate one.
     fn mask_token(&self) -> Option<Tensor> {
         None
     }
 
-    /// `(N, D)`: the tokens that [`embed`](Self::embed) makes of the entries `ids` of a vocabulary,
-    /// for masks that show other tokens in some places.
+    /// Shows other tokens at the places that `mask` substitutes (BERT's random words): maps
+    /// `tokens` `(B, T, D)` to `(B, T, D)`. The default suits features without a vocabulary.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no vocabulary, or no such entry.
-    fn entries(&self, ids: &[i64]) -> Result<Tensor> {
-        let reason =
-            format!("the mask shows {} other tokens, `{}` has none", ids.len(), Self::NAME);
-        Err(Error::Input(reason))
+    /// Returns [`Error::Input`] if the mask substitutes tokens and the features cannot.
+    fn substitute(&self, tokens: Tokens, mask: &Mask) -> Result<Tokens> {
+        match mask.substitutes() {
+            [] => Ok(tokens),
+            all => Err(Error::Input(format!(
+                "the mask substitutes {} tokens, but `{}` features have no vocabulary",
+                all.len(),
+                Self::NAME
+            ))),
+        }
     }
 }

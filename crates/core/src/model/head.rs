@@ -1,70 +1,71 @@
-//! From an encoder's features to what is asked of them: the part that fine-tuning adds.
+//! Task heads and their losses: the part that fine-tuning adds to an encoder.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor, nn};
 
-use crate::nn::{Init, LayerNorm, Linear, dropout, padding_to_float};
-use crate::{Error, Hidden, Result, Targets};
+use crate::model::nn::{Init, LayerNorm, Linear, dropout, padding_to_float};
+use crate::{EncoderOutput, Error, Result, Targets};
 
-/// What the outputs mean.
+/// Task of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeadTask {
-    /// Scores of the labels for every token, to be aligned with a shorter sequence (Graves et al. 2006).
-    /// The first label is the blank.
+    /// Connectionist temporal classification (Graves et al. 2006): scores of the labels for every
+    /// token. The first label is the blank.
     Ctc,
-    /// Scores of the labels, one of which is right.
+    /// Scores of the labels, exactly one of which is correct.
     Classification,
-    /// One number.
+    /// A single number.
     Regression,
 }
 
-/// Which features a head sees.
+/// How token features are pooled before the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
-    /// Every token's, by itself.
+    /// No pooling: each token separately.
     None,
-    /// Their mean over real tokens.
+    /// Mean over real tokens.
     Mean,
-    /// The first token's: text's `<s>`.
+    /// The first token: `<s>` in text.
     First,
-    /// The last prefix token's: ViT's CLS.
+    /// The last prefix token: CLS in images.
     Prefix,
 }
 
-/// A layer before the last.
+/// A hidden layer before the output layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenseConfig {
-    /// Its width.
+    /// Width of the layer.
     pub dim: i64,
-    /// What follows it.
+    /// Activation after the layer.
     pub activation: Activation,
 }
 
-/// What follows a [`DenseConfig`]'s map.
+/// Activation of a [`DenseConfig`] layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
-    /// Hyperbolic tangent: text.
+    /// Hyperbolic tangent, as for text.
     Tanh,
-    /// Nothing.
+    /// No activation.
     None,
 }
 
-/// How the last layer starts. Its biases start at 0, but PyTorch's.
+/// Initialisation of the output layer. Biases start at 0, except with `Torch`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HeadInit {
-    /// PyTorch's default: text.
+    /// PyTorch's default, as for text.
     #[default]
     Torch,
-    /// Glorot and Bengio 2010: speech recognition.
+    /// Glorot and Bengio 2010, as for speech recognition.
     Xavier,
-    /// N(0, 0.02²): images.
+    /// N(0, 0.02²), as for images.
     Normal,
-    /// N(0, 0.02²) cut at ±0.02, times 0.001: 1.0's images, which start with all classes alike.
+    /// N(0, 0.02²) truncated at ±0.02, times 0.001: nearly equal initial scores, as for images in
+    /// 1.0.
     Beit,
 }
 
@@ -74,57 +75,58 @@ impl HeadInit {
     }
 }
 
-/// A [`Head`]: `head.toml`, and the recipe's head section.
+/// Settings of a [`Head`]: `head.toml`, and the `head` section of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HeadConfig {
-    /// What the outputs mean.
+    /// Task of the head.
     pub task: HeadTask,
-    /// Which features it sees.
+    /// Pooling before the head.
     pub pool: Pool,
-    /// Epsilon of a layer norm after pooling; absent: no norm.
+    /// Epsilon of the layer norm after pooling; absent: no norm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub norm_eps: Option<f64>,
-    /// Dropout before each map.
+    /// Dropout before each linear layer.
     pub dropout: f64,
-    /// How the last map starts; absent: `torch`.
+    /// Initialisation of the output layer; absent: `torch`.
     #[serde(default, skip_serializing_if = "HeadInit::is_default")]
     pub init: HeadInit,
-    /// The outputs' names, in order. A recipe has none: they come from the data.
+    /// Labels of the outputs, in order; in a recipe absent, since they come from the data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
-    /// A layer before the last; absent: none.
+    /// Hidden layer before the output layer; absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense: Option<DenseConfig>,
 }
 
 impl HeadConfig {
-    /// Checks the settings; labels come later.
+    /// Checks the settings except the labels, which come from the data.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
         if (self.task == HeadTask::Ctc) != (self.pool == Pool::None) {
-            let reason = "\"none\" goes with task = \"ctc\", and with that alone";
+            let reason = "must be \"none\" if and only if task = \"ctc\"";
             return Err(Error::config("head.pool", reason));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            let reason = format!("{} is not a probability below 1", self.dropout);
+            let reason = format!("must be at least 0 and below 1, not {}", self.dropout);
             return Err(Error::config("head.dropout", reason));
         }
         if let Some(eps) = self.norm_eps.filter(|eps| !(*eps > 0.0)) {
-            return Err(Error::config("head.norm_eps", format!("{eps} is not above 0")));
+            return Err(Error::config("head.norm_eps", format!("must be above 0, not {eps}")));
         }
         match &self.dense {
-            Some(dense) if dense.dim < 1 => {
-                Err(Error::config("head.dense.dim", format!("{} is below 1", dense.dim)))
-            }
+            Some(dense) if dense.dim < 1 => Err(Error::config(
+                "head.dense.dim",
+                format!("must be at least 1, not {}", dense.dim),
+            )),
             _ => Ok(()),
         }
     }
 }
 
-/// Maps features to the scores of labels, or to a number.
+/// Maps features to scores of the labels, or to a number.
 #[derive(Debug)]
 pub struct Head {
     norm: Option<LayerNorm>,
@@ -138,12 +140,12 @@ impl Head {
     /// Creates the variables below `path`, for features of width `dim`.
     ///
     /// # Errors
-    /// [`Error::Config`] if a setting is impossible or there are no labels.
+    /// Returns [`Error::Config`] if a setting is invalid or there are too few labels.
     pub fn new(path: &nn::Path, config: &HeadConfig, dim: i64) -> Result<Self> {
         config.validate()?;
-        let least = if config.task == HeadTask::Regression { 1 } else { 2 };
-        if config.labels.len() < least {
-            let reason = format!("{} are too few: {least} are needed", config.labels.len());
+        let min_labels = if config.task == HeadTask::Regression { 1 } else { 2 };
+        if config.labels.len() < min_labels {
+            let reason = format!("needs at least {min_labels}, found {}", config.labels.len());
             return Err(Error::config("head.labels", reason));
         }
         let norm = config.norm_eps.map(|eps| LayerNorm::new(&(path / "norm"), dim, eps));
@@ -160,14 +162,14 @@ impl Head {
         let out = Linear::new(&(path / "out"), width, config.labels.len() as i64, init);
         let out = match config.init {
             HeadInit::Torch => out,
-            _ => out.scaled(factor).without_bias(),
+            _ => out.scaled(factor).with_zero_bias(),
         };
         Ok(Self { norm, dense, out, pool: config.pool, dropout: config.dropout })
     }
 
-    /// `(B, T, C)` f32 without pooling, `(B, C)` with it.
-    pub fn forward(&self, hidden: &Hidden, train: bool) -> Tensor {
-        let mut x = self.pooled(hidden);
+    /// Computes scores: `(B, T, C)` f32 without pooling, else `(B, C)`.
+    pub fn forward(&self, hidden: &EncoderOutput, train: bool) -> Tensor {
+        let mut x = self.pool(hidden);
         if let Some(norm) = &self.norm {
             x = norm.forward(&x);
         }
@@ -180,18 +182,19 @@ impl Head {
         self.out.forward(&dropout(&x, self.dropout, train)).to_kind(Kind::Float)
     }
 
-    fn pooled(&self, hidden: &Hidden) -> Tensor {
+    fn pool(&self, hidden: &EncoderOutput) -> Tensor {
         match (self.pool, &hidden.prefix) {
             (Pool::None, _) => hidden.x.shallow_clone(),
             (Pool::Mean, _) => mean_over_tokens(&hidden.x, hidden.padding.as_ref()),
             (Pool::Prefix, Some(prefix)) => prefix.select(1, -1),
-            // `FinetunedModel::new` asks for a prefix where one is wanted.
+            // `FinetunedModel::new` rejects `prefix` for features without one.
             (Pool::First | Pool::Prefix, _) => hidden.x.select(1, 0),
         }
     }
 }
 
-/// Each row's mean over its real tokens, `(B, T, D)` to `(B, D)`. `padding` `(B, T)` is true at padding.
+/// Averages the real tokens of each row, `(B, T, D)` to `(B, D)`; `padding` `(B, T)` is true at
+/// padding.
 pub fn mean_over_tokens(x: &Tensor, padding: Option<&Tensor>) -> Tensor {
     match padding_to_float(padding, x.kind()) {
         None => x.mean_dim(&[1_i64][..], false, x.kind()),
@@ -202,31 +205,36 @@ pub fn mean_over_tokens(x: &Tensor, padding: Option<&Tensor>) -> Tensor {
     }
 }
 
-/// What a model says of a batch.
+/// Scores and loss of a batch.
 #[derive(Debug)]
 pub struct Scored {
-    /// Scalar f32, summed over examples.
+    /// Loss, a scalar f32, summed over examples.
     pub loss: Tensor,
-    /// `(B, T, C)` f32 scores of every token for CTC, else `(B, C)`.
+    /// Scores, f32: `(B, T, C)` for CTC, else `(B, C)`.
     pub scores: Tensor,
-    /// Real tokens of each row.
+    /// Number of real tokens of each row.
     pub lengths: Vec<i64>,
 }
 
-/// Scalar f32: how wrong `scores` are, summed over rows. `lengths` are the real tokens of each row, for CTC.
+/// Computes the loss of `scores`, a scalar f32 summed over rows.
+///
+/// Cross-entropy, squared error or CTC, by the kind of targets. `lengths` are the numbers of real
+/// tokens of each row, for CTC.
 ///
 /// # Errors
-/// [`Error::Torch`] if scores and targets do not go together.
+/// Returns [`Error::Torch`] if the shapes of scores and targets do not match.
 pub fn loss(scores: &Tensor, lengths: &[i64], targets: &Targets) -> Result<Tensor> {
     Ok(match targets {
         Targets::Classes(classes) => {
             scores.f_cross_entropy_loss(classes, None::<Tensor>, Reduction::Sum, -100, 0.0)?
         }
-        Targets::Shares(shares) => -(scores.log_softmax(-1, Kind::Float) * shares).sum(Kind::Float),
+        Targets::SoftLabels(probs) => {
+            -(scores.log_softmax(-1, Kind::Float) * probs).sum(Kind::Float)
+        }
         Targets::Values(values) => scores.squeeze_dim(-1).f_mse_loss(values, Reduction::Sum)?,
         Targets::Sequences { ids, lengths: labels } => {
             let log_probs = scores.log_softmax(-1, Kind::Float).transpose(0, 1); // (T, B, C)
-            // A row that is too short for its labels has an infinite loss, and no say.
+            // `zero_infinity`: a row that is too short for its labels contributes nothing.
             Tensor::f_ctc_loss(&log_probs, ids, lengths, labels, 0, Reduction::Sum, true)?
         }
     })

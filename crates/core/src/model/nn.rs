@@ -1,22 +1,24 @@
-//! The few layers that everything is made of, with the initialisation data2vec uses.
+//! Basic layers (linear, norms, convolutions) with the initialisations that data2vec uses.
 
 use tch::{Kind, TchError, Tensor, nn};
 
-/// How a layer's weights start.
+/// Weight initialisation of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
-    /// Weights N(0, 0.02²), biases 0: BERT's, used in nearly all transformers here.
+    /// Weights N(0, 0.02²), biases 0, as in BERT; used in most transformers here.
     Bert,
-    /// Weights N(0, 0.02²) cut at ±0.02, biases 0: BEiT's.
+    /// Weights N(0, 0.02²) truncated at ±0.02, biases 0, as in BEiT.
     Beit,
     /// PyTorch's default: weights and biases U(±1/√fan_in).
     Torch,
-    /// Weights U(±√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010), biases as PyTorch's default.
+    /// Weights U(±√(6 / (fan_in + fan_out))) (Glorot and Bengio 2010), biases as in PyTorch's
+    /// default.
     Xavier,
 }
 
 impl Init {
-    /// A new variable `path / "weight"` of the given size, whose first dimension is what comes out.
+    /// Creates the variable `path / "weight"`; the first dimension of `size` is the output
+    /// dimension.
     fn weight(self, path: &nn::Path, size: &[i64], fan_in: i64) -> Tensor {
         let init = match self {
             Self::Bert => nn::Init::Randn { mean: 0.0, stdev: 0.02 },
@@ -42,11 +44,11 @@ fn uniform(bound: f64) -> nn::Init {
     nn::Init::Uniform { lo: -bound, up: bound }
 }
 
-/// A new variable of draws from N(0, 0.02²) that fell between ±0.02, as BEiT starts.
+/// Creates a variable drawn from N(0, 0.02²) truncated at ±0.02, as in BEiT.
 pub fn trunc_normal(path: &nn::Path, name: &str, size: &[i64]) -> Tensor {
     const STD: f64 = 0.02;
-    // Share of a normal distribution within one standard deviation, erf(1/√2): draws from it go
-    // through the inverse distribution function.
+    // Probability mass within one standard deviation, erf(1/√2); uniform draws go through the
+    // inverse distribution function.
     const WITHIN: f64 = 0.682_689_492_137_086;
     let var = path.var(name, size, uniform(WITHIN));
     let _ = tch::no_grad(|| {
@@ -55,14 +57,14 @@ pub fn trunc_normal(path: &nn::Path, name: &str, size: &[i64]) -> Tensor {
     var
 }
 
-/// An affine map of the last dimension.
+/// A linear layer with bias over the last dimension.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,
     bias: Tensor,
 }
 
-/// The same variables.
+/// Clones share their variables.
 impl Clone for Linear {
     fn clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone() }
@@ -70,7 +72,7 @@ impl Clone for Linear {
 }
 
 impl Linear {
-    /// `in_dim` to `out_dim`, with bias.
+    /// Creates `path / "weight"` and `path / "bias"`.
     pub fn new(path: &nn::Path, in_dim: i64, out_dim: i64, init: Init) -> Self {
         Self {
             weight: init.weight(path, &[out_dim, in_dim], in_dim),
@@ -78,32 +80,32 @@ impl Linear {
         }
     }
 
-    /// The same with its initial weights multiplied by `factor`.
+    /// Multiplies the initial weights by `factor`.
     pub(crate) fn scaled(self, factor: f64) -> Self {
         let _ = tch::no_grad(|| self.weight.shallow_clone().g_mul_scalar_(factor));
         self
     }
 
-    /// The same with biases that start at 0.
-    pub(crate) fn without_bias(self) -> Self {
+    /// Sets the initial biases to 0.
+    pub(crate) fn with_zero_bias(self) -> Self {
         let _ = tch::no_grad(|| self.bias.shallow_clone().zero_());
         self
     }
 
-    /// Keeps its variables in `kind` from now on.
+    /// Converts the variables to `kind`.
     pub(crate) fn convert(&mut self, kind: Kind) {
         self.weight = self.weight.to_kind(kind);
         self.bias = self.bias.to_kind(kind);
     }
 
-    /// `(…, in)` to `(…, out)`.
+    /// Maps `(…, in)` to `(…, out)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, Some(&self.bias))
     }
 
-    /// The same of `gelu(x)`, which is made again for the backward pass rather than kept.
+    /// Computes `forward(gelu(x))`; the backward pass recomputes the GELU instead of storing it.
     pub(crate) fn forward_gelu(&self, x: &Tensor) -> Tensor {
-        done(data2vec_torch_ext::gelu_linear(x, &self.weight, &self.bias))
+        expect_torch(data2vec_torch_ext::gelu_linear(x, &self.weight, &self.bias))
     }
 }
 
@@ -115,33 +117,33 @@ pub struct LayerNorm {
     eps: f64,
 }
 
-/// The same variables.
+/// Clones share their variables.
 impl Clone for LayerNorm {
     fn clone(&self) -> Self {
         Self { weight: self.weight.shallow_clone(), bias: self.bias.shallow_clone(), eps: self.eps }
     }
 }
 
-/// A learned factor of each channel (LayerScale; Touvron et al. 2021).
+/// A learned factor per channel (LayerScale; Touvron et al. 2021).
 #[derive(Debug)]
 pub(crate) struct LayerScale(Tensor);
 
 impl LayerScale {
-    /// Of `dim` channels, `value` each.
+    /// Creates the variable `path / name` of `dim` channels, each initialised to `value`.
     pub(crate) fn new(path: &nn::Path, name: &str, dim: i64, value: f64) -> Self {
         Self(path.var(name, &[dim], nn::Init::Const(value)))
     }
 
-    /// `(…, dim)` to the same shape, all `times` as large.
-    pub(crate) fn forward(&self, x: &Tensor, times: f64) -> Tensor {
-        match times {
+    /// Multiplies `x` `(…, dim)` by the learned factors and by `factor`.
+    pub(crate) fn forward(&self, x: &Tensor, factor: f64) -> Tensor {
+        match factor {
             1.0 => x * &self.0,
-            _ => x * (&self.0 * times),
+            _ => x * (&self.0 * factor),
         }
     }
 }
 
-/// The same variables.
+/// Clones share their variables.
 impl Clone for LayerScale {
     fn clone(&self) -> Self {
         Self(self.0.shallow_clone())
@@ -149,7 +151,7 @@ impl Clone for LayerScale {
 }
 
 impl LayerNorm {
-    /// Over `dim` channels.
+    /// Creates a layer norm over `dim` channels.
     pub fn new(path: &nn::Path, dim: i64, eps: f64) -> Self {
         Self {
             weight: path.var("weight", &[dim], nn::Init::Const(1.0)),
@@ -158,27 +160,29 @@ impl LayerNorm {
         }
     }
 
-    /// `(…, dim)` to the same shape.
+    /// Normalises `x` `(…, dim)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
 
-    /// The same with GELU of it; the backward pass makes what lies between again.
+    /// Computes `gelu(forward(x))`; the backward pass recomputes the norm instead of storing it.
     pub fn forward_gelu(&self, x: &Tensor) -> Tensor {
-        done(data2vec_torch_ext::norm_gelu(x, Some((&self.weight, &self.bias)), self.eps))
+        expect_torch(data2vec_torch_ext::norm_gelu(x, Some((&self.weight, &self.bias)), self.eps))
     }
 }
 
-/// Layer norm over the last dimension without parameters.
+/// Normalises `x` over the last dimension, without parameters.
 pub fn layer_norm_no_affine(x: &Tensor, eps: f64) -> Tensor {
     let dim = x.size().last().copied().unwrap_or(1);
     x.layer_norm([dim], None::<Tensor>, None::<Tensor>, eps, true)
 }
 
-/// `x` `(B, T, D)`: mean 0 and biased variance 1 for each row and channel over real tokens,
-/// without parameters. `padding` `(B, T)` is true at padding.
+/// Normalises `x` `(B, T, D)` to mean 0 and biased variance 1 per row and channel, without
+/// parameters.
+///
+/// Statistics are over real tokens; `padding` `(B, T)` is true at padding.
 pub fn instance_norm(x: &Tensor, padding: Option<&Tensor>, eps: f64) -> Tensor {
-    // Sums of rows: LibTorch's own variance over another dimension than the last takes five times as long.
+    // Sums over tokens: LibTorch's variance over any but the last dimension is five times slower.
     let sum = |x: &Tensor| x.sum_dim_intlist(&[1_i64][..], true, Kind::Float); // (B, 1, D)
     let keep = padding_to_float(padding, x.kind()); // (B, T, 1)
     let real = |x: &Tensor| keep.as_ref().map_or_else(|| x.shallow_clone(), |keep| x * keep);
@@ -188,7 +192,7 @@ pub fn instance_norm(x: &Tensor, padding: Option<&Tensor>, eps: f64) -> Tensor {
     centred * (var + eps).rsqrt()
 }
 
-/// A one-dimensional convolution over `(B, C, L)` that keeps the length.
+/// A 1-D convolution over `(B, C, L)` that preserves the length.
 #[derive(Debug)]
 pub struct Conv1d {
     weight: Tensor,
@@ -200,18 +204,19 @@ pub struct Conv1d {
 /// Sizes of a [`Conv1d`].
 #[derive(Clone, Copy, Debug)]
 pub struct Conv1dShape {
-    /// Channels in.
+    /// Input channels.
     pub in_dim: i64,
-    /// Channels out.
+    /// Output channels.
     pub out_dim: i64,
-    /// Width of the kernel.
+    /// Kernel size.
     pub kernel: i64,
-    /// Groups of channels that do not see each other.
+    /// Number of channel groups.
     pub groups: i64,
 }
 
 impl Conv1d {
-    /// With bias, padded by `kernel / 2` on both sides: length kept, an even kernel's surplus is cut.
+    /// Creates a convolution with bias, padded by `kernel / 2` on both sides; the extra output of
+    /// an even kernel is cut.
     pub fn same(path: &nn::Path, shape: Conv1dShape, init: Init) -> Self {
         let Conv1dShape { in_dim, out_dim, kernel, groups } = shape;
         let fan_in = in_dim / groups * kernel;
@@ -224,7 +229,7 @@ impl Conv1d {
         }
     }
 
-    /// `(B, C_in, L)` to `(B, C_out, L)`.
+    /// Maps `(B, C_in, L)` to `(B, C_out, L)`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let len = x.size()[2];
         let y = x.conv1d(&self.weight, Some(&self.bias), 1, self.padding, 1, self.groups);
@@ -232,7 +237,7 @@ impl Conv1d {
     }
 }
 
-/// A two-dimensional convolution over a grid of tokens that keeps its size.
+/// A 2-D convolution over a grid of tokens that preserves its size.
 #[derive(Debug)]
 pub struct Conv2d {
     weight: Tensor,
@@ -242,7 +247,7 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    /// With bias and a square kernel, padded as [`Conv1d::same`].
+    /// Creates a convolution with bias and a square kernel, padded as in [`Conv1d::same`].
     pub fn same(path: &nn::Path, shape: Conv1dShape, init: Init) -> Self {
         let Conv1dShape { in_dim, out_dim, kernel, groups } = shape;
         let fan_in = in_dim / groups * kernel * kernel;
@@ -255,14 +260,16 @@ impl Conv2d {
         }
     }
 
-    /// `(B, h, w, C_in)` to `(B, h, w, C_out)`. With channels last in memory, the layer norms around
-    /// it run along rows, and nothing is transposed.
+    /// Maps `(B, h, w, C_in)` to `(B, h, w, C_out)`.
+    ///
+    /// Channels are last in memory, so that the layer norms around the convolution run along rows
+    /// without transposing.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (height, width) = (x.size()[1], x.size()[2]);
         let (padding, groups) = ([self.padding; 2], self.groups);
         let x = x.permute([0, 3, 1, 2]); // (B, C, h, w), a view
         let y = x.conv2d(&self.weight, Some(&self.bias), [1, 1], padding, [1, 1], groups);
-        // Where nothing is to be cut, nothing is: the gradient of a part is copied to a whole of zeros.
+        // Narrow only if needed: the gradient of a narrowed tensor is copied into one of zeros.
         let y = match y.size()[2] > height {
             true => y.narrow(2, 0, height).narrow(3, 0, width),
             false => y,
@@ -271,17 +278,18 @@ impl Conv2d {
     }
 }
 
-/// A convolution over time without bias or padding, of `x` `(B, L, C_in)` by `weight` `(C_out, C_in, k)`:
-/// `(B, (L − k) / stride + 1, C_out)`. `L` is at least `k`.
+/// Convolves `x` `(B, L, C_in)` over time with `weight` `(C_out, C_in, k)`, without bias or
+/// padding.
+///
+/// Returns `(B, (L − k) / stride + 1, C_out)`; `L` is at least `k`.
 pub fn time_conv(x: &Tensor, weight: &Tensor, stride: i64) -> Tensor {
-    done(data2vec_torch_ext::window_linear(x, weight, stride))
+    expect_torch(data2vec_torch_ext::conv1d_channels_last(x, weight, stride))
 }
 
-/// Blocks of convolution, layer norm without parameters and GELU over time, as data2vec's positional
-/// encoder and its 1-D decoders are built.
+/// Applies a convolution over time, a layer norm without parameters and GELU to `x` `(B, T, C)`.
 ///
-/// Padded tokens are set to zero before each convolution, so that a row's values do not depend on
-/// how far its batch was padded.
+/// The positional encoder and the 1-D decoders are stacks of such blocks. Padded tokens (`keep`
+/// `(B, T, 1)` is 0) are zeroed before each convolution, so that outputs do not depend on padding.
 pub fn conv_block(x: &Tensor, conv: &Conv1d, keep: Option<&Tensor>) -> Tensor {
     let x = match keep {
         Some(keep) => x * keep, // (B, T, C) · (B, T, 1)
@@ -291,26 +299,33 @@ pub fn conv_block(x: &Tensor, conv: &Conv1d, keep: Option<&Tensor>) -> Tensor {
     norm_gelu(&y)
 }
 
-/// GELU of a layer norm over the last dimension without parameters, as all stacks of convolutions have it.
+/// Applies a layer norm without parameters over the last dimension, then GELU.
 pub(crate) fn norm_gelu(x: &Tensor) -> Tensor {
-    done(data2vec_torch_ext::norm_gelu(x, None, CONV_NORM_EPS))
+    expect_torch(data2vec_torch_ext::norm_gelu(x, None, CONV_NORM_EPS))
 }
 
-/// Epsilon of the layer norms in convolution stacks, in all of the reference's models.
+/// Epsilon of the layer norms in convolution stacks, the same in all models of the reference.
 pub const CONV_NORM_EPS: f64 = 1e-5;
 
-/// `(B, T, 1)` float, 0 at padding, for multiplying; `None` when nothing is padded.
+/// Converts a padding mask `(B, T)` to a factor `(B, T, 1)`: 0 at padding, else 1.
 pub fn padding_to_float(padding: Option<&Tensor>, kind: Kind) -> Option<Tensor> {
     padding.map(|p| p.logical_not().to_kind(kind).unsqueeze(-1))
 }
 
-/// A layer's result. Shapes were checked at the border: failures are as exceptional as those of tch's own
-/// methods, which panic.
-pub(crate) fn done<T>(result: Result<T, TchError>) -> T {
+/// Unwraps the result of a LibTorch operation.
+///
+/// # Panics
+/// If the operation failed, as the methods of `tch` do. Shapes have been checked on input, so a
+/// failure here is a bug or a lack of memory.
+pub(crate) fn expect_torch<T>(result: Result<T, TchError>) -> T {
     result.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Zeros with probability `p`, the rest divided by 1 − p; nothing unless in training.
+/// Sets values to zero with probability `p` and divides the others by 1 − p, in training only.
 pub fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
-    if train && p > 0.0 { done(data2vec_torch_ext::dropout(x, p)) } else { x.shallow_clone() }
+    if train && p > 0.0 {
+        expect_torch(data2vec_torch_ext::dropout(x, p))
+    } else {
+        x.shallow_clone()
+    }
 }

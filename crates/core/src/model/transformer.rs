@@ -1,4 +1,4 @@
-//! The transformer that student and teacher share, with every block's offer to the targets.
+//! The transformer that student and teacher share.
 
 mod block;
 
@@ -6,34 +6,34 @@ use rand::{RngExt, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-use crate::nn::{Init, LayerNorm, dropout};
+use crate::model::nn::{Init, LayerNorm, dropout};
 use crate::{Error, Result};
 use block::Block;
 
-/// Where a block normalises.
+/// Position of the layer norms in a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NormPlacement {
-    /// After each residual sum, as BERT does: all of data2vec but 1.0's vision.
+    /// After each residual sum, as in BERT; all data2vec models except images in 1.0.
     Post,
-    /// Before attention and MLP, as ViT does.
+    /// Before attention and MLP, as in ViT.
     Pre,
 }
 
-/// How a transformer's weights start, and with them those of its decoder and mask token.
+/// Weight initialisation of a transformer, its decoder and its mask token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WeightInit {
-    /// N(0, 0.02²), as fairseq's models; mask tokens U(0, 1).
+    /// N(0, 0.02²), as in fairseq; mask tokens U(0, 1).
     #[default]
     Bert,
-    /// N(0, 0.02²) cut at ±0.02, mask tokens too. The last map of both branches of block i (from 1)
-    /// is divided by √(2i), so that all branches together add about as much as one would.
+    /// N(0, 0.02²) truncated at ±0.02, also for mask tokens. The last linear layer of both branches
+    /// of block i (from 1) is divided by √(2i), to bound the sum of all branches.
     Beit,
 }
 
 impl WeightInit {
-    /// Of linear maps.
+    /// Returns the initialisation of linear layers.
     pub fn linear(self) -> Init {
         match self {
             Self::Bert => Init::Bert,
@@ -56,18 +56,18 @@ pub struct TransformerConfig {
     pub depth: usize,
     /// Attention heads (H); divides `dim`.
     pub heads: i64,
-    /// Hidden width of the MLP over `dim`.
+    /// Ratio of the hidden width of the MLP to `dim`.
     pub mlp_ratio: f64,
-    /// Where blocks normalise.
+    /// Position of the layer norms.
     pub norm: NormPlacement,
     /// Epsilon of all layer norms in the blocks.
     pub norm_eps: f64,
-    /// A layer norm between positions and the first block.
+    /// Whether a layer norm precedes the first block.
     pub input_norm: bool,
-    /// How weights start; absent: `bert`.
+    /// Weight initialisation; absent: `bert`.
     #[serde(default, skip_serializing_if = "WeightInit::is_default")]
     pub init: WeightInit,
-    /// Initial factor of each residual branch (LayerScale); absent: no factor.
+    /// Initial factor of each residual branch (LayerScale); absent: no LayerScale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer_scale: Option<f64>,
     /// Dropout before the first block.
@@ -78,34 +78,58 @@ pub struct TransformerConfig {
     pub attention_dropout: f64,
     /// Dropout after the MLP's activation.
     pub activation_dropout: f64,
-    /// Chance that a block is skipped in a training step (LayerDrop).
+    /// Probability that a block is skipped in a training step (LayerDrop).
     pub layer_drop: f64,
-    /// Chance that a row skips a residual branch; rises linearly from 0 to this over the depth.
+    /// Probability that a row skips a residual branch of the last block; rises linearly from 0 at
+    /// the first block (drop path).
     pub drop_path: f64,
 }
 
+/// The transformer of 2.0 Base for speech.
+impl Default for TransformerConfig {
+    fn default() -> Self {
+        Self {
+            dim: 768,
+            depth: 12,
+            heads: 12,
+            mlp_ratio: 4.0,
+            norm: NormPlacement::Post,
+            norm_eps: 1e-5,
+            input_norm: true,
+            init: WeightInit::Bert,
+            layer_scale: None,
+            input_dropout: 0.1,
+            dropout: 0.1,
+            attention_dropout: 0.1,
+            activation_dropout: 0.0,
+            layer_drop: 0.05,
+            drop_path: 0.0,
+        }
+    }
+}
+
 impl TransformerConfig {
-    /// Checks every key that can be impossible.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
         let bad =
             |key: &str, reason: String| Err(Error::config(format!("transformer.{key}"), reason));
         if self.dim < 1 {
-            return bad("dim", format!("{} is not a width; use a multiple of `heads`", self.dim));
+            return bad("dim", format!("must be a multiple of `heads` above 0, not {}", self.dim));
         }
         if self.heads < 1 || self.dim % self.heads != 0 {
             return bad("heads", format!("{} does not divide dim = {}", self.heads, self.dim));
         }
         if self.depth < 1 {
-            return bad("depth", "at least one block is needed".into());
+            return bad("depth", "must be at least 1".into());
         }
         if !(self.mlp_ratio > 0.0 && (self.dim as f64 * self.mlp_ratio) >= 1.0) {
-            return bad("mlp_ratio", format!("{} gives no hidden unit", self.mlp_ratio));
+            return bad("mlp_ratio", format!("{} gives an MLP of width 0", self.mlp_ratio));
         }
         if !(self.norm_eps > 0.0) {
-            return bad("norm_eps", format!("{} is not above 0", self.norm_eps));
+            return bad("norm_eps", format!("must be above 0, not {}", self.norm_eps));
         }
         for (key, p) in [
             ("input_dropout", self.input_dropout),
@@ -116,7 +140,7 @@ impl TransformerConfig {
             ("drop_path", self.drop_path),
         ] {
             if !(0.0..1.0).contains(&p) {
-                return bad(key, format!("{p} is not a probability below 1"));
+                return bad(key, format!("must be at least 0 and below 1, not {p}"));
             }
         }
         Ok(())
@@ -126,14 +150,14 @@ impl TransformerConfig {
         (self.dim as f64 * self.mlp_ratio).round() as i64
     }
 
-    /// [`drop_path`](Self::drop_path) of block `index`, from 0.
+    /// Returns the [`drop_path`](Self::drop_path) rate of block `index` (from 0).
     fn drop_path_of(&self, index: usize) -> f64 {
         let deepest = self.depth.saturating_sub(1).max(1) as f64;
         self.drop_path * index as f64 / deepest
     }
 }
 
-/// What a block offers to the targets, `(B, T, D)` each.
+/// Outputs of a block from which targets are built, `(B, T, D)` each.
 #[derive(Debug)]
 pub struct Layer {
     /// Output of the MLP, before dropout and the residual sum.
@@ -142,19 +166,19 @@ pub struct Layer {
     pub out: Tensor,
 }
 
-/// Blocks of attention and MLP over tokens that already carry their positions.
+/// A stack of blocks of attention and MLP over tokens with positions.
 #[derive(Debug)]
 pub struct Transformer {
     input_norm: Option<LayerNorm>,
     blocks: Vec<Block>,
     config: TransformerConfig,
-    /// 0 while nothing is left out.
+    /// LayerDrop rate; 0 while stochastic depth is off.
     layer_drop: f64,
     checkpointing: bool,
 }
 
 impl Transformer {
-    /// Creates the variables below `path`. `config` has been validated.
+    /// Creates the variables below `path`. The caller has validated `config`.
     pub fn new(path: &nn::Path, config: &TransformerConfig) -> Self {
         let blocks = path / "blocks";
         Self {
@@ -168,32 +192,34 @@ impl Transformer {
         }
     }
 
-    /// Keeps of each block only its input in training, and computes the block again for its gradients.
+    /// Turns activation checkpointing on or off: training keeps only the input of each block and
+    /// recomputes the block in the backward pass.
     pub fn checkpoint_activations(&mut self, on: bool) {
         self.checkpointing = on;
     }
 
-    /// Whether training leaves out blocks and branches by chance, as the settings say: so it is at first.
-    /// Without, a step takes the most that it can.
+    /// Turns LayerDrop and drop path, at the configured rates, on (the default) or off.
+    ///
+    /// A step without them takes the maximum of time and memory.
     pub fn stochastic_depth(&mut self, on: bool) {
-        let share = if on { 1.0 } else { 0.0 };
-        self.layer_drop = share * self.config.layer_drop;
+        let factor = if on { 1.0 } else { 0.0 };
+        self.layer_drop = factor * self.config.layer_drop;
         for (i, block) in self.blocks.iter_mut().enumerate() {
-            block.drop_path = share * self.config.drop_path_of(i);
+            block.drop_path = factor * self.config.drop_path_of(i);
         }
     }
 
-    /// Keeps the variables of all linear maps in `kind` from now on: all but those of norms and scales.
+    /// Converts the variables of all linear layers to `kind`; norms and scales stay as they are.
     pub(crate) fn convert(&mut self, kind: Kind) {
         self.blocks.iter_mut().for_each(|block| block.convert(kind));
     }
 
-    /// `x` `(B, T, D)` through all blocks, without dropout: what each makes of it.
+    /// Runs `x` `(B, T, D)` through all blocks without dropout and returns the outputs of each.
     ///
-    /// `biases` are added to attention scores, `(1 or B, 1 or H, 1 or T, T)` each; padded keys hold −∞ in
-    /// them. There are none, one for all blocks, or one for each.
+    /// `biases` are added to attention scores, `(1 or B, 1 or H, 1 or T, T)` each, with −∞ at
+    /// padded keys: none, one for all blocks, or one per block.
     pub fn layers(&self, x: &Tensor, biases: &[Tensor]) -> Vec<Layer> {
-        let mut x = self.start(x, false);
+        let mut x = self.block_input(x, false);
         let blocks = self.blocks.iter().enumerate().map(|(i, block)| {
             let layer = block.forward(&x, bias_of(biases, i), None, false);
             x = layer.out.shallow_clone();
@@ -202,11 +228,12 @@ impl Transformer {
         blocks.collect()
     }
 
-    /// The last block's output, `(B, T, D)`. With `only`, in increasing order the places of N tokens among the
-    /// flattened `(B·T)`, it is theirs, `(N, D)`, and what would be for others alone is not computed.
+    /// Computes the output of the last block, `(B, T, D)`.
     ///
-    /// `biases` as those of [`layers`](Self::layers). With `rng` it is a training pass: dropout, and blocks dropped
-    /// by draws from `rng`, though never all.
+    /// `only` selects N tokens by increasing indices into the flattened `(B·T)`: the result is then
+    /// `(N, D)`, and the last MLP skips all other tokens. `biases` are as in
+    /// [`layers`](Self::layers). With `rng`, runs a training pass with dropout; LayerDrop draws
+    /// from `rng` and always keeps at least one block.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -219,10 +246,11 @@ impl Transformer {
         if let Some(rng) = rng.filter(|_| self.layer_drop > 0.0) {
             kept.retain(|_| rng.random::<f64>() >= self.layer_drop);
             if kept.is_empty() {
-                kept.push(self.blocks.len() - 1); // an all-identity student would learn nothing
+                // Without a block the student would be the identity.
+                kept.push(self.blocks.len() - 1);
             }
         }
-        let mut x = self.start(x, train);
+        let mut x = self.block_input(x, train);
         for &i in &kept {
             let (block, bias) = (&self.blocks[i], bias_of(biases, i));
             let only = only.filter(|_| kept.last() == Some(&i));
@@ -234,15 +262,15 @@ impl Transformer {
         x
     }
 
-    /// What the first block is given.
-    fn start(&self, x: &Tensor, train: bool) -> Tensor {
+    /// Applies the input norm and dropout, and chooses the kind of the residual stream.
+    fn block_input(&self, x: &Tensor, train: bool) -> Tensor {
         let x = match &self.input_norm {
             Some(norm) => norm.forward(x),
             None => x.shallow_clone(),
         };
         let x = dropout(&x, self.config.input_dropout, train);
-        // Sums may be stored in bf16 where products are, if each is normalised at once. Where they run through all
-        // blocks, small branches would be lost in them.
+        // Post-norm normalises each residual sum at once, so bf16 suffices under autocast. With
+        // pre-norm the sum runs through all blocks, and small branches would be lost in bf16.
         let half = self.config.norm == NormPlacement::Post;
         match half && data2vec_torch_ext::is_autocast_on(x.device()) {
             true => x.to_kind(Kind::BFloat16),
@@ -251,7 +279,7 @@ impl Transformer {
     }
 }
 
-/// Of block `i`.
+/// Returns the bias of block `i`.
 fn bias_of(biases: &[Tensor], i: usize) -> Option<&Tensor> {
     biases.get(if biases.len() == 1 { 0 } else { i })
 }

@@ -1,4 +1,4 @@
-//! Fine-tuning: an encoder learns, with a head, what labelled examples ask of it.
+//! Fine-tuning of an encoder with a head on labelled examples.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,37 +8,37 @@ use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::checkpoint::{Snapshot, assign, read_tensors};
-use crate::encoder::ENCODER_WEIGHTS;
-use crate::head::{HeadConfig, Scored, loss};
-use crate::optim::ParamGroup;
+use crate::io::checkpoint::{Snapshot, assign, read_tensors};
+use crate::model::encoder::ENCODER_WEIGHTS;
+use crate::model::finetuned::{FinetunedModel, MASK_TOKEN, read_mask_token, save_model};
+use crate::model::head::{HeadConfig, Scored, loss};
 use crate::random::{Purpose, seed_for};
-use crate::tuned::{MASK_TOKEN, FinetunedModel, read_mask_token, write_model};
+use crate::train::optim::ParamGroup;
 use crate::{
-    AdamW, AdamWConfig, Batch, EncoderConfig, Error, FeatureEncoder, Gradients, Hidden,
-    LabelledBatch, MaskStrategy, Precision, World, Result, Schedule, StepConfig, Tokens,
-    TransformerConfig,
+    AdamW, AdamWConfig, Batch, EncoderConfig, EncoderOutput, Error, FeatureEncoder, Gradients,
+    LabelledBatch, MaskStrategy, Precision, Result, Schedule, StepConfig, Tokens,
+    TransformerConfig, World,
 };
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
-/// Standard deviation of what stands at hidden tokens where no token was learned for that: 2.0's.
+/// Standard deviation of the noise at masked tokens for encoders without a mask token, as in 2.0.
 const NOISE_STD: f64 = 0.01;
 
-/// How an encoder is trained further: the recipe's tune section.
+/// Settings of fine-tuning: the `tune` section of a recipe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FinetuneConfig {
-    /// Steps in which the head alone learns.
+    /// Number of initial steps that train only the head.
     pub freeze_steps: u64,
-    /// Leaves the variables that look at the raw signal ([`FeatureEncoder::FRONT_END_PREFIXES`]) as they are.
+    /// Freezes the front-end variables ([`FeatureEncoder::FRONT_END_PREFIXES`]).
     pub freeze_local: bool,
-    /// Learning rate of a block over the next one's; 1: all alike.
+    /// Ratio of the learning rate of a block to that of the next; 1 disables layer-wise decay.
     pub layer_decay: f64,
-    /// Whether what comes before the blocks learns at the pace of a block below the first (BEiT's
-    /// way), rather than at full pace.
+    /// Whether features before the blocks decay like a block below the first, as in BEiT; otherwise
+    /// they have the full learning rate.
     pub decay_embed: bool,
-    /// In place of the encoder's: dropout before the first block.
+    /// Dropout before the first block; replaces that of the encoder, as the next five do.
     pub input_dropout: f64,
     /// Dropout of both residual branches.
     pub dropout: f64,
@@ -46,32 +46,33 @@ pub struct FinetuneConfig {
     pub attention_dropout: f64,
     /// Dropout after the MLP's activation.
     pub activation_dropout: f64,
-    /// Chance that a block is skipped in a training step.
+    /// Probability that a block is skipped in a training step (LayerDrop).
     pub layer_drop: f64,
-    /// Chance that a row skips a residual branch; rises linearly from 0 to this over the depth.
+    /// Probability that a row skips a residual branch of the last block; rises linearly from 0 at
+    /// the first block (drop path).
     pub drop_path: f64,
-    /// Of products and convolutions; absent: `f32`.
+    /// Precision of matrix products and convolutions; absent: `f32`.
     #[serde(default, skip_serializing_if = "Precision::is_f32")]
     pub precision: Precision,
-    /// Computes each block again for its gradients; absent: no.
+    /// Recomputes each block in the backward pass to save memory; absent: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub activation_checkpointing: bool,
 }
 
 impl FinetuneConfig {
-    /// Checks the settings that the transformer does not check itself.
+    /// Checks the settings, except those of the transformer.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
         if !(self.layer_decay > 0.0 && self.layer_decay <= 1.0) {
-            let reason = format!("{} is not above 0 and at most 1", self.layer_decay);
+            let reason = format!("must be above 0 and at most 1, not {}", self.layer_decay);
             return Err(Error::config("tune.layer_decay", reason));
         }
         Ok(())
     }
 
-    /// The encoder's transformer with this section's regularisation.
+    /// Replaces the dropout rates of `transformer` by those of this section.
     pub fn regularize(&self, transformer: &TransformerConfig) -> TransformerConfig {
         TransformerConfig {
             input_dropout: self.input_dropout,
@@ -84,8 +85,8 @@ impl FinetuneConfig {
         }
     }
 
-    /// At which pace the variable `name` of a model of `depth` blocks learns.
-    fn pace(&self, name: &str, depth: usize) -> ParamGroup {
+    /// Returns the optimizer settings of the variable `name` in a model of `depth` blocks.
+    fn param_group(&self, name: &str, depth: usize) -> ParamGroup {
         let Some(name) = name.strip_prefix("encoder.") else { return ParamGroup::default() };
         let block = name.split_once(".blocks.").and_then(|(_, rest)| rest.split('.').next());
         let below_top = match block.and_then(|block| block.parse::<usize>().ok()) {
@@ -93,16 +94,19 @@ impl FinetuneConfig {
             None if self.decay_embed && name.starts_with("features.") => depth + 1,
             None => 0,
         };
-        ParamGroup { scale: self.layer_decay.powi(below_top as i32), start: self.freeze_steps }
+        ParamGroup {
+            lr_scale: self.layer_decay.powi(below_top as i32),
+            freeze_steps: self.freeze_steps,
+        }
     }
 }
 
-/// What is hidden from the encoder while it is fine-tuned.
+/// Masking during fine-tuning.
 #[derive(Debug, Default)]
 pub struct FinetuneMasks {
-    /// Tokens, in whose places the encoder's mask token stands, or noise.
+    /// Masks tokens: replaces them by the encoder's mask token, or noise without one.
     pub tokens: Option<Box<dyn MaskStrategy>>,
-    /// Channels of a whole row, set to 0.
+    /// Masks channels: sets them to 0 in all tokens of a row.
     pub channels: Option<Box<dyn MaskStrategy>>,
 }
 
@@ -111,43 +115,45 @@ pub struct FinetuneMasks {
 pub struct FinetuneState<F: FeatureEncoder> {
     /// Completed optimizer steps.
     pub step: u64,
-    /// What the schedule's learning rates are multiplied by; 1 unless training had to be slowed down.
+    /// Multiplier of the learning rate; below 1 after a recovery from divergence.
     pub lr_scale: f64,
     vars: nn::VarStore,
     model: FinetunedModel<F>,
-    /// `(D)`; `None`: noise stands at hidden tokens.
+    /// `(D)`; `None`: noise replaces masked tokens.
     mask_token: Option<Tensor>,
     masks: FinetuneMasks,
     optimizer: AdamW,
     schedule: Schedule,
     config: FinetuneConfig,
     steps: StepConfig,
-    ranks: World,
+    world: World,
 }
 
-/// Figures of one optimizer step.
+/// Metrics of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FinetuneReport {
     /// Completed steps, this one included.
     pub step: u64,
-    /// Mean over examples.
+    /// Mean loss over examples.
     pub loss: f64,
-    /// How many there are.
+    /// Number of examples.
     pub examples: f64,
     /// Norm of the mean gradient, before clipping.
     pub grad_norm: f64,
-    /// Learning rate of this step.
+    /// Learning rate of the step.
     pub lr: f64,
-    /// Loss or gradient was not finite: nothing was changed.
+    /// Whether the update was skipped because loss or gradient was not finite.
     pub skipped: bool,
 }
 
 impl<F: FeatureEncoder> FinetuneState<F> {
-    /// Before the first step, with the weights of the encoder in the folder `dir`; or, `from_scratch`, an
-    /// encoder of the same settings that has learned nothing, of which no part is frozen.
+    /// Creates the state before the first step, with the weights of the encoder in the directory
+    /// `dir`.
+    ///
+    /// With `from_scratch`, the encoder has random weights and no part of it is frozen.
     ///
     /// # Errors
-    /// [`Error::Config`] naming an impossible setting; or if the folder cannot be read.
+    /// Returns [`Error::Config`] naming an invalid setting, or an error if `dir` cannot be read.
     pub fn new(
         dir: &Path,
         from_scratch: bool,
@@ -158,26 +164,26 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         device: Device,
     ) -> Result<Self> {
         config.validate()?;
-        // What has learned nothing is not worth keeping.
+        // Random weights must not be frozen.
         let config = match from_scratch {
             true => FinetuneConfig { freeze_steps: 0, freeze_local: false, ..config },
             false => config,
         };
         optimizer.validate()?;
         schedule.validate(steps.steps)?;
-        let mut encoder: EncoderConfig<F::Config> = crate::encoder::read_config::<F>(dir)?;
+        let mut encoder: EncoderConfig<F::Config> = crate::model::encoder::read_config::<F>(dir)?;
         encoder.transformer = config.regularize(&encoder.transformer);
         let depth = encoder.transformer.depth;
         let path = dir.join(ENCODER_WEIGHTS);
-        let mut learned = if from_scratch { BTreeMap::new() } else { read_tensors(&path)? };
-        F::adapt_for_finetuning(&mut encoder.features, depth, &mut learned);
+        let mut weights = if from_scratch { BTreeMap::new() } else { read_tensors(&path)? };
+        F::adapt_for_finetuning(&mut encoder.features, depth, &mut weights);
 
         tch::manual_seed(seed_for(steps.seed, Purpose::Weights, &[]) as i64);
         let vars = nn::VarStore::new(device);
         let mut model = FinetunedModel::<F>::new(&vars.root(), encoder, head)?;
         model.encoder_mut().checkpoint_activations(config.activation_checkpointing);
-        let learned_token = read_mask_token(dir)?;
-        let mask_token = match &learned_token {
+        let pretrained_token = read_mask_token(dir)?;
+        let mask_token = match &pretrained_token {
             Some(token) if model.encoder().features().mask_token().is_none() => {
                 let init = nn::Init::Uniform { lo: 0.0, up: 1.0 };
                 Some(vars.root().var("mask_token", &token.size(), init))
@@ -185,26 +191,27 @@ impl<F: FeatureEncoder> FinetuneState<F> {
             _ => model.encoder().features().mask_token(),
         };
         if !from_scratch {
-            let encoder = crate::tuned::share(&vars.variables(), "encoder.");
-            assign(&path, &encoder, &learned)?;
-            if let (Some(token), Some(learned)) = (&mask_token, &learned_token) {
+            let encoder = crate::io::checkpoint::filter_by_prefix(&vars.variables(), "encoder.");
+            assign(&path, &encoder, &weights)?;
+            if let (Some(token), Some(pretrained)) = (&mask_token, &pretrained_token) {
                 let vars = [("mask_token".to_owned(), token.shallow_clone())].into();
-                let tensors = [("mask_token".to_owned(), learned.shallow_clone())].into();
+                let tensors = [("mask_token".to_owned(), pretrained.shallow_clone())].into();
                 assign(&dir.join(MASK_TOKEN), &vars, &tensors)?;
             }
         }
-        let is_local = |name: &str| {
+        let is_front_end = |name: &str| {
             let name = name.strip_prefix("encoder.features.");
-            name.is_some_and(|name| F::FRONT_END_PREFIXES.iter().any(|local| name.starts_with(local)))
+            name.is_some_and(|name| {
+                F::FRONT_END_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            })
         };
         for (name, mut tensor) in vars.variables() {
-            if config.freeze_local && is_local(&name) {
+            if config.freeze_local && is_front_end(&name) {
                 let _ = tensor.requires_grad_(false);
             }
         }
-        let pace = |name: &str| config.pace(name, depth);
-        let optimizer = AdamW::with_groups(vars.variables(), optimizer, pace);
-        let ranks = World::default();
+        let group_of = |name: &str| config.param_group(name, depth);
+        let optimizer = AdamW::with_groups(vars.variables(), optimizer, group_of);
         Ok(Self {
             step: 0,
             lr_scale: 1.0,
@@ -216,43 +223,44 @@ impl<F: FeatureEncoder> FinetuneState<F> {
             schedule,
             config,
             steps,
-            ranks,
+            world: World::default(),
         })
     }
 
-    /// From now on this is one of several processes that train the model together. With `shard` each keeps
-    /// the moments of a part of the parameters alone.
+    /// Joins a process group that trains the model in data parallel; all ranks start with the
+    /// weights of rank 0.
+    ///
+    /// With `shard`, each rank keeps the moments of a part of the parameters.
     ///
     /// # Errors
-    /// If the others train another model, or are gone.
-    pub fn join(&mut self, ranks: &World, shard: bool) -> Result<()> {
-        ranks.assert_same_variables(&self.vars.variables())?;
+    /// Returns an error if another rank has a different model or communication fails.
+    pub fn join(&mut self, world: &World, shard: bool) -> Result<()> {
+        world.assert_same_variables(&self.vars.variables())?;
         let overlap = !self.config.activation_checkpointing;
         let variables = || self.vars.trainable_variables();
-        self.optimizer.join(ranks, shard, overlap.then(variables))?;
-        self.ranks = ranks.clone();
-        self.ranks.broadcast_params(self.vars.variables())
+        self.optimizer.join(world, shard, overlap.then(variables))?;
+        self.world = world.clone();
+        self.world.broadcast_params(self.vars.variables())
     }
 
-    /// One optimizer step on one or more micro-batches, whose gradients add up to that of one batch as
-    /// large.
+    /// Takes one optimizer step on one or more micro-batches, whose gradients are accumulated.
     ///
     /// # Errors
-    /// If a batch does not suit the model, or LibTorch refuses.
+    /// Returns an error if a batch does not fit the model or an operation fails.
     pub fn step(&mut self, batches: &[LabelledBatch]) -> Result<FinetuneReport> {
         self.step_at(&(0..).zip(batches).collect::<Vec<_>>())
     }
 
-    /// The same on this rank's micro-batches of a step, each with its place among those of all ranks, on
-    /// which its dropout depends. Loss and gradients are of all ranks.
+    /// Takes one optimizer step on this rank's micro-batches, each with its index among those of
+    /// all ranks, which seeds its dropout. Loss and gradients are those of all ranks.
     ///
     /// # Errors
-    /// As [`step`](Self::step), and if another rank is gone.
+    /// See [`step`](Self::step); also returns an error if communication fails.
     pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<FinetuneReport> {
         let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
         let mut count = 0;
-        let place = (self.steps.seed, self.step);
-        let gradients = self.optimizer.gradients(place, batches, |batch, rng, _| {
+        let at = (self.steps.seed, self.step);
+        let gradients = self.optimizer.gradients(at, batches, |batch, rng, _| {
             let scored = scope(c"forward", || self.score(batch, Some(rng)))?;
             count += batch.batch.rows();
             Ok(scored.loss)
@@ -260,7 +268,7 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         let read = Tensor::stack(&[&gradients.loss, &gradients.norm], 0).to_kind(Kind::Double);
         let read = Vec::<f64>::try_from(&read)?;
         let (loss, norm) = (read[0], read[1]);
-        let [loss, count] = self.ranks.sum_numbers([loss, count as f64], self.device())?;
+        let [loss, count] = self.world.sum_scalars([loss, count as f64], self.device())?;
         let skipped = !loss.is_finite() || !norm.is_finite();
         if !skipped {
             let divisor = Gradients::divisor(norm, count, self.steps.clip_norm);
@@ -273,10 +281,10 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         Ok(FinetuneReport { step, loss, examples: count, grad_norm, lr, skipped })
     }
 
-    /// Loss and scores of a batch; with `rng` in a training pass, which keeps what gradients need.
+    /// Computes loss and scores of a batch; with `rng`, in a training pass with gradients.
     ///
     /// # Errors
-    /// [`Error::Input`] if the batch does not suit the model.
+    /// Returns [`Error::Input`] if the batch does not fit the model.
     pub fn score(&self, batch: &LabelledBatch, rng: Option<&mut StdRng>) -> Result<Scored> {
         let device = self.vars.device();
         let batch = batch.to_device(device);
@@ -296,86 +304,88 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         }
     }
 
-    fn encode(&self, batch: &Batch, mut rng: Option<&mut StdRng>) -> Result<Hidden> {
+    fn encode(&self, batch: &Batch, mut rng: Option<&mut StdRng>) -> Result<EncoderOutput> {
         let encoder = self.model.encoder();
         let mut tokens = encoder.embed(batch, rng.is_some())?; // (B, T, D)
         if let Some(rng) = rng.as_deref_mut() {
-            tokens = self.hide(tokens, rng)?;
+            tokens = self.mask(tokens, rng)?;
         }
-        Ok(encoder.contextualize(&tokens, None, rng))
+        encoder.contextualize(&tokens, None, rng)
     }
 
-    /// What fine-tuning hides: tokens, and channels.
-    fn hide(&self, tokens: Tokens, rng: &mut StdRng) -> Result<Tokens> {
+    /// Masks tokens and channels.
+    fn mask(&self, tokens: Tokens, rng: &mut StdRng) -> Result<Tokens> {
         let (b, t, d) = tokens.x.size3()?;
         let device = tokens.x.device();
         let mut x = tokens.x.shallow_clone();
         if let Some(masking) = &self.masks.tokens {
-            let hidden = masking.sample(tokens.lengths(), t, rng)?.to_tensor(device).unsqueeze(-1); // (B, T, 1)
-            let shown = match &self.mask_token {
+            let masked = masking.sample(tokens.lengths(), t, rng)?.to_tensor(device);
+            let masked = masked.unsqueeze(-1); // (B, T, 1)
+            let substitute = match &self.mask_token {
                 Some(token) => token.to_kind(x.kind()),
                 None => data2vec_torch_ext::noise(&[b, t, d], NOISE_STD, device)?.to_kind(x.kind()),
             };
-            x = shown.where_self(&hidden, &x);
+            x = substitute.where_self(&masked, &x);
         }
         if let Some(masking) = &self.masks.channels {
-            let hidden = masking.sample(&vec![d; b as usize], d, rng)?.to_tensor(device); // (B, D)
-            x = x.masked_fill(&hidden.unsqueeze(1), 0.0);
+            let masked = masking.sample(&vec![d; b as usize], d, rng)?.to_tensor(device); // (B, D)
+            x = x.masked_fill(&masked.unsqueeze(1), 0.0);
         }
-        Ok(tokens.with(x))
+        Ok(tokens.with_x(x))
     }
 
-    /// The model.
+    /// Returns the model.
     pub fn model(&self) -> &FinetunedModel<F> {
         &self.model
     }
 
-    /// Number of values in the model's variables.
+    /// Returns the number of values in the variables of the model.
     pub fn parameters(&self) -> usize {
         self.vars.variables().values().map(Tensor::numel).sum()
     }
 
-    /// Where the weights are.
+    /// Returns the device of the weights.
     pub fn device(&self) -> Device {
         self.vars.device()
     }
 
-    /// Writes the fine-tuned model to the folder `dir`.
+    /// Writes the fine-tuned model to the directory `dir`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be written.
+    /// Returns [`Error::Io`] if a file cannot be written.
     pub fn export(&self, dir: &Path) -> Result<()> {
-        // How the last layer started is of no use to anybody who reads the model.
+        // Users of the model do not need the initialisation of the output layer.
         let head = HeadConfig { init: Default::default(), ..self.model.head_config().clone() };
         let token = self.mask_token.as_ref();
-        write_model(dir, &self.vars.variables(), self.model.config(), Some(&head), token)
+        save_model(dir, &self.vars.variables(), self.model.config(), Some(&head), token)
     }
 
-    /// Copies weights and moments.
+    /// Copies weights and moments for a checkpoint.
+    ///
+    /// All ranks must call it; only the snapshot of rank 0 has content.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies. Of several processes rank 0 alone copies, but
-    /// all have to call it: [`Error::Dist`] if one is gone.
+    /// Returns [`Error::Torch`] if memory is short and [`Error::Dist`] if communication fails.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let moments = self.optimizer.gather()?;
         let mut snapshot = Snapshot::default();
-        if self.ranks.is_rank0() {
+        if self.world.is_rank0() {
             snapshot.add_tensors(MODEL, &self.vars.variables())?;
             snapshot.add_tensors(OPTIMIZER, &moments)?;
         }
         Ok(snapshot)
     }
 
-    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps.
+    /// Loads a [`snapshot`](Self::snapshot) from the directory `dir`, taken after `step` steps.
     ///
     /// # Errors
-    /// If a file is missing, broken, or belongs to a model of other sizes.
+    /// Returns an error if a file is missing or invalid, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         let [model, optimizer] = [MODEL, OPTIMIZER].map(|name| dir.join(name));
-        if self.ranks.is_rank0() {
+        if self.world.is_rank0() {
             assign(&model, &self.vars.variables(), &read_tensors(&model)?)?;
         }
-        self.ranks.broadcast_params(self.vars.variables())?;
+        self.world.broadcast_params(self.vars.variables())?;
         self.optimizer.load_state(&optimizer)?;
         self.step = step;
         Ok(())

@@ -1,7 +1,7 @@
 use super::*;
 
 #[test]
-fn blocks_learn_the_slower_the_deeper_they_lie() {
+fn deeper_blocks_have_lower_learning_rates() {
     let config = FinetuneConfig {
         freeze_steps: 7,
         freeze_local: false,
@@ -16,16 +16,16 @@ fn blocks_learn_the_slower_the_deeper_they_lie() {
         precision: Precision::F32,
         activation_checkpointing: false,
     };
-    let pace = |config: &FinetuneConfig, name: &str| {
-        let ParamGroup { scale, start } = config.pace(name, 3);
-        (scale, start)
+    let settings = |config: &FinetuneConfig, name: &str| {
+        let ParamGroup { lr_scale, freeze_steps } = config.param_group(name, 3);
+        (lr_scale, freeze_steps)
     };
-    // BEiT: the last block decay¹, the first decay^depth, below them decay^(depth + 1).
-    assert_eq!(pace(&config, "encoder.transformer.blocks.2.mlp.fc1.weight"), (0.5, 7));
-    assert_eq!(pace(&config, "encoder.transformer.blocks.0.norm1.bias"), (0.125, 7));
-    assert_eq!(pace(&config, "encoder.features.embed.proj.weight"), (0.0625, 7));
-    assert_eq!(pace(&config, "encoder.transformer.input_norm.weight"), (1.0, 7));
-    assert_eq!(pace(&config, "head.out.weight"), (1.0, 0));
+    // As in BEiT: decay¹ for the last block, decay^depth for the first, decay^(depth + 1) below it.
+    assert_eq!(settings(&config, "encoder.transformer.blocks.2.mlp.fc1.weight"), (0.5, 7));
+    assert_eq!(settings(&config, "encoder.transformer.blocks.0.norm1.bias"), (0.125, 7));
+    assert_eq!(settings(&config, "encoder.features.embed.proj.weight"), (0.0625, 7));
+    assert_eq!(settings(&config, "encoder.transformer.input_norm.weight"), (1.0, 7));
+    assert_eq!(settings(&config, "head.out.weight"), (1.0, 0));
     let config = FinetuneConfig { decay_embed: false, ..config };
-    assert_eq!(pace(&config, "encoder.features.embed.proj.weight"), (1.0, 7));
+    assert_eq!(settings(&config, "encoder.features.embed.proj.weight"), (1.0, 7));
 }

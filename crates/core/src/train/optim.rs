@@ -1,4 +1,4 @@
-//! AdamW with moments that have names, so that a checkpoint can hold them.
+//! AdamW with named moments, for checkpoints.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -9,8 +9,8 @@ use tch::Tensor;
 use data2vec_torch_ext::dist::Ddp;
 use data2vec_torch_ext::{FusedAdamW, fused_adamw};
 
-use crate::checkpoint::{assign, read_tensors};
-use crate::{Error, World, Result};
+use crate::io::checkpoint::{assign, read_tensors};
+use crate::{Error, Result, World};
 
 mod gradients;
 mod shard;
@@ -18,14 +18,14 @@ mod shard;
 pub use gradients::Gradients;
 use shard::Owners;
 
-/// Released behaviour that departs from the papers' intent, for exact reproduction.
+/// Behaviour of the released code that differs from the papers, for exact reproduction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimizerCompat {
-    /// fairseq's Adam adds epsilon to the root of the second moment before bias correction, which
-    /// makes early steps on small gradients smaller (`fairseq/optim/adam.py`).
+    /// Adds epsilon to the root of the second moment before bias correction, as fairseq's Adam does
+    /// (`fairseq/optim/adam.py`); early steps on small gradients are smaller.
     FairseqEpsilon,
-    /// fairseq's runs decay biases, norms and mask tokens too.
+    /// Decays biases, norms and mask tokens, too, as the runs of fairseq do.
     DecayEverything,
 }
 
@@ -35,29 +35,40 @@ pub enum OptimizerCompat {
 pub struct AdamWConfig {
     /// Decay rates of the first and second moment.
     pub betas: [f64; 2],
-    /// Added to the root of the second moment.
+    /// Epsilon added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, times the learning rate; for matrices and kernels alone.
+    /// Decoupled weight decay, multiplied by the learning rate; applies to matrices and kernels
+    /// only.
     pub weight_decay: f64,
-    /// Departures from the above.
+    /// Compatibility options of the released code.
     pub compat: Vec<OptimizerCompat>,
+}
+
+/// The optimizer of 2.0 Base for speech.
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.01, compat: Vec::new() }
+    }
 }
 
 impl AdamWConfig {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self) -> Result<()> {
         if self.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
-            let reason = format!("{:?} are not two numbers in 0..1", self.betas);
+            let reason = format!("must be at least 0 and below 1, not {:?}", self.betas);
             return Err(Error::config("optimizer.betas", reason));
         }
         if !(self.eps > 0.0) {
-            return Err(Error::config("optimizer.eps", format!("{} is not above 0", self.eps)));
+            return Err(Error::config(
+                "optimizer.eps",
+                format!("must be above 0, not {}", self.eps),
+            ));
         }
         if !(self.weight_decay >= 0.0) {
-            let reason = format!("{} is below 0", self.weight_decay);
+            let reason = format!("must be at least 0, not {}", self.weight_decay);
             return Err(Error::config("optimizer.weight_decay", reason));
         }
         Ok(())
@@ -68,25 +79,25 @@ impl AdamWConfig {
     }
 }
 
-/// How a parameter learns, against the others.
+/// Learning rate multiplier and freezing of a group of parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ParamGroup {
-    /// Times the learning rate.
-    pub scale: f64,
-    /// Steps that it is left alone for; its own are counted from there.
-    pub start: u64,
+    /// Multiplier of the learning rate.
+    pub lr_scale: f64,
+    /// Number of initial steps without updates; bias correction counts steps after them.
+    pub freeze_steps: u64,
 }
 
 impl Default for ParamGroup {
     fn default() -> Self {
-        Self { scale: 1.0, start: 0 }
+        Self { lr_scale: 1.0, freeze_steps: 0 }
     }
 }
 
-/// Parameters that share their weight decay and their pace, with their moments.
+/// Parameters with the same settings and weight decay, and their moments.
 #[derive(Debug)]
 struct Group {
-    pace: ParamGroup,
+    settings: ParamGroup,
     weight_decay: f64,
     names: Vec<String>,
     params: Vec<Tensor>,
@@ -95,13 +106,13 @@ struct Group {
 }
 
 impl Group {
-    fn new(pace: ParamGroup, weight_decay: f64) -> Self {
+    fn new(settings: ParamGroup, weight_decay: f64) -> Self {
         let (names, params) = (Vec::new(), Vec::new());
         let (exp_avgs, exp_avg_sqs) = (Vec::new(), Vec::new());
-        Self { pace, weight_decay, names, params, exp_avgs, exp_avg_sqs }
+        Self { settings, weight_decay, names, params, exp_avgs, exp_avg_sqs }
     }
 
-    /// What a checkpoint calls the moments of parameter `i`.
+    /// Returns the names of the moments of parameter `i` in a checkpoint.
     fn moment_names(&self, i: usize) -> [String; 2] {
         ["exp_avg", "exp_avg_sq"].map(|moment| format!("{moment}.{}", self.names[i]))
     }
@@ -124,15 +135,15 @@ impl Group {
 pub struct AdamW {
     config: AdamWConfig,
     groups: Vec<Group>,
-    ranks: World,
-    /// Sums gradients over ranks during the last backward pass of a step; `None`: that is left for the step.
+    world: World,
+    /// Sums gradients over ranks during the last backward pass of a step; `None`: after it.
     ddp: Option<Ddp>,
-    /// Who keeps which moments; `None`: every rank all of them.
+    /// Owners of sharded moments; `None`: every rank has all moments.
     owners: Option<Owners>,
 }
 
-/// A part of a group, with its gradients.
-struct Part {
+/// The parameters of a group that this rank updates, with gradients and moments.
+struct OwnedParams {
     params: Vec<Tensor>,
     grads: Vec<Tensor>,
     exp_avgs: Vec<Tensor>,
@@ -140,19 +151,19 @@ struct Part {
 }
 
 impl AdamW {
-    /// Moments of zero for every trainable variable.
+    /// Creates an optimizer of all trainable variables, with moments of zero.
     pub fn new(variables: HashMap<String, Tensor>, config: &AdamWConfig) -> Self {
         Self::with_groups(variables, config, |_| ParamGroup::default())
     }
 
-    /// The same, where each variable learns at the pace that belongs to its name.
+    /// Creates an optimizer of all trainable variables; `group_of` returns the settings by name.
     pub fn with_groups(
         variables: HashMap<String, Tensor>,
         config: &AdamWConfig,
-        pace: impl Fn(&str) -> ParamGroup,
+        group_of: impl Fn(&str) -> ParamGroup,
     ) -> Self {
         let mut groups: Vec<Group> = Vec::new();
-        // Sorted: sums over parameters do not depend on a hash map's order.
+        // Sorted: floating-point sums depend on the order, which a hash map does not define.
         let variables = BTreeMap::from_iter(variables);
         let is_decayed =
             |param: &Tensor| param.dim() > 1 || config.has(OptimizerCompat::DecayEverything);
@@ -162,12 +173,13 @@ impl AdamW {
                 if !param.requires_grad() || is_decayed(param) != decayed {
                     continue;
                 }
-                let pace = pace(name);
-                let same = |g: &&mut Group| g.pace == pace && g.weight_decay == weight_decay;
+                let settings = group_of(name);
+                let same =
+                    |g: &&mut Group| g.settings == settings && g.weight_decay == weight_decay;
                 let group = match groups.iter_mut().find(same) {
                     Some(group) => group,
                     None => {
-                        groups.push(Group::new(pace, weight_decay));
+                        groups.push(Group::new(settings, weight_decay));
                         let last = groups.len() - 1;
                         &mut groups[last]
                     }
@@ -175,21 +187,24 @@ impl AdamW {
                 group.add(name, param);
             }
         }
-        Self { config: config.clone(), groups, ranks: World::default(), ddp: None, owners: None }
+        Self { config: config.clone(), groups, world: World::default(), ddp: None, owners: None }
     }
 
-    /// From now on, gradients are sums over all `ranks`. With `shard` each keeps the moments of a part of the
-    /// parameters alone (ZeRO's first stage). `overlap`: the variables in the order in which they were made, which is
-    /// about that of the forward pass; their gradients are exchanged while the backward pass of a step's last
-    /// micro-batch goes on. `None`: after it, as behind activation checkpoints, which hide from LibTorch what they use.
+    /// Joins a process group: gradients become sums over all ranks.
+    ///
+    /// With `shard`, each rank keeps the moments of a part of the parameters (ZeRO stage 1). With
+    /// `overlap`, the variables in order of creation (about that of the forward pass), gradients
+    /// are exchanged during the backward pass of the last micro-batch of a step. Pass `None` to
+    /// exchange them after it, as activation checkpointing requires: it hides the use of
+    /// parameters.
     ///
     /// # Errors
-    /// [`Error::Dist`] if LibTorch refuses.
-    pub fn join(&mut self, ranks: &World, shard: bool, overlap: Option<Vec<Tensor>>) -> Result<()> {
-        self.ranks = ranks.clone();
-        let Some(group) = ranks.group().filter(|_| ranks.count() > 1) else { return Ok(()) };
+    /// Returns [`Error::Dist`] if communication fails.
+    pub fn join(&mut self, world: &World, shard: bool, overlap: Option<Vec<Tensor>>) -> Result<()> {
+        self.world = world.clone();
+        let Some(group) = world.group().filter(|_| world.size() > 1) else { return Ok(()) };
         if shard {
-            self.owners = Some(Owners::divide(&mut self.groups, ranks));
+            self.owners = Some(Owners::partition(&mut self.groups, world));
         }
         if let Some(mut params) = overlap {
             params.retain(Tensor::requires_grad);
@@ -198,57 +213,57 @@ impl AdamW {
         Ok(())
     }
 
-    /// Whether this rank keeps the moments of parameter `i` of a group.
-    fn keeps(&self, number: usize, i: usize) -> bool {
-        self.owners.as_ref().is_none_or(|owners| owners.is_mine(number, i))
+    /// Returns whether this rank has the moments of parameter `i` of a group.
+    fn is_owned(&self, group: usize, i: usize) -> bool {
+        self.owners.as_ref().is_none_or(|owners| owners.is_mine(group, i))
     }
 
-    /// What this rank moves of a group.
-    fn part(&self, number: usize, grads: &[Tensor]) -> Part {
+    /// Returns the parameters of a group that this rank updates.
+    fn owned_params(&self, number: usize, grads: &[Tensor]) -> OwnedParams {
         let group = &self.groups[number];
-        let mine: Vec<usize> = (0..grads.len()).filter(|&i| self.keeps(number, i)).collect();
-        let of = |list: &[Tensor]| mine.iter().map(|&i| list[i].shallow_clone()).collect();
-        Part {
-            params: of(&group.params),
-            grads: of(grads),
-            exp_avgs: of(&group.exp_avgs),
-            exp_avg_sqs: of(&group.exp_avg_sqs),
+        let owned: Vec<usize> = (0..grads.len()).filter(|&i| self.is_owned(number, i)).collect();
+        let select = |list: &[Tensor]| owned.iter().map(|&i| list[i].shallow_clone()).collect();
+        OwnedParams {
+            params: select(&group.params),
+            grads: select(grads),
+            exp_avgs: select(&group.exp_avgs),
+            exp_avg_sqs: select(&group.exp_avg_sqs),
         }
     }
 
-    /// Step number `step` (counted from 1) by `gradients` over `divisor`.
+    /// Updates the parameters with `gradients / divisor`; `step` counts from 1.
     ///
     /// # Errors
-    /// [`Error::Torch`] if LibTorch refuses.
+    /// Returns [`Error::Torch`] if an operation fails, and [`Error::Dist`] if communication fails.
     pub fn step(&mut self, step: u64, lr: f64, gradients: &Gradients, divisor: f64) -> Result<()> {
         for (number, grads) in gradients.groups.iter().enumerate() {
             let group = &self.groups[number];
-            if step <= group.pace.start {
+            if step <= group.settings.freeze_steps {
                 continue;
             }
-            let (lr, weight_decay) = (lr * group.pace.scale, group.weight_decay);
-            let step = step - group.pace.start;
-            let part = self.part(number, grads);
+            let (lr, weight_decay) = (lr * group.settings.lr_scale, group.weight_decay);
+            let step = step - group.settings.freeze_steps;
+            let owned = self.owned_params(number, grads);
             let AdamWConfig { betas, eps, .. } = self.config;
             let settings = FusedAdamW { lr, betas, eps, weight_decay, divisor };
             if self.config.has(OptimizerCompat::FairseqEpsilon) {
-                fairseq_step(&settings, &part, step);
+                fairseq_step(&settings, &owned, step);
             } else {
-                let Part { params, grads, exp_avgs, exp_avg_sqs } = &part;
+                let OwnedParams { params, grads, exp_avgs, exp_avg_sqs } = &owned;
                 fused_adamw(settings, step, params, grads, exp_avgs, exp_avg_sqs)?;
             }
         }
         if let Some(owners) = &self.owners {
-            owners.share_params(&self.groups, &self.ranks)?;
+            owners.broadcast_params(&self.groups, &self.world)?;
         }
         Ok(())
     }
 
-    /// Both moments of every parameter that this rank keeps: `exp_avg.NAME`, `exp_avg_sq.NAME`.
+    /// Returns the moments that this rank has, as `exp_avg.NAME` and `exp_avg_sq.NAME`.
     pub fn state(&self) -> HashMap<String, Tensor> {
         let mut state = HashMap::new();
         for (number, group) in self.groups.iter().enumerate() {
-            for i in (0..group.names.len()).filter(|&i| self.keeps(number, i)) {
+            for i in (0..group.names.len()).filter(|&i| self.is_owned(number, i)) {
                 let moments = group.moments(i).map(Tensor::shallow_clone);
                 state.extend(group.moment_names(i).into_iter().zip(moments));
             }
@@ -256,44 +271,48 @@ impl AdamW {
         state
     }
 
-    /// The same of all ranks, on rank 0; all ranks have to call it. The others get what they keep.
+    /// Gathers the moments of all ranks on rank 0; the other ranks get their own moments only.
+    ///
+    /// All ranks must call it.
     ///
     /// # Errors
-    /// [`Error::Dist`] if a rank is gone.
+    /// Returns [`Error::Dist`] if communication fails.
     pub fn gather(&self) -> Result<HashMap<String, Tensor>> {
         match &self.owners {
             None => Ok(self.state()),
-            Some(owners) => owners.gather(&self.groups, &self.ranks),
+            Some(owners) => owners.gather(&self.groups, &self.world),
         }
     }
 
-    /// Takes over moments from the file `path`, which rank 0 reads for all.
+    /// Loads moments from the file `path`, which rank 0 reads for all ranks.
     ///
     /// # Errors
-    /// If it cannot be read; [`Error::Tensor`] if moments are missing or of another shape.
+    /// Returns an error if the file cannot be read, and [`Error::Tensor`] if moments are missing or
+    /// have another shape.
     pub fn load_state(&mut self, path: &Path) -> Result<()> {
-        let first = self.ranks.is_rank0();
-        let read = if first { read_tensors(path)? } else { BTreeMap::new() };
+        let rank0 = self.world.is_rank0();
+        let read = if rank0 { read_tensors(path)? } else { BTreeMap::new() };
         match &self.owners {
-            Some(owners) => owners.scatter(&self.groups, &self.ranks, path, &read),
-            None if first => {
+            Some(owners) => owners.scatter(&self.groups, &self.world, path, &read),
+            None if rank0 => {
                 assign(path, &self.state(), &read)?;
-                self.ranks.broadcast_params(self.state())
+                self.world.broadcast_params(self.state())
             }
-            None => self.ranks.broadcast_params(self.state()),
+            None => self.world.broadcast_params(self.state()),
         }
     }
 }
 
-/// One step with epsilon outside the bias correction, in fairseq's order of operations.
-fn fairseq_step(settings: &FusedAdamW, part: &Part, step: u64) {
+/// Updates parameters with epsilon outside the bias correction, in the order of operations of
+/// fairseq.
+fn fairseq_step(settings: &FusedAdamW, owned: &OwnedParams, step: u64) {
     let FusedAdamW { lr, betas: [beta1, beta2], eps, weight_decay, divisor } = *settings;
     let corrected = |beta: f64| 1.0 - beta.powf(step as f64);
     let step_size = lr * corrected(beta2).sqrt() / corrected(beta1);
     tch::no_grad(|| {
-        for (i, grad) in part.grads.iter().enumerate() {
+        for (i, grad) in owned.grads.iter().enumerate() {
             let [mut param, mut m, mut v] =
-                [&part.params[i], &part.exp_avgs[i], &part.exp_avg_sqs[i]]
+                [&owned.params[i], &owned.exp_avgs[i], &owned.exp_avg_sqs[i]]
                     .map(Tensor::shallow_clone);
             let grad = grad / divisor;
             let _ = m.g_mul_scalar_(beta1);
@@ -311,8 +330,12 @@ mod tests {
     use super::*;
     use tch::{Device, Kind, nn};
 
-    /// A parameter of that value, and the gradients of a step where it has the gradient `grad`.
-    fn one(value: f64, grad: f64, config: &AdamWConfig) -> (nn::VarStore, AdamW, Gradients) {
+    /// Returns a parameter of value `value`, its optimizer and gradients of value `grad`.
+    fn single_param(
+        value: f64,
+        grad: f64,
+        config: &AdamWConfig,
+    ) -> (nn::VarStore, AdamW, Gradients) {
         let vars = nn::VarStore::new(Device::Cpu);
         let w = vars.root().var("w", &[1], nn::Init::Const(value));
         let optimizer = AdamW::new(vars.variables(), config);
@@ -323,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn epsilon_before_or_after_bias_correction() {
+    fn epsilon_is_added_before_or_after_bias_correction() {
         // At |g| = eps and β₂ = .98 the first update is .5·lr with PyTorch's AdamW and
         // 1/(1 + 1/√(1 − β₂)) ≈ .124·lr with fairseq's Adam.
         let config =
@@ -332,7 +355,7 @@ mod tests {
             (vec![], 0.5),
             (vec![OptimizerCompat::FairseqEpsilon], 1.0 / (1.0 + 1.0 / 0.02_f64.sqrt())),
         ] {
-            let (vars, mut optimizer, gradients) = one(1.0, 4e-6, &config(compat));
+            let (vars, mut optimizer, gradients) = single_param(1.0, 4e-6, &config(compat));
             optimizer.step(1, 0.1, &gradients, 4.0).expect("a step");
             let moved = 1.0 - vars.variables()["w"].double_value(&[0]);
             assert!((moved / 0.1 - expected).abs() < 1e-4, "{moved}");
@@ -340,10 +363,10 @@ mod tests {
     }
 
     #[test]
-    fn clipping_counts_the_mean_gradient() {
+    fn clips_mean_gradient() {
         let config =
             AdamWConfig { betas: [0.9, 0.98], eps: 1e-8, weight_decay: 0.1, compat: vec![] };
-        let (_vars, mut optimizer, gradients) = one(1.0, 8.0, &config);
+        let (_vars, mut optimizer, gradients) = single_param(1.0, 8.0, &config);
         let norm = gradients.norm.double_value(&[]);
         assert_eq!(norm, 8.0);
         optimizer

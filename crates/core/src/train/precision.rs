@@ -1,28 +1,30 @@
-//! In what precision is computed.
+//! Precision of matrix products and convolutions.
 
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
 use crate::Result;
 
-/// In what matrix products and convolutions are computed. Parameters, their moments, teacher, targets and
-/// loss are f32, and so is what softmax and norms compute with.
+/// Precision of matrix products and convolutions.
+///
+/// Parameters, moments, teacher, targets and loss are f32 in any precision, as are softmax and the
+/// statistics of norms.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// 24 significant bits.
+    /// Single precision.
     #[default]
     F32,
-    /// 8 significant bits: half the memory traffic, and faster where the hardware has it (AVX512-BF16,
-    /// AMX, NVIDIA GPUs from Ampere on).
+    /// bfloat16 autocast: halves memory traffic, and is faster on hardware with support
+    /// (AVX512-BF16, AMX, NVIDIA GPUs since Ampere).
     Bf16,
 }
 
 impl Precision {
-    /// Runs `body` with products and convolutions on `device` in this precision.
+    /// Runs `body` with matrix products and convolutions on `device` in this precision.
     ///
     /// # Errors
-    /// [`Error::Torch`](crate::Error::Torch) if the device cannot.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if the device does not support it.
     pub fn run<T>(self, device: Device, body: impl FnOnce() -> T) -> Result<T> {
         match self {
             Self::F32 => Ok(body()),
@@ -30,7 +32,7 @@ impl Precision {
         }
     }
 
-    /// Whether nothing has to be said of it.
+    /// Returns whether this is the default, which is not serialised.
     pub(crate) fn is_f32(&self) -> bool {
         *self == Self::F32
     }

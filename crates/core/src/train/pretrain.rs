@@ -1,4 +1,4 @@
-//! One optimizer step, and all that has to be kept to take the next.
+//! One optimizer step of pretraining, and the state it needs.
 
 use std::path::Path;
 
@@ -6,26 +6,29 @@ use data2vec_torch_ext::{moments, scope};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::batch::upload;
-use crate::checkpoint::{Snapshot, assign, read_tensors};
-use crate::loss::mean_std_of_moments;
-use crate::{
-    AdamW, AdamWConfig, Batch, Data2Vec, Error, FeatureEncoder, Gradients, Objective, World,
-    Result, Schedule,
-};
+use crate::data::batch::{Batch, upload};
+use crate::error::{Error, Result};
+use crate::io::checkpoint::{Snapshot, assign, read_tensors};
+use crate::method::data2vec::{Data2Vec, Objective};
+use crate::method::loss::mean_std_of_moments;
+use crate::model::feature::FeatureEncoder;
+use crate::train::chunks::{forward_in_chunks, tokens_per_chunk};
+use crate::train::optim::{AdamW, AdamWConfig, Gradients};
+use crate::train::schedule::Schedule;
+use crate::train::world::World;
 
 const MODEL: &str = "model.safetensors";
 const TEACHER: &str = "teacher.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// How long and how far the optimizer goes.
+/// Number of steps, gradient clipping and seed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepConfig {
-    /// Optimizer steps of the whole run; the schedule's horizon.
+    /// Optimizer steps of the whole run; the horizon of the schedule.
     pub steps: u64,
-    /// Largest norm of the gradient; `None`: no clipping.
+    /// Maximum norm of the gradient; `None`: no clipping.
     pub clip_norm: Option<f64>,
-    /// Of all randomness.
+    /// Seed of all randomness.
     pub seed: u64,
 }
 
@@ -33,49 +36,50 @@ pub struct StepConfig {
 /// randomness is a function of seed and step.
 #[derive(Debug)]
 pub struct TrainState<F: FeatureEncoder> {
-    /// What is trained.
+    /// The model that is trained.
     pub model: Data2Vec<F>,
-    /// Its moments.
+    /// Its optimizer.
     pub optimizer: AdamW,
     /// Completed optimizer steps.
     pub step: u64,
-    /// What the schedule's learning rates are multiplied by; 1 unless training had to be slowed down.
+    /// Factor of the schedule's learning rates; below 1 after recovery from a failure.
     pub lr_scale: f64,
     schedule: Schedule,
     config: StepConfig,
-    ranks: World,
+    world: World,
 }
 
-/// Figures of one optimizer step.
+/// Metrics of one optimizer step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepReport {
-    /// Completed steps, this one included.
+    /// Completed steps, including this one.
     pub step: u64,
-    /// Mean over hidden tokens.
+    /// Mean over masked tokens.
     pub loss: f64,
-    /// How many there are.
-    pub hidden: f64,
-    /// Mean over channels of the targets' standard deviation over hidden tokens; 0: collapse.
+    /// Number of masked tokens.
+    pub num_masked: f64,
+    /// Standard deviation of the targets over masked tokens, averaged over channels; 0: collapse.
     pub target_std: f64,
-    /// The same of predictions.
+    /// Standard deviation of the predictions, likewise.
     pub pred_std: f64,
-    /// Norm of the mean gradient, before clipping.
+    /// Norm of the mean gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate of this step.
     pub lr: f64,
-    /// Share of the old teacher that was kept.
+    /// EMA decay of this step.
     pub ema_decay: f64,
-    /// Share of tokens that were hidden.
+    /// Share of masked tokens.
     pub masked_share: f64,
-    /// Loss or gradient was not finite: weights, moments and teacher are as before the step.
+    /// Whether the step was skipped because loss or gradient was not finite; weights, moments and
+    /// teacher are unchanged then.
     pub skipped: bool,
 }
 
 impl<F: FeatureEncoder> TrainState<F> {
-    /// Before the first step.
+    /// Creates the state before the first step.
     ///
     /// # Errors
-    /// [`Error::Config`] naming an impossible setting.
+    /// [`Error::Config`] naming the invalid setting.
     pub fn new(
         model: Data2Vec<F>,
         optimizer: &AdamWConfig,
@@ -88,35 +92,35 @@ impl<F: FeatureEncoder> TrainState<F> {
             return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")));
         }
         let optimizer = AdamW::new(model.vars().variables(), optimizer);
-        let ranks = World::default();
-        Ok(Self { model, optimizer, step: 0, lr_scale: 1.0, schedule, config, ranks })
+        let world = World::default();
+        Ok(Self { model, optimizer, step: 0, lr_scale: 1.0, schedule, config, world })
     }
 
-    /// From now on this is one of several processes that train the model together. With `shard` each keeps
-    /// the moments of a part of the parameters alone, and in bf16 a part of the teacher.
+    /// Joins a process group that trains the model together. With `shard` each rank keeps the moments
+    /// of a part of the parameters only, and in bf16 a part of the teacher.
     ///
     /// # Errors
-    /// If the others train another model, or are gone.
-    pub fn join(&mut self, ranks: &World, shard: bool) -> Result<()> {
-        self.model.join(ranks, shard)?;
+    /// If the other ranks train another model, or are gone.
+    pub fn join(&mut self, world: &World, shard: bool) -> Result<()> {
+        self.model.join(world, shard)?;
         let overlap = !self.model.config().model.activation_checkpointing;
         let variables = || self.model.vars().trainable_variables();
-        self.optimizer.join(ranks, shard, overlap.then(variables))?;
-        self.ranks = ranks.clone();
+        self.optimizer.join(world, shard, overlap.then(variables))?;
+        self.world = world.clone();
         Ok(())
     }
 
-    /// One optimizer step on one or more micro-batches. Their gradients add up to that of one batch
-    /// as large: sums over hidden tokens, divided once.
+    /// Takes one optimizer step on one or more micro-batches. Their gradients add up to that of one
+    /// large batch: sums over masked tokens, divided once.
     ///
     /// # Errors
-    /// If a batch does not suit the model, or LibTorch refuses.
+    /// If a batch does not suit the model, or LibTorch fails.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepReport> {
         self.step_at(&(0..).zip(batches).collect::<Vec<_>>())
     }
 
-    /// The same on this rank's micro-batches of a step, each with its place among those of all ranks, on
-    /// which its masks and its dropout depend. Loss, gradients and figures are of all ranks.
+    /// Takes one step on this rank's micro-batches, each with its index among those of all ranks, by
+    /// which its masks and dropout are drawn. Loss, gradients and metrics are those of all ranks.
     ///
     /// # Errors
     /// As [`step`](Self::step), and if another rank is gone.
@@ -126,16 +130,15 @@ impl<F: FeatureEncoder> TrainState<F> {
         let (model, place) = (&self.model, (self.config.seed, self.step));
         let gradients = self.optimizer.gradients(place, batches, |batch, rng, take| {
             let batch = batch.to_device(model.device());
-            let last = model.forward_in_parts(&batch, rng, model.tokens_at_once(), |part| {
-                take(&sums.add(part)?)
-            })?;
+            let backward = |chunk| take(&sums.add(chunk)?);
+            let last = forward_in_chunks(model, &batch, rng, tokens_per_chunk(model), backward)?;
             sums.add(last)
         })?;
-        let figures = sums.means(&self.ranks, &gradients, model.config().transformer.dim)?;
-        let Figures { loss, hidden, masked_share, target_std, pred_std, norm } = figures;
+        let means = sums.means(&self.world, &gradients, model.config().transformer.dim)?;
+        let Means { loss, num_masked, masked_share, target_std, pred_std, norm } = means;
         let skipped = !loss.is_finite() || !norm.is_finite();
         if !skipped {
-            let divisor = Gradients::divisor(norm, hidden, self.config.clip_norm);
+            let divisor = Gradients::divisor(norm, num_masked, self.config.clip_norm);
             let step = || self.optimizer.step(self.step + 1, lr, &gradients, divisor);
             scope(c"optimizer", step)?;
         }
@@ -147,10 +150,10 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(StepReport {
             step: self.step,
             loss,
-            hidden,
+            num_masked,
             target_std,
             pred_std,
-            grad_norm: if skipped { f64::NAN } else { norm / hidden },
+            grad_norm: if skipped { f64::NAN } else { norm / num_masked },
             lr,
             ema_decay,
             masked_share,
@@ -158,15 +161,14 @@ impl<F: FeatureEncoder> TrainState<F> {
         })
     }
 
-    /// Copies weights, teacher and moments.
+    /// Copies weights, teacher and moments. All ranks must call it; only rank 0 copies.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies. Of several processes rank 0 alone copies, but
-    /// all have to call it: [`Error::Dist`] if one is gone.
+    /// [`Error::Torch`] if there is no memory for the copies, [`Error::Dist`] if a rank is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let (moments, teacher) = (self.optimizer.gather()?, self.model.teacher().gather()?);
         let mut snapshot = Snapshot::default();
-        if self.ranks.is_rank0() {
+        if self.world.is_rank0() {
             snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
             snapshot.add_tensors(TEACHER, &teacher)?;
             snapshot.add_tensors(OPTIMIZER, &moments)?;
@@ -174,18 +176,18 @@ impl<F: FeatureEncoder> TrainState<F> {
         Ok(snapshot)
     }
 
-    /// Takes over what a [`snapshot`](Self::snapshot) has written to the folder `dir` after `step` steps.
-    /// The teacher does not move.
+    /// Loads what a [`snapshot`](Self::snapshot) wrote to the directory `dir` after `step` steps. The
+    /// teacher does not move.
     ///
     /// # Errors
-    /// If a file is missing, broken, or belongs to a model of other sizes.
+    /// If a file is missing or damaged, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
         let [model, teacher, optimizer] = [MODEL, TEACHER, OPTIMIZER].map(|name| dir.join(name));
-        // Rank 0 reads for all: the others may not see its folder.
-        if self.ranks.is_rank0() {
+        // Rank 0 reads for all: other ranks may not see its directory.
+        if self.world.is_rank0() {
             assign(&model, &self.model.vars().variables(), &read_tensors(&model)?)?;
         }
-        self.ranks.broadcast_params(self.model.vars().variables())?;
+        self.world.broadcast_params(self.model.vars().variables())?;
         self.model.teacher().load(&teacher)?;
         self.optimizer.load_state(&optimizer)?;
         self.step = step;
@@ -193,65 +195,63 @@ impl<F: FeatureEncoder> TrainState<F> {
     }
 }
 
-/// What a step's micro-batches add up to.
+/// Sums over a step's micro-batches.
 #[derive(Default)]
 struct Sums {
-    hidden: f64,
+    num_masked: f64,
     masked_share: f64,
-    /// Of how many objectives.
+    /// Number of objectives.
     count: f64,
-    /// [`moments`]; `None`: of none.
+    /// [`moments`] over masked tokens; `None` before the first objective.
     targets: Option<Tensor>,
     predictions: Option<Tensor>,
 }
 
 /// See [`StepReport`].
-struct Figures {
+struct Means {
     loss: f64,
-    hidden: f64,
+    num_masked: f64,
     masked_share: f64,
     target_std: f64,
     pred_std: f64,
-    /// Of the sum of gradients.
+    /// Norm of the summed gradients.
     norm: f64,
 }
 
 impl Sums {
-    /// Takes note of a micro-batch or a part of one. Returns its loss.
+    /// Adds a micro-batch or a chunk of one. Returns its loss.
     fn add(&mut self, objective: Objective) -> Result<Tensor> {
-        self.hidden += objective.num_hidden as f64;
+        self.num_masked += objective.num_masked as f64;
         self.masked_share += objective.masked_share;
         self.count += 1.0;
         let Objective { loss, prediction, target, .. } = objective;
         for (sum, rows) in [(&mut self.targets, target), (&mut self.predictions, prediction)] {
-            let these = moments(&rows)?;
-            *sum = Some(match sum.take() {
-                Some(sum) => sum + these,
-                None => these,
-            });
+            let new = moments(&rows)?;
+            *sum = Some(sum.take().map_or_else(|| new.shallow_clone(), |sum| sum + &new));
         }
         Ok(loss)
     }
 
-    /// Over the micro-batches of all ranks. The device is waited for once.
-    fn means(&self, ranks: &World, gradients: &Gradients, dim: i64) -> Result<Figures> {
+    /// Returns means over the micro-batches of all ranks. Waits for the device once.
+    fn means(&self, world: &World, gradients: &Gradients, dim: i64) -> Result<Means> {
         let Gradients { loss, norm, .. } = gradients;
         let device = norm.device();
         let [loss, norm] = [loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
-        let counts = [self.hidden, self.masked_share, self.count];
+        let counts = [self.num_masked, self.masked_share, self.count];
         let counts = upload(&Tensor::from_slice(&counts), device);
         let none = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
         let [targets, predictions] =
             [&self.targets, &self.predictions].map(|sum| sum.as_ref().unwrap_or(&none));
         let sums = Tensor::cat(&[&loss, &counts, targets, predictions], 0);
-        ranks.sum(&[sums.shallow_clone()])?;
-        // All ranks have the same norm.
+        world.all_reduce_sum(&[sums.shallow_clone()])?;
+        // The norm is already that of all ranks.
         let all = Vec::<f64>::try_from(&Tensor::cat(&[norm, sums], 0))?;
-        let [norm, loss, hidden, masked_share, count] = [all[0], all[1], all[2], all[3], all[4]];
+        let [norm, loss, num_masked, masked_share, count] =
+            [all[0], all[1], all[2], all[3], all[4]];
         let (targets, predictions) = all[5..].split_at(1 + 2 * dim as usize);
-        Ok(Figures {
-            loss: loss / hidden,
-            hidden,
+        Ok(Means {
+            loss: loss / num_masked,
+            num_masked,
             masked_share: masked_share / count,
             target_std: mean_std_of_moments(targets),
             pred_std: mean_std_of_moments(predictions),

@@ -1,4 +1,4 @@
-//! Learning rates over a run.
+//! Learning rate schedules.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,45 +12,52 @@ pub enum Schedule {
     TriStage {
         /// Peak learning rate.
         lr: f64,
-        /// First rate over the peak.
+        /// Ratio of the first learning rate to the peak.
         init_scale: f64,
-        /// Last rate over the peak.
+        /// Ratio of the last learning rate to the peak.
         final_scale: f64,
-        /// Shares of all steps for warm-up, plateau and decay; they sum to 1.
+        /// Fractions of all steps for warm-up, plateau and decay; they sum to 1.
         phases: [f64; 3],
     },
-    /// Linear warm-up from `min_lr`, then half a cosine down to it.
+    /// Linear warm-up from `min_lr`, then cosine decay to it.
     Cosine {
         /// Peak learning rate.
         lr: f64,
         /// First and last learning rate.
         min_lr: f64,
-        /// Steps of the warm-up.
+        /// Number of warm-up steps.
         warmup_steps: u64,
     },
-    /// Linear warm-up from 0, then a power of the remaining share.
+    /// Linear warm-up from 0, then polynomial decay.
     Polynomial {
         /// Peak learning rate.
         lr: f64,
         /// Last learning rate.
         end_lr: f64,
-        /// Exponent of the remaining share; 1 is a line.
+        /// Exponent of the decay; 1 is linear.
         power: f64,
-        /// Steps of the warm-up.
+        /// Number of warm-up steps.
         warmup_steps: u64,
     },
 }
 
+/// The schedule of 2.0 Base for speech.
+impl Default for Schedule {
+    fn default() -> Self {
+        Self::Cosine { lr: 7.5e-4, min_lr: 0.0, warmup_steps: 8000 }
+    }
+}
+
 impl Schedule {
-    /// Checks the settings against the run's length.
+    /// Checks the settings for a run of `steps` steps.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// Returns [`Error::Config`] naming the key.
     pub fn validate(&self, steps: u64) -> Result<()> {
         let (Self::TriStage { lr, .. } | Self::Cosine { lr, .. } | Self::Polynomial { lr, .. }) =
             *self;
         if !(lr > 0.0 && lr.is_finite()) {
-            return Err(Error::config("schedule.lr", format!("{lr} is not above 0")));
+            return Err(Error::config("schedule.lr", format!("must be above 0, not {lr}")));
         }
         let last = match *self {
             Self::Cosine { min_lr, .. } => Some(("schedule.min_lr", min_lr)),
@@ -64,7 +71,7 @@ impl Schedule {
             Self::TriStage { phases, init_scale, final_scale, .. } => {
                 let sum: f64 = phases.iter().sum();
                 if (sum - 1.0).abs() > 1e-6 || phases.iter().any(|p| *p < 0.0) {
-                    let reason = format!("{phases:?} are not three shares that sum to 1");
+                    let reason = format!("must be three fractions that sum to 1, not {phases:?}");
                     return Err(Error::config("schedule.phases", reason));
                 }
                 if !(init_scale > 0.0 && final_scale > 0.0) {
@@ -75,7 +82,7 @@ impl Schedule {
             }
             Self::Cosine { warmup_steps, .. } | Self::Polynomial { warmup_steps, .. } => {
                 if warmup_steps >= steps {
-                    let reason = format!("{warmup_steps} leave nothing of train.steps = {steps}");
+                    let reason = format!("must be below train.steps = {steps}, not {warmup_steps}");
                     return Err(Error::config("schedule.warmup_steps", reason));
                 }
                 Ok(())
@@ -83,12 +90,13 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of the optimizer step that follows `step` completed ones, of `steps` in all.
+    /// Returns the learning rate of the step after `step` completed ones, of `steps` in total.
     pub fn at(&self, step: u64, steps: u64) -> f64 {
         let n = step as f64;
         match *self {
             Self::TriStage { lr, init_scale, final_scale, phases } => {
-                let [warmup, hold, decay] = phases.map(|share| (steps as f64 * share).trunc());
+                let [warmup, hold, decay] =
+                    phases.map(|fraction| (steps as f64 * fraction).trunc());
                 if n < warmup {
                     lr * init_scale + (lr - lr * init_scale) / warmup * n
                 } else if n < warmup + hold {
@@ -104,16 +112,16 @@ impl Schedule {
                 if n < warmup {
                     return min_lr + n * (lr - min_lr) / warmup;
                 }
-                let share = ((n - warmup) / (steps as f64 - warmup)).min(1.0);
-                min_lr + 0.5 * (lr - min_lr) * (1.0 + (std::f64::consts::PI * share).cos())
+                let progress = ((n - warmup) / (steps as f64 - warmup)).min(1.0);
+                min_lr + 0.5 * (lr - min_lr) * (1.0 + (std::f64::consts::PI * progress).cos())
             }
             Self::Polynomial { lr, end_lr, power, warmup_steps } => {
                 let warmup = warmup_steps as f64;
                 if n <= warmup && warmup > 0.0 {
                     return lr * n / warmup;
                 }
-                let left = 1.0 - ((n - warmup) / (steps as f64 - warmup)).min(1.0);
-                (lr - end_lr) * left.powf(power) + end_lr
+                let remaining = 1.0 - ((n - warmup) / (steps as f64 - warmup)).min(1.0);
+                (lr - end_lr) * remaining.powf(power) + end_lr
             }
         }
     }
@@ -126,13 +134,16 @@ mod tests {
     fn close(schedule: &Schedule, steps: u64, expected: &[(u64, f64)]) {
         for &(step, lr) in expected {
             let got = schedule.at(step, steps);
-            assert!((got - lr).abs() <= 1e-9 * lr.max(1e-9), "step {step}: {got} is not {lr}");
+            assert!(
+                (got - lr).abs() <= 1e-9 * lr.max(1e-9),
+                "step {step}: expected {lr}, got {got}"
+            );
         }
     }
 
-    // Values of the released configurations, worked out from fairseq 3d262bb's formulas.
+    // Values of the released configurations, computed with the formulas of fairseq 3d262bb.
     #[test]
-    fn tri_stage_of_the_first_release() {
+    fn tri_stage_matches_data2vec_1() {
         let schedule = Schedule::TriStage {
             lr: 5e-4,
             init_scale: 0.01,
@@ -157,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_of_the_second_release() {
+    fn cosine_matches_data2vec_2() {
         let schedule = Schedule::Cosine { lr: 7.5e-4, min_lr: 0.0, warmup_steps: 8_000 };
         close(
             &schedule,
@@ -168,13 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn polynomial_is_a_line_by_default() {
+    fn polynomial_with_power_1_is_linear() {
         let schedule = Schedule::Polynomial { lr: 2e-5, end_lr: 0.0, power: 1.0, warmup_steps: 10 };
         close(&schedule, 110, &[(0, 0.0), (5, 1e-5), (10, 2e-5), (60, 1e-5)]);
     }
 
     #[test]
-    fn impossible_settings_are_named() {
+    fn rejects_invalid_settings() {
         let cosine = Schedule::Cosine { lr: 1e-3, min_lr: 0.0, warmup_steps: 100 };
         assert!(cosine.validate(100).unwrap_err().to_string().contains("schedule.warmup_steps"));
         let stages = Schedule::TriStage {

@@ -1,10 +1,9 @@
-//! Several processes that train one model, each on its share of every step's micro-batches.
+//! Data-parallel training: the ranks of a process group and the collectives of a step.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
-use std::rc::Rc;
 use std::result::Result as Outcome;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use data2vec_torch_ext::dist::{self, ProcessGroup, Reduce};
@@ -13,125 +12,131 @@ use tch::{Device, Tensor};
 use crate::random::hash;
 use crate::{Error, Result};
 
-/// How often rank 0 tells that it is alive while the others wait for it.
-const BEAT: Duration = Duration::from_millis(500);
+/// Interval of the heartbeats of rank 0 while the other ranks wait for it.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
-/// The processes that train a model together; by default this one is alone, and every exchange is none.
+/// The ranks that train a model together; by default a single rank, without communication.
 #[derive(Clone, Debug, Default)]
-pub struct World(Option<Rc<Shared>>);
+pub struct World(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
     group: ProcessGroup,
-    /// How often rank 0 has worked alone.
-    turns: Cell<u64>,
+    /// Number of calls of [`World::on_rank0`] so far.
+    rank0_calls: AtomicU64,
 }
 
 impl From<ProcessGroup> for World {
     fn from(group: ProcessGroup) -> Self {
-        Self(Some(Rc::new(Shared { group, turns: Cell::default() })))
+        Self(Some(Arc::new(Shared { group, rank0_calls: AtomicU64::default() })))
     }
 }
 
 impl World {
-    /// The group, unless this process is alone.
+    /// Returns the process group; `None` for a single process.
     pub fn group(&self) -> Option<&ProcessGroup> {
         self.0.as_ref().map(|shared| &shared.group)
     }
 
-    /// The number of this process, from 0.
+    /// Returns the rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.group().map_or(0, ProcessGroup::rank)
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
+    /// Returns the world size, the number of ranks.
+    pub fn size(&self) -> usize {
         self.group().map_or(1, ProcessGroup::size)
     }
 
-    /// Whether this is the one that writes.
+    /// Returns whether this is rank 0, which writes files and evaluates.
     pub fn is_rank0(&self) -> bool {
         self.rank() == 0
     }
 
-    /// A rank for each of several things, so that each rank has about as much of their `sizes`.
-    pub(crate) fn divide(&self, sizes: &[usize]) -> Vec<usize> {
-        let mut places: Vec<usize> = (0..sizes.len()).collect();
-        // Largest first, always to the rank that has least: stable, so that all ranks see the same.
-        places.sort_by_key(|&place| std::cmp::Reverse(sizes[place]));
-        let (mut owners, mut load) = (vec![0; sizes.len()], vec![0; self.count()]);
-        for place in places {
+    /// Assigns items of the given `sizes` to ranks, about equally by total size; returns the rank
+    /// of each.
+    pub(crate) fn partition(&self, sizes: &[usize]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..sizes.len()).collect();
+        // Largest first, to the rank with the least load; a stable sort, so that all ranks agree.
+        order.sort_by_key(|&item| std::cmp::Reverse(sizes[item]));
+        let (mut owners, mut load) = (vec![0; sizes.len()], vec![0; self.size()]);
+        for item in order {
             let least = (0..load.len()).min_by_key(|&rank| load[rank]).unwrap_or(0);
-            load[least] += sizes[place];
-            owners[place] = least;
+            load[least] += sizes[item];
+            owners[item] = least;
         }
         owners
     }
 
-    /// Adds the ranks' `tensors` in place.
+    /// Sums `tensors` over all ranks, in place.
     ///
     /// # Errors
-    /// [`Error::Dist`] if another rank is gone or does not answer in time.
-    pub fn sum(&self, tensors: &[Tensor]) -> Result<()> {
+    /// Returns [`Error::Dist`] if another rank has exited or times out.
+    pub fn all_reduce_sum(&self, tensors: &[Tensor]) -> Result<()> {
         Ok(self.group().map_or(Ok(()), |group| group.all_reduce(tensors, Reduce::Sum))?)
     }
 
-    /// The sums of the ranks' numbers, which travel on `device`.
+    /// Sums `values` over all ranks, by a tensor on `device`.
     ///
     /// # Errors
-    /// As [`sum`](Self::sum).
-    pub fn sum_numbers<const N: usize>(&self, mine: [f64; N], device: Device) -> Result<[f64; N]> {
+    /// See [`all_reduce_sum`](Self::all_reduce_sum).
+    pub fn sum_scalars<const N: usize>(
+        &self,
+        values: [f64; N],
+        device: Device,
+    ) -> Result<[f64; N]> {
         if self.group().is_none() {
-            return Ok(mine);
+            return Ok(values);
         }
-        let sums = Tensor::from_slice(&mine).to_device(device);
-        self.sum(&[sums.shallow_clone()])?;
+        let sums = Tensor::from_slice(&values).to_device(device);
+        self.all_reduce_sum(&[sums.shallow_clone()])?;
         let mut all = [0.0; N];
         sums.to_device(Device::Cpu).f_copy_data(&mut all, N)?;
         Ok(all)
     }
 
-    /// Puts the values that `root` has in `tensors` in their place here.
+    /// Overwrites `tensors` with the values of rank `root`.
     ///
     /// # Errors
-    /// As [`sum`](Self::sum).
+    /// See [`all_reduce_sum`](Self::all_reduce_sum).
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
         Ok(self.group().map_or(Ok(()), |group| group.broadcast(tensors, root))?)
     }
 
-    /// Puts rank 0's values in the place of all ranks' `variables`.
+    /// Overwrites `variables` with the values of rank 0.
     ///
     /// # Errors
-    /// As [`sum`](Self::sum).
+    /// See [`all_reduce_sum`](Self::all_reduce_sum).
     pub fn broadcast_params(&self, variables: HashMap<String, Tensor>) -> Result<()> {
-        // In one order everywhere: a hash map has none.
+        // Sorted: all ranks need the same order, which a hash map does not define.
         let sorted = BTreeMap::from_iter(variables);
         self.broadcast(&sorted.into_values().collect::<Vec<_>>(), 0)
     }
 
-    /// Whether all ranks say the same of `what`.
+    /// Checks that all ranks have the same `value` of `what`.
     ///
     /// # Errors
-    /// [`Error::Input`] that names those which differ from rank 0.
-    pub fn assert_same(&self, what: &str, mine: &str) -> Result<()> {
+    /// Returns [`Error::Input`] naming the ranks that differ from rank 0.
+    pub fn assert_same(&self, what: &str, value: &str) -> Result<()> {
         let Some(group) = self.group() else { return Ok(()) };
-        let all = group.gather_texts(mine)?;
+        let all = group.all_gather_str(value)?;
         let others: Vec<String> =
             (1..all.len()).filter(|&r| all[r] != all[0]).map(|r| r.to_string()).collect();
         if others.is_empty() {
             return Ok(());
         }
         Err(Error::Input(format!(
-            "rank {} differs from rank 0 in {what}: start all ranks with the same command, program and data",
+            "rank {} differs from rank 0 in {what}; \
+             start all ranks with the same command, program and data",
             others.join(", ")
         )))
     }
 
-    /// Whether all ranks have variables of the same names, kinds and sizes: with others, LibTorch would end
-    /// the process.
+    /// Checks that all ranks have variables of the same names, kinds and sizes; LibTorch would
+    /// abort the process otherwise.
     ///
     /// # Errors
-    /// As [`assert_same`](Self::agree).
+    /// See [`assert_same`](Self::assert_same).
     pub fn assert_same_variables(&self, variables: &HashMap<String, Tensor>) -> Result<()> {
         let sorted = BTreeMap::from_iter(variables);
         let lines: String = sorted
@@ -141,31 +146,32 @@ impl World {
         self.assert_same("the model's variables", &format!("{:x}", hash(lines.as_bytes())))
     }
 
-    /// Rank 0's text.
+    /// Returns the `value` of rank 0 on all ranks.
     ///
     /// # Errors
-    /// As [`sum`](Self::sum).
-    pub fn broadcast_str(&self, text: &str) -> Result<String> {
-        let mine = if self.is_rank0() { text } else { "" };
-        Ok(self.gather_texts(mine)?.swap_remove(0))
+    /// See [`all_reduce_sum`](Self::all_reduce_sum).
+    pub fn broadcast_str(&self, value: &str) -> Result<String> {
+        let mine = if self.is_rank0() { value } else { "" };
+        Ok(self.gather_strings(mine)?.swap_remove(0))
     }
 
-    /// Every rank's text, by rank.
+    /// Returns the `value` of every rank, by rank.
     ///
     /// # Errors
-    /// As [`sum`](Self::sum).
-    pub fn gather_texts(&self, text: &str) -> Result<Vec<String>> {
+    /// See [`all_reduce_sum`](Self::all_reduce_sum).
+    pub fn gather_strings(&self, value: &str) -> Result<Vec<String>> {
         match self.group() {
-            Some(group) => Ok(group.gather_texts(text)?),
-            None => Ok(vec![text.to_owned()]),
+            Some(group) => Ok(group.all_gather_str(value)?),
+            None => Ok(vec![value.to_owned()]),
         }
     }
 
-    /// Has rank 0 do `work`, however long it takes, while the others wait; `None` there. They wait as long as
-    /// rank 0 lives.
+    /// Runs `work` on rank 0 while the other ranks wait and get `None`.
+    ///
+    /// The others wait as long as rank 0 sends heartbeats, whatever the timeout of collectives.
     ///
     /// # Errors
-    /// Rank 0: what `work` returns. The others: [`Error::Dist`] if rank 0 fails or falls silent.
+    /// On rank 0, returns the error of `work`; on the others [`Error::Dist`] if rank 0 fails.
     pub fn on_rank0<T, E: From<Error>>(
         &self,
         work: impl FnOnce() -> Outcome<T, E>,
@@ -173,58 +179,58 @@ impl World {
         let Some(shared) = self.0.as_ref().filter(|shared| shared.group.size() > 1) else {
             return work().map(Some);
         };
-        let (group, turn) = (&shared.group, shared.turns.get());
-        shared.turns.set(turn + 1);
-        let (done, beats) = (format!("done/{turn}"), format!("beats/{turn}"));
+        let group = &shared.group;
+        let call = shared.rank0_calls.fetch_add(1, Ordering::Relaxed);
+        let (done, beats) = (format!("done/{call}"), format!("beats/{call}"));
         if !self.is_rank0() {
-            wait_for_first(group, &done, &beats)?;
+            wait_for_rank0(group, &done, &beats)?;
             return Ok(None);
         }
-        let (tell, told) = mpsc::channel::<()>();
+        let (stop, stopped) = mpsc::channel::<()>();
         let store = group.store().clone();
-        let beat = std::thread::spawn(move || {
-            while told.recv_timeout(BEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        let heartbeat = std::thread::spawn(move || {
+            while stopped.recv_timeout(HEARTBEAT) == Err(mpsc::RecvTimeoutError::Timeout) {
                 if store.add(&beats, 1).is_err() {
-                    return; // the main thread will find out
+                    return; // the main thread will get the error, too
                 }
             }
         });
         let result = work();
-        drop(tell);
-        // It has nothing to say.
-        let _ = beat.join();
+        drop(stop);
+        let _ = heartbeat.join(); // returns nothing and does not panic
         let result = result?;
         group.store().set(&done, "").map_err(Error::from)?;
         Ok(Some(result))
     }
 
-    /// Has all ranks do `work`, rank 0 before the others: what it leaves on the disk, they find.
+    /// Runs `work` on all ranks, first on rank 0, so that the others find the files that it writes.
     ///
     /// # Errors
-    /// What `work` returns; as [`on_rank0`](Self::on_rank0).
-    pub fn first_then_all<T, E: From<Error>>(
+    /// Returns the error of `work`; see also [`on_rank0`](Self::on_rank0).
+    pub fn rank0_first<T, E: From<Error>>(
         &self,
-        work: impl Fn() -> Outcome<T, E>,
+        mut work: impl FnMut() -> Outcome<T, E>,
     ) -> Outcome<T, E> {
-        match self.on_rank0::<T, E>(&work)? {
+        match self.on_rank0::<T, E>(&mut work)? {
             Some(done) => Ok(done),
             None => work(),
         }
     }
 }
 
-fn wait_for_first(group: &ProcessGroup, done: &str, beats: &str) -> Result<()> {
+/// Waits until the key `done` is set; fails if the counter `beats` stalls for the timeout of the
+/// group.
+fn wait_for_rank0(group: &ProcessGroup, done: &str, beats: &str) -> Result<()> {
     let store = group.store();
-    let (mut heard, mut last) = (Instant::now(), 0);
+    let (mut last_beat, mut last) = (Instant::now(), 0);
     loop {
-        match store.get(done, 4 * BEAT) {
+        match store.get(done, 4 * HEARTBEAT) {
             Ok(_) => return Ok(()),
             Err(error) => {
-                // Not yet, or never.
                 let now = store.add(beats, 0)?;
                 if now != last {
-                    (heard, last) = (Instant::now(), now);
-                } else if heard.elapsed() > group.timeout() {
+                    (last_beat, last) = (Instant::now(), now);
+                } else if last_beat.elapsed() > group.timeout() {
                     return Err(error.into());
                 }
             }
@@ -246,12 +252,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alone_nothing_is_exchanged() {
-        let ranks = World::default();
-        assert_eq!((ranks.rank(), ranks.count(), ranks.is_rank0()), (0, 1, true));
-        assert_eq!(ranks.sum_numbers([1.0, 2.0], Device::Cpu).expect("nothing"), [1.0, 2.0]);
-        ranks.assert_same("it", "x").expect("nothing");
-        assert_eq!(ranks.on_rank0::<_, Error>(|| Ok(7)).expect("no error"), Some(7));
-        assert_eq!(ranks.first_then_all::<_, Error>(|| Ok(7)).expect("no error"), 7);
+    fn single_rank_does_not_communicate() {
+        let world = World::default();
+        assert_eq!((world.rank(), world.size(), world.is_rank0()), (0, 1, true));
+        assert_eq!(world.sum_scalars([1.0, 2.0], Device::Cpu).expect("no error"), [1.0, 2.0]);
+        world.assert_same("it", "x").expect("no error");
+        assert_eq!(world.on_rank0::<_, Error>(|| Ok(7)).expect("no error"), Some(7));
+        assert_eq!(world.rank0_first::<_, Error>(|| Ok(7)).expect("no error"), 7);
     }
 }

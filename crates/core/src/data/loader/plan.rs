@@ -1,4 +1,4 @@
-//! Which examples make which batch.
+//! Division of an epoch into batches.
 
 use rand::seq::SliceRandom;
 
@@ -7,29 +7,30 @@ use crate::{
     random::{Purpose, stream},
 };
 
-/// How an epoch is cut into batches.
+/// Division of the data into batches.
 ///
-/// Examples stand in buckets of similar size. An epoch shuffles inside the buckets, and then the
-/// batches. What a batch may hold is reckoned by the largest size of its bucket, so the cuts fall
-/// at the same places whatever the shuffle, and **every epoch has the same number of batches**: a
-/// place in the endless stream of batches is one integer.
+/// Examples are sorted into buckets of similar size. An epoch shuffles the examples within each
+/// bucket, then the batches. The budget counts every example at the largest size of its bucket, so
+/// the boundaries do not depend on the shuffle and **every epoch has the same number of batches**:
+/// one integer is a position in the endless stream of batches.
 #[derive(Debug)]
 pub struct Plan {
     /// All examples, largest first.
     order: Vec<u32>,
-    /// Where in `order` each bucket ends.
+    /// End of each bucket in `order`.
     buckets: Vec<usize>,
-    /// Where in `order` each batch ends.
+    /// End of each batch in `order`.
     cuts: Vec<usize>,
 }
 
 impl Plan {
-    /// Batches of at most `max_examples` whose count × largest size is at most `budget`.
+    /// Plans batches of at most `max_examples` examples whose number × largest size is at most
+    /// `budget`.
     ///
-    /// A bucket's smallest size is at least `1 − tolerance` of its largest.
+    /// The smallest size of a bucket is at least `1 − tolerance` of its largest.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is nothing to plan, or one example is larger than the budget.
+    /// Returns [`Error::Config`] if there are no examples or one is larger than the budget.
     pub fn new<D: Dataset>(
         dataset: &D,
         budget: u64,
@@ -37,7 +38,7 @@ impl Plan {
         tolerance: f64,
     ) -> Result<Self> {
         let len = u32::try_from(dataset.len())
-            .map_err(|_| Error::config("data", "has more than 2^32 examples: split it"))?;
+            .map_err(|_| Error::config("data", "has more than 2^32 examples; split it"))?;
         if len == 0 {
             return Err(Error::config("data", "has no examples"));
         }
@@ -47,7 +48,7 @@ impl Plan {
         let largest = order[0] as usize;
         if sizes[largest] > budget {
             let (name, size) = (dataset.name(largest), sizes[largest]);
-            let reason = format!("{budget} is less than one example, {name}, of size {size}");
+            let reason = format!("{budget} is smaller than the example {name} of size {size}");
             return Err(Error::config("batch budget", reason));
         }
 
@@ -60,7 +61,7 @@ impl Plan {
                 buckets.push(at);
                 bucket_size = size;
             }
-            // A batch that began in an earlier bucket goes on at that bucket's size.
+            // A batch that began in an earlier bucket keeps the size of that bucket.
             let count = at - batch_start;
             let cost = (count as u64 + 1).saturating_mul(batch_size);
             if count > 0 && (count >= max_examples || cost > budget) {
@@ -76,17 +77,18 @@ impl Plan {
         Ok(Self { order, buckets, cuts })
     }
 
-    /// How many batches every epoch has.
+    /// Returns the number of batches of an epoch.
     pub fn batches(&self) -> u64 {
         self.cuts.len() as u64
     }
 
-    /// Examples of the batch that needs most memory, and the size of its largest example: that with the
-    /// largest count × size, and of equals the one of the largest size.
+    /// Returns the number of examples and the largest size of the batch that needs most memory.
+    ///
+    /// That is the batch with the largest number × size, on ties the one with the largest size.
     pub fn heaviest<D: Dataset>(&self, dataset: &D) -> (usize, u64) {
         let starts = std::iter::once(0).chain(self.cuts.iter().copied());
         let batches = starts.zip(&self.cuts).map(|(start, &end)| {
-            // Within a bucket anyone may come: reckon with the largest.
+            // Any example of the bucket can be in the batch: assume the largest.
             let bucket = self.buckets.partition_point(|&bucket| bucket <= start);
             let first = if bucket == 0 { 0 } else { self.buckets[bucket - 1] };
             (end - start, dataset.size(self.order[first] as usize).max(1))
@@ -94,7 +96,7 @@ impl Plan {
         batches.max_by_key(|&(count, size)| (count as u64 * size, size)).unwrap_or_default()
     }
 
-    /// The examples of every batch of `epoch`, in order.
+    /// Returns the examples of every batch of `epoch`, in order.
     pub fn epoch(&self, seed: u64, epoch: u64) -> Epoch {
         let mut rng = stream(seed, Purpose::Order, &[epoch]);
         let mut order = self.order.clone();
@@ -114,14 +116,14 @@ impl Plan {
 #[derive(Debug)]
 pub struct Epoch {
     order: Vec<u32>,
-    /// Where in `order` each batch begins and ends.
+    /// Start and end of each batch in `order`.
     batches: Vec<(usize, usize)>,
 }
 
 impl Epoch {
-    /// The examples of one batch.
-    pub fn batch(&self, place: u64) -> &[u32] {
-        let (start, end) = self.batches[place as usize];
+    /// Returns the examples of batch `index` of the epoch.
+    pub fn batch(&self, index: u64) -> &[u32] {
+        let (start, end) = self.batches[index as usize];
         &self.order[start..end]
     }
 }

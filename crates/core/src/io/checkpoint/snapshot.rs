@@ -1,27 +1,26 @@
-//! What a checkpoint holds, copied, so that training goes on while it is written.
+//! Copies of the content of a checkpoint, to write while training continues.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use tch::{Device, Tensor};
 
 use super::write_tensors;
-use crate::{Error, Result};
+use crate::Result;
+use crate::io::file::write_file;
 
-/// The files of a checkpoint, in memory: copies that further steps do not change, on the CPU.
+/// The files of a checkpoint, copied to CPU memory.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     tensors: Vec<(&'static str, HashMap<String, Tensor>)>,
-    texts: Vec<(&'static str, String)>,
+    files: Vec<(&'static str, String)>,
 }
 
 impl Snapshot {
-    /// Copies `tensors`, for the safetensors file `name`.
+    /// Copies `tensors`, to be written to the safetensors file `name`.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies.
+    /// Returns [`Error::Torch`](crate::Error::Torch) if memory is short.
     pub fn add_tensors(
         &mut self,
         name: &'static str,
@@ -37,26 +36,21 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Adds the text of the file `name`.
-    pub fn add_text(&mut self, name: &'static str, text: String) {
-        self.texts.push((name, text));
+    /// Adds a text file `name`.
+    pub fn add_file(&mut self, name: &'static str, content: String) {
+        self.files.push((name, content));
     }
 
-    /// Writes all files to the folder `dir` and flushes them to the disk.
+    /// Writes all files to the directory `dir` and flushes them to disk.
     ///
     /// # Errors
-    /// [`Error::Io`] if one cannot be written.
+    /// Returns [`Error::Io`](crate::Error::Io) if a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         for (name, tensors) in &self.tensors {
             write_tensors(&dir.join(name), tensors)?;
         }
-        for (name, text) in &self.texts {
-            let path = dir.join(name);
-            let written = File::create(&path).and_then(|mut file| {
-                file.write_all(text.as_bytes())?;
-                file.sync_all()
-            });
-            written.map_err(|e| Error::io(&path, e))?;
+        for (name, content) in &self.files {
+            write_file(&dir.join(name), content)?;
         }
         Ok(())
     }

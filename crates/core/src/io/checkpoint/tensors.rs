@@ -1,4 +1,4 @@
-//! Named tensors in safetensors files.
+//! Safetensors files.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -9,22 +9,22 @@ use safetensors::View;
 use safetensors::tensor::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 
-use super::sync;
+use crate::io::file::replace_file;
 use crate::{Error, Result};
 
-/// Writes named tensors to a safetensors file and flushes it to the disk.
+/// Writes named tensors to a safetensors file, atomically.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::File`] for tensors of an exotic type.
+/// Returns [`Error::Io`] if the file cannot be written and [`Error::File`] for unsupported types.
 pub fn write_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    write_tensors_with(path, tensors, &HashMap::new())
+    write_tensors_with_metadata(path, tensors, &HashMap::new())
 }
 
-/// The same with `facts` in the file's head.
-pub(crate) fn write_tensors_with(
+/// Writes named tensors, atomically, with `metadata` in the header of the safetensors file.
+pub(crate) fn write_tensors_with_metadata(
     path: &Path,
     tensors: &HashMap<String, Tensor>,
-    facts: &HashMap<String, String>,
+    metadata: &HashMap<String, String>,
 ) -> Result<()> {
     let mut data = BTreeMap::new();
     for (name, tensor) in tensors {
@@ -32,24 +32,26 @@ pub(crate) fn write_tensors_with(
         let dtype = to_dtype(tensor.kind())
             .ok_or_else(|| Error::file(path, format!("`{name}` has kind {:?}", tensor.kind())))?;
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
-        data.insert(name, Stored { tensor, dtype, shape });
+        data.insert(name, TensorView { tensor, dtype, shape });
     }
-    let facts = (!facts.is_empty()).then(|| facts.clone());
-    safetensors::serialize_to_file(data, facts, path).map_err(|e| match e {
-        safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
-        e => Error::file(path, e.to_string()),
-    })?;
-    sync(path)
+    let metadata = (!metadata.is_empty()).then(|| metadata.clone());
+    replace_file(path, |temp| {
+        safetensors::serialize_to_file(data, metadata, temp).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(e) => Error::io(path, e),
+            e => Error::file(path, e.to_string()),
+        })
+    })
 }
 
 /// Reads all tensors of a safetensors file.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is cut short or not safetensors.
+/// Returns [`Error::Io`] if the file cannot be read and [`Error::File`] if it is truncated or not a
+/// safetensors file.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
-    let broken = |e: String| Error::file(path, format!("not a whole safetensors file ({e})"));
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
+    let invalid = |e: String| Error::file(path, format!("not a complete safetensors file ({e})"));
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {
         let kind = to_kind(view.dtype())
@@ -60,15 +62,14 @@ pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     Ok(tensors)
 }
 
-/// A tensor on the CPU whose elements lie one after the other. Its bytes are taken as they are written: of
-/// one tensor at a time, not of all.
-struct Stored {
+/// A contiguous CPU tensor; bytes are copied when written, one tensor at a time.
+struct TensorView {
     tensor: Tensor,
     dtype: Dtype,
     shape: Vec<usize>,
 }
 
-impl View for Stored {
+impl View for TensorView {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -108,12 +109,11 @@ fn to_kind(dtype: Dtype) -> Option<Kind> {
     TYPES.iter().find(|(_, d)| *d == dtype).map(|&(kind, _)| kind)
 }
 
-/// Copies `tensors`, read from `path`, into the variables of the same names. Others in the file are
-/// left alone.
+/// Copies `tensors`, read from `path`, into the variables of the same names; ignores other tensors.
 ///
 /// # Errors
-/// [`Error::Tensor`] if a variable is missing in the file or has another shape there; then none
-/// has been changed.
+/// Returns [`Error::Tensor`] if a variable has no tensor or one of another shape; then no variable
+/// is changed.
 pub fn assign(
     path: &Path,
     vars: &HashMap<String, Tensor>,
@@ -138,4 +138,13 @@ pub fn assign(
         }
     });
     Ok(())
+}
+
+/// Returns the variables whose names start with `prefix`.
+pub(crate) fn filter_by_prefix(
+    vars: &HashMap<String, Tensor>,
+    prefix: &str,
+) -> HashMap<String, Tensor> {
+    let matching = vars.iter().filter(|(name, _)| name.starts_with(prefix));
+    matching.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
 }

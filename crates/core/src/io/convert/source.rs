@@ -1,4 +1,4 @@
-//! Checkpoints as they lie on the disk.
+//! Checkpoint files of other programs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -8,52 +8,52 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 use tch::Tensor;
 
-use crate::checkpoint::read_tensors;
-use crate::{Error, Result, pickle};
+use crate::io::checkpoint::read_tensors;
+use crate::{Error, Result, io::pickle};
 
-/// Names under which training programs keep averaged weights, beside the others or within them.
+/// Key of averaged weights beside the state dict.
 const AVERAGED: &str = "model_ema";
 /// Prefix of averaged weights in [`Source::tensors`].
 const TEACHER: &str = "_ema.";
 
-/// Files of weights in a folder of Hugging Face; the first that is there is taken.
+/// File names of weights in a Hugging Face directory, by priority.
 pub const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
-/// What the name of the list has behind it where the weights lie in parts.
+/// Suffix of the index of sharded weights.
 pub const INDEX: &str = ".index.json";
 
-/// What was found in a checkpoint.
+/// The content of a checkpoint.
 #[derive(Debug)]
 pub struct Source {
-    /// The file of tensors.
+    /// Path of the file of tensors.
     pub path: PathBuf,
-    /// All tensors by name; averaged weights that are kept apart have `_ema.` before theirs.
+    /// All tensors by name; averaged weights that are stored separately have the prefix `_ema.`.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Its configuration, null if it has none: `config.json`, or a checkpoint's `cfg` or `args`.
+    /// Configuration (`config.json`, or `cfg` or `args` in the checkpoint); null if there is none.
     pub config: Json,
-    /// Entries in the head of a safetensors file.
-    pub facts: HashMap<String, String>,
-    /// Where files that go with it would be.
-    pub folder: PathBuf,
+    /// Metadata of a safetensors file.
+    pub metadata: HashMap<String, String>,
+    /// Directory of the checkpoint, in which accompanying files are searched.
+    pub dir: PathBuf,
 }
 
-/// How a layout is told: by a tensor that all its checkpoints have, behind one of some prefixes.
+/// A tensor by which a layout is detected, under one of several prefixes.
 #[derive(Clone, Copy, Debug)]
 pub struct Marker<L> {
-    /// The layout.
+    /// The detected layout.
     pub layout: L,
-    /// The tensor's name.
+    /// Name of the tensor.
     pub name: &'static str,
-    /// Prefixes of all names of the encoder.
+    /// Possible prefixes of the names of the encoder.
     pub prefixes: &'static [&'static str],
 }
 
 impl Source {
-    /// Reads a folder of Hugging Face (`config.json` and `model.safetensors` or `pytorch_model.bin`, whole or in
-    /// parts that an index lists), a file of `torch.save`, or a safetensors file, which may have a `config.json`
-    /// beside it.
+    /// Reads a Hugging Face directory (`config.json` with `model.safetensors` or
+    /// `pytorch_model.bin`, possibly sharded), a `torch.save` file, or a safetensors file with an
+    /// optional `config.json` beside it.
     ///
     /// # Errors
-    /// If nothing of that kind is there, or it is broken.
+    /// Returns an error if `path` has none of these formats or a file is invalid.
     pub fn open(path: &Path) -> Result<Self> {
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if !meta.is_dir() {
@@ -65,34 +65,33 @@ impl Source {
         }
         let indices = WEIGHTS.map(|name| path.join(format!("{name}{INDEX}")));
         match indices.iter().find(|index| index.is_file()) {
-            Some(index) => Self::parts(index),
+            Some(index) => Self::shards(index),
             None => {
-                let reason = format!("holds neither {}", WEIGHTS.join(" nor "));
+                let reason = format!("contains neither {}", WEIGHTS.join(" nor "));
                 Err(Error::file(path, reason))
             }
         }
     }
 
-    /// All that the parts hold which the file `index` lists.
-    fn parts(index: &Path) -> Result<Self> {
-        let folder = index.parent().unwrap_or(Path::new("")).to_owned();
-        let parts = parts(index)?;
+    /// Reads all shards that the file `index` lists.
+    fn shards(index: &Path) -> Result<Self> {
+        let dir = index.parent().unwrap_or(Path::new("")).to_owned();
         let mut tensors = BTreeMap::new();
-        for part in &parts {
-            tensors.extend(Self::file(&folder.join(part))?.tensors);
+        for shard in shard_names(index)? {
+            tensors.extend(Self::file(&dir.join(shard))?.tensors);
         }
-        let config = json(&folder.join("config.json"))?;
-        Ok(Self { path: index.to_owned(), tensors, config, facts: HashMap::new(), folder })
+        let config = json(&dir.join("config.json"))?;
+        Ok(Self { path: index.to_owned(), tensors, config, metadata: HashMap::new(), dir })
     }
 
     fn file(path: &Path) -> Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        let beside = json(&folder.join("config.json"))?;
-        let mut facts = HashMap::new();
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
+        let sidecar = json(&dir.join("config.json"))?;
+        let mut metadata = HashMap::new();
         let (tensors, config) = match is_safetensors(path)? {
             true => {
                 let tensors = read_tensors(path)?;
-                facts = read_facts(path)?;
+                metadata = read_metadata(path)?;
                 (tensors, Json::Null)
             }
             false => {
@@ -107,12 +106,12 @@ impl Source {
                 (tensors, config.unwrap_or_default())
             }
         };
-        let config = if config.is_null() { beside } else { config };
-        Ok(Self { path: path.to_owned(), tensors, config, facts, folder })
+        let config = if config.is_null() { sidecar } else { config };
+        Ok(Self { path: path.to_owned(), tensors, config, metadata, dir })
     }
 
-    /// The first of `markers` whose tensor is there, and the prefix of the encoder's names.
-    pub fn layout<L: Copy>(&self, markers: &[Marker<L>]) -> Option<(L, &'static str)> {
+    /// Returns the layout and the prefix of the first of `markers` whose tensor exists.
+    pub fn detect_layout<L: Copy>(&self, markers: &[Marker<L>]) -> Option<(L, &'static str)> {
         markers.iter().find_map(|marker| {
             let has =
                 |prefix: &&str| self.tensors.contains_key(&format!("{prefix}{}", marker.name));
@@ -120,35 +119,37 @@ impl Source {
         })
     }
 
-    /// Puts averaged weights in the places of those that they are averages of. `place` names that of one
-    /// whose name, behind `prefix`, is given.
+    /// Replaces the trained weights by the averaged ones.
+    ///
+    /// `target` maps the name of an averaged weight, without `prefix`, to that of the trained
+    /// weight.
     ///
     /// # Errors
-    /// [`Error::File`] if there are none.
-    pub fn use_teacher(&mut self, prefix: &str, place: impl Fn(&str) -> String) -> Result<()> {
+    /// Returns [`Error::File`] if there are no averaged weights.
+    pub fn use_teacher(&mut self, prefix: &str, target: impl Fn(&str) -> String) -> Result<()> {
         let averaged = self.tensors.iter().filter_map(|(name, tensor)| {
             let name = name.strip_prefix(prefix)?.strip_prefix(TEACHER)?;
-            Some((place(name), tensor.shallow_clone()))
+            Some((target(name), tensor.shallow_clone()))
         });
         let averaged: Vec<(String, Tensor)> = averaged.collect();
         if averaged.is_empty() {
-            let reason = "holds no averaged weights: import it without the teacher";
+            let reason = "contains no averaged weights; import it without --teacher";
             return Err(Error::file(&self.path, reason));
         }
         self.tensors.extend(averaged);
         Ok(())
     }
 
-    /// An error about the key of the configuration that says what cannot be had here.
-    pub fn cannot(&self, key: &str, value: &str) -> Error {
-        let reason = format!("its configuration has {key} = {value}, which this encoder cannot be");
+    /// Returns an error about an unsupported value in the configuration.
+    pub fn unsupported(&self, key: &str, value: &str) -> Error {
+        let reason = format!("its configuration has {key} = {value}, which is not supported");
         Error::file(&self.path, reason)
     }
 
-    /// The size of the tensor `name`.
+    /// Returns the size of the tensor `name`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is missing, or has not `D` dimensions.
+    /// Returns [`Error::Tensor`] if it is missing or does not have `D` dimensions.
     pub fn size<const D: usize>(&self, name: &str) -> Result<[i64; D]> {
         let size = self.tensors.get(name).ok_or_else(|| self.missing(name, |_| true))?.size();
         let wrong =
@@ -156,58 +157,59 @@ impl Source {
         size.try_into().map_err(wrong)
     }
 
-    /// How many of the names that `name` makes of 0, 1, … are there, one after the other.
+    /// Counts the consecutive indices from 0 for which the tensor `name(index)` exists.
     pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
         (0..).take_while(|&i| self.tensors.contains_key(&name(i))).count()
     }
 
-    /// Attention heads: as told, or of 64 channels each, as in all published sizes.
+    /// Returns the number of attention heads: `heads`, or one per 64 channels as in all published
+    /// sizes.
     ///
     /// # Errors
-    /// [`Error::File`] if neither is known.
-    pub fn heads(&self, told: Option<i64>, dim: i64) -> Result<i64> {
-        match told {
+    /// Returns [`Error::File`] without `heads` if `dim` is not a multiple of 64.
+    pub fn heads(&self, heads: Option<i64>, dim: i64) -> Result<i64> {
+        match heads {
             Some(heads) => Ok(heads),
             None if dim % 64 == 0 => Ok(dim / 64),
             None => {
                 let reason = format!(
-                    "does not say how many attention heads its width of {dim} has: add --heads"
+                    "does not contain the number of attention heads (width {dim}); add --heads"
                 );
                 Err(Error::file(&self.path, reason))
             }
         }
     }
 
-    /// The JSON file `name` beside it; null if there is none.
+    /// Reads the JSON file `name` beside the checkpoint; null if it does not exist.
     ///
     /// # Errors
-    /// [`Error::File`] if it is broken.
+    /// Returns [`Error::File`] if it is invalid.
     pub fn json(&self, name: &str) -> Result<Json> {
-        json(&self.folder.join(name))
+        json(&self.dir.join(name))
     }
 
     pub(super) fn bad(&self, name: &str, reason: String) -> Error {
         Error::Tensor { path: self.path.clone(), name: name.to_owned(), reason }
     }
 
-    /// An error that names the nearest of the tensors that could be meant.
-    pub(super) fn missing(&self, name: &str, could_be: impl Fn(&str) -> bool) -> Error {
-        const SHOWN: usize = 3;
-        let keys = self.tensors.keys().filter(|key| could_be(key));
-        let mut near: Vec<(usize, &String)> =
+    /// Returns an error about a missing tensor that lists the most similar names.
+    pub(super) fn missing(&self, name: &str, is_candidate: impl Fn(&str) -> bool) -> Error {
+        const MAX_SHOWN: usize = 3;
+        let keys = self.tensors.keys().filter(|key| is_candidate(key));
+        let mut similar: Vec<(usize, &String)> =
             keys.map(|key| (strsim::levenshtein(key, name), key)).collect();
-        near.sort();
-        let near: Vec<String> =
-            near.iter().take(SHOWN).map(|(_, key)| format!("`{key}`")).collect();
-        let near = match near.is_empty() {
-            true => "all others are in their places".to_owned(),
-            false => format!("the nearest there are {}", near.join(", ")),
+        similar.sort();
+        let similar: Vec<String> =
+            similar.iter().take(MAX_SHOWN).map(|(_, key)| format!("`{key}`")).collect();
+        let hint = match similar.is_empty() {
+            true => "no unused tensor is left".to_owned(),
+            false => format!("the most similar names are {}", similar.join(", ")),
         };
-        self.bad(name, format!("is missing; {near}"))
+        self.bad(name, format!("is missing; {hint}"))
     }
 }
 
-/// safetensors begin with the length of a JSON object, and with that.
+/// Detects safetensors: the length of a JSON object, then the object.
 fn is_safetensors(path: &Path) -> Result<bool> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut start = [0; 9];
@@ -218,39 +220,43 @@ fn is_safetensors(path: &Path) -> Result<bool> {
     }
 }
 
-/// Entries in the head of a safetensors file that has been read before.
-fn read_facts(path: &Path) -> Result<HashMap<String, String>> {
+/// Reads the metadata of a valid safetensors file.
+fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|e| Error::io(path, e))?;
-    let mut head = Vec::new();
-    file.take(u64::from_le_bytes(length)).read_to_end(&mut head).map_err(|e| Error::io(path, e))?;
-    let head: Json = serde_json::from_slice(&head).map_err(|e| Error::file(path, e.to_string()))?;
-    let entries = head["__metadata__"].as_object().into_iter().flatten();
-    let text = |(name, value): (&String, &Json)| Some((name.clone(), value.as_str()?.to_owned()));
-    Ok(entries.filter_map(text).collect())
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length))
+        .read_to_end(&mut header)
+        .map_err(|e| Error::io(path, e))?;
+    let header: Json =
+        serde_json::from_slice(&header).map_err(|e| Error::file(path, e.to_string()))?;
+    let entries = header["__metadata__"].as_object().into_iter().flatten();
+    let string = |(name, value): (&String, &Json)| Some((name.clone(), value.as_str()?.to_owned()));
+    Ok(entries.filter_map(string).collect())
 }
 
-/// The names of the files that an index lists, each once; in its own folder alone.
+/// Returns the distinct file names that an index of sharded weights lists.
 ///
 /// # Errors
-/// [`Error::File`] if it lists none, or one of another folder.
-pub fn parts(index: &Path) -> Result<BTreeSet<String>> {
+/// Returns [`Error::File`] if it lists none, or one in another directory.
+pub fn shard_names(index: &Path) -> Result<BTreeSet<String>> {
     let map = json(index)?;
     let files = map["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: Option<BTreeSet<String>> = files.map(|f| f.as_str().map(str::to_owned)).collect();
     let names = names.filter(|names| !names.is_empty()).ok_or_else(|| {
-        Error::file(index, "lists no files: its `weight_map` is not one of names and files")
+        Error::file(index, "lists no files; its `weight_map` must map tensor names to file names")
     })?;
     let is_plain = |name: &&String| Path::new(name).file_name() == Some(name.as_ref());
     match names.iter().find(|name| !is_plain(name)) {
         Some(name) => {
-            Err(Error::file(index, format!("lists {name:?}, which is no file beside it")))
+            Err(Error::file(index, format!("lists {name:?}, which is not in the same directory")))
         }
         None => Ok(names),
     }
 }
 
+/// Reads a JSON file; null if it does not exist.
 fn json(path: &Path) -> Result<Json> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -260,9 +266,10 @@ fn json(path: &Path) -> Result<Json> {
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, e.to_string()))
 }
 
-/// Where fairseq's 2.0 has the weights of which averages are called `name`: some averages are of the blocks
-/// alone, and begin with a number.
-pub fn teachers_place(prefix: &str) -> impl Fn(&str) -> String {
+/// Returns a function from names of averaged weights in fairseq's data2vec 2.0 to the trained ones.
+///
+/// Some checkpoints average only the blocks; their names start with the index of the block.
+pub fn ema_weight_name(prefix: &str) -> impl Fn(&str) -> String {
     move |name| match name.as_bytes().first() {
         Some(b'0'..=b'9') => format!("{prefix}blocks.{name}"),
         _ => format!("{prefix}{name}"),

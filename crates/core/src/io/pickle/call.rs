@@ -1,14 +1,14 @@
-//! What Python would call or look up. Nothing is called: a few results are known, others stay opaque.
+//! Calls and globals of the pickle machine: known calls get their result, others stay opaque
+//! objects.
 
 use tch::Kind;
 
-use super::machine::{Machine, Outcome};
-use super::{Id, Node, Storage, View};
+use super::machine::Machine;
+use super::{Id, MAX_NAME, Node, Outcome, Storage, View};
 
-/// Entries that are copied from one container to another, all together.
+/// Largest total number of entries copied from one container to another.
 const MAX_COPIES: usize = 1 << 22;
-/// Characters of names of classes and storages, and dimensions of tensors: they are copied.
-const MAX_NAME: usize = 1 << 10;
+/// Largest number of dimensions of a tensor.
 const MAX_DIMS: usize = 64;
 
 const KINDS: [(&str, Kind); 10] = [
@@ -24,26 +24,18 @@ const KINDS: [(&str, Kind); 10] = [
     ("torch.BoolStorage", Kind::Bool),
 ];
 
-/// A class or function.
-pub(super) fn global(module: &str, name: &str) -> Outcome<Node> {
-    match module.len() + name.len() {
-        len if len > MAX_NAME => Err(format!("a name has {len} characters")),
-        _ => Ok(Node::Global(format!("{module}.{name}"))),
-    }
-}
-
 impl Machine<'_> {
-    /// Puts what `callable` would return.
+    /// Pushes the result of calling `callable`.
     pub(super) fn call(&mut self, callable: Id, args: Id) -> Outcome<()> {
         let class = match &self.nodes[callable] {
             Node::Global(name) => name.clone(),
             Node::Object { class, .. } => class.clone(),
-            _ => "something that is no name".to_owned(),
+            _ => "an unnamed object".to_owned(),
         };
-        let Node::List(given) = &self.nodes[args] else {
-            return Err(format!("`{class}` is called with what are no arguments"));
+        let Node::List(arguments) = &self.nodes[args] else {
+            return Err(format!("the arguments of `{class}` are not a tuple"));
         };
-        let first = given.first().copied();
+        let first = arguments.first().copied();
         match (class.as_str(), first) {
             ("collections.OrderedDict" | "collections.defaultdict" | "builtins.dict", _) => {
                 let entries = match first.map(|id| &self.nodes[id]) {
@@ -64,7 +56,7 @@ impl Machine<'_> {
                 self.push(Node::Dict(entries))
             }
             ("torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor", _) => {
-                let view = self.view(given)?;
+                let view = self.view(arguments)?;
                 self.push(Node::Tensor(view))
             }
             (
@@ -88,10 +80,10 @@ impl Machine<'_> {
         }
     }
 
-    /// `(storage, offset, size, stride, …)`
+    /// Parses `(storage, offset, size, stride, …)`.
     fn view(&self, args: &[Id]) -> Outcome<View> {
         let &[storage, offset, size, stride, ..] = args else {
-            return Err("a tensor is described by too little".into());
+            return Err("a tensor has too few arguments".into());
         };
         let (Node::Storage(storage), Node::Int(offset)) =
             (&self.nodes[storage], &self.nodes[offset])
@@ -100,34 +92,34 @@ impl Machine<'_> {
         };
         let (size, stride) = (self.integers(size)?, self.integers(stride)?);
         if size.len() != stride.len() || size.len() > MAX_DIMS {
-            return Err("a tensor has a shape that none can have".into());
+            return Err("a tensor has an invalid shape".into());
         }
         Ok(View { storage: storage.clone(), offset: *offset, size, stride })
     }
 
     fn integers(&self, id: Id) -> Outcome<Vec<i64>> {
-        let not = || "a tensor's shape is no list of integers".to_owned();
-        let Node::List(items) = &self.nodes[id] else { return Err(not()) };
+        let invalid = || "the shape of a tensor is not a list of integers".to_owned();
+        let Node::List(items) = &self.nodes[id] else { return Err(invalid()) };
         if items.len() > MAX_DIMS {
-            return Err(not());
+            return Err(invalid());
         }
         let integer = |&id: &Id| match self.nodes[id] {
             Node::Int(value) => Ok(value),
-            _ => Err(not()),
+            _ => Err(invalid()),
         };
         items.iter().map(integer).collect()
     }
 
-    /// `("storage", class, key, device, numbers, …)`
+    /// Parses the persistent id `("storage", class, key, device, numel, …)`.
     pub(super) fn storage(&self, id: Id) -> Outcome<Storage> {
-        let unknown = || "it refers to something outside that is no storage".to_owned();
+        let unknown = || "a persistent id is not that of a storage".to_owned();
         let Node::List(parts) = &self.nodes[id] else { return Err(unknown()) };
-        let &[what, class, key, _device, numel, ..] = parts.as_slice() else {
+        let &[tag, class, key, _device, numel, ..] = parts.as_slice() else {
             return Err(unknown());
         };
-        match [what, class, key, numel].map(|id| &self.nodes[id]) {
-            [Node::Text(what), Node::Global(class), Node::Text(key), &Node::Int(numel)]
-                if what == "storage" && numel >= 0 && key.len() <= MAX_NAME =>
+        match [tag, class, key, numel].map(|id| &self.nodes[id]) {
+            [Node::String(tag), Node::Global(class), Node::String(key), &Node::Int(numel)]
+                if tag == "storage" && numel >= 0 && key.len() <= MAX_NAME =>
             {
                 let kind = KINDS.iter().find(|(name, _)| *name == class);
                 Ok(Storage { key: key.clone(), kind: kind.map(|&(_, kind)| kind), numel })

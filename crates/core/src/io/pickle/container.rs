@@ -1,4 +1,4 @@
-//! Where the pickle and the tensors' values lie: in a zip file, or one after the other in older files.
+//! Containers of pickle and storages: a zip file, or the legacy sequential format.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -8,26 +8,26 @@ use std::path::Path;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
-use super::{Id, Node, Storage, broken, machine};
+use super::{Id, Node, Storage, invalid, machine};
 use crate::{Error, Result};
 
-/// Most bytes of the pickle itself: tensors' values are no part of it.
+/// Largest size of the pickle in bytes, without storages.
 const MAX_PICKLE: u64 = 1 << 25;
-/// How much larger than the file its content may be. Weights hardly shrink, and torch does not try.
+/// Largest ratio of uncompressed to compressed size; `torch.save` does not compress.
 const MAX_RATIO: u64 = 16;
-/// How older files begin: a pickle of a magic number.
+/// First bytes of a legacy file: a pickle of a magic number.
 const LEGACY: [u8; 15] =
     [0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
 
 #[derive(Debug)]
 pub(super) enum Container {
-    /// Entries are `PREFIX/data.pkl` and `PREFIX/data/KEY`.
+    /// A zip file with entries `PREFIX/data.pkl` and `PREFIX/data/KEY`.
     Zip { prefix: String },
-    /// Where each storage begins.
+    /// The legacy format, with the offset of each storage.
     Legacy { offsets: HashMap<String, u64> },
 }
 
-/// Finds the pickle. Of an older file it is the whole rest of it.
+/// Opens a file and returns the pickle; in the legacy format, everything after the magic number.
 pub(super) fn open(path: &Path) -> Result<(Container, Vec<u8>)> {
     let mut file = File::open(path).map_err(|e| Error::io(path, e))?;
     let mut start = [0; LEGACY.len()];
@@ -36,7 +36,7 @@ pub(super) fn open(path: &Path) -> Result<(Container, Vec<u8>)> {
         return Ok((Container::Legacy { offsets: HashMap::new() }, rest(path, file)?));
     }
     if !start.starts_with(b"PK") {
-        let reason = "is neither safetensors nor a file of torch.save";
+        let reason = "is neither a safetensors nor a torch.save file";
         return Err(Error::file(path, reason));
     }
     let mut zip = archive(path)?;
@@ -45,12 +45,13 @@ pub(super) fn open(path: &Path) -> Result<(Container, Vec<u8>)> {
     if let Ok(order) = entry(path, &mut zip, &format!("{prefix}byteorder"), 16)
         && order != b"little"
     {
-        return Err(Error::file(path, "holds numbers with the highest byte first; re-save it"));
+        return Err(Error::file(path, "contains big-endian numbers; re-save it as little-endian"));
     }
     let pickle = entry(path, &mut zip, &name, MAX_PICKLE)?;
     Ok((Container::Zip { prefix }, pickle))
 }
 
+/// Fills `start` as far as the file has bytes and returns their number.
 fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
     let mut read = 0;
     while read < start.len() {
@@ -62,25 +63,27 @@ fn read_start(file: &mut File, start: &mut [u8]) -> std::io::Result<usize> {
     Ok(read)
 }
 
-/// Opens the zip, and compares what its entries claim with the size of the file.
+/// Opens the zip file and checks the declared sizes of its entries against its own size.
 fn archive(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let len = file.metadata().map_err(|e| Error::io(path, e))?.len();
     let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|e| zip_error(path, e))?;
-    let mut claimed: u64 = 0;
+    let mut declared: u64 = 0;
     for index in 0..zip.len() {
         let entry = zip.by_index_raw(index).map_err(|e| zip_error(path, e))?;
-        claimed = claimed.saturating_add(entry.size());
+        declared = declared.saturating_add(entry.size());
     }
-    if claimed > len.saturating_mul(MAX_RATIO) {
+    if declared > len.saturating_mul(MAX_RATIO) {
         let reason = format!(
-            "has {len} bytes, and its parts claim to unpack to {claimed}: no weights are packed so tightly"
+            "has {len} bytes, but its entries declare {declared} bytes uncompressed, \
+             more than {MAX_RATIO} times as many"
         );
         return Err(Error::file(path, reason));
     }
     Ok(zip)
 }
 
+/// Returns the name of the entry of the pickle.
 fn pickle_entry(path: &Path, zip: &mut ZipArchive<BufReader<File>>) -> Result<String> {
     for name in zip.file_names() {
         let name = name.map_err(|e| zip_error(path, e))?;
@@ -88,10 +91,10 @@ fn pickle_entry(path: &Path, zip: &mut ZipArchive<BufReader<File>>) -> Result<St
             return Ok(name.into_owned());
         }
     }
-    Err(Error::file(path, "is a zip file, but not one of torch.save: it has no data.pkl"))
+    Err(Error::file(path, "is a zip file without data.pkl, so not a torch.save file"))
 }
 
-/// The whole entry `name`, of at most `limit` bytes.
+/// Reads the entry `name`, of at most `limit` bytes.
 fn entry(
     path: &Path,
     zip: &mut ZipArchive<BufReader<File>>,
@@ -101,15 +104,15 @@ fn entry(
     let file = zip.by_name(name).map_err(|e| zip_error(path, e))?;
     let size = file.size();
     if size > limit {
-        let reason = format!("`{name}` would have {size} bytes, {limit} at most are read");
+        let reason = format!("`{name}` has {size} bytes, at most {limit} are supported");
         return Err(Error::file(path, reason));
     }
     let mut bytes = Vec::new();
     let read = file.take(size.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|e| broken(path, &format!("`{name}`: {e}")))?;
+    read.map_err(|e| invalid(path, &format!("`{name}`: {e}")))?;
     if bytes.len() as u64 != size {
-        let reason = format!("`{name}` has not the {size} bytes that it claims");
-        return Err(broken(path, &reason));
+        let reason = format!("`{name}` does not have the {size} bytes that it declares");
+        return Err(invalid(path, &reason));
     }
     Ok(bytes)
 }
@@ -117,14 +120,14 @@ fn entry(
 fn zip_error(path: &Path, error: ZipError) -> Error {
     match error {
         ZipError::Io(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            broken(path, "its zip is cut short")
+            invalid(path, "its zip is truncated")
         }
         ZipError::Io(e) => Error::io(path, e),
-        e => broken(path, &e.to_string()),
+        e => invalid(path, &e.to_string()),
     }
 }
 
-/// What follows the magic number.
+/// Reads everything after the magic number.
 fn rest(path: &Path, mut file: File) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(LEGACY.len() as u64))
@@ -133,20 +136,20 @@ fn rest(path: &Path, mut file: File) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// An older file: pickles of a version, of facts about the machine, of the object, and of the storages'
-/// keys, and then each storage: how many numbers, and these.
+/// Parses the legacy format: pickles of version, system information, object and storage keys, then
+/// each storage as its number of elements and the elements.
 pub(super) fn legacy(path: &Path, bytes: &[u8], nodes: &mut Vec<Node>) -> Result<(Id, Container)> {
     let mut at = 0;
     let mut next = |nodes: &mut Vec<Node>| {
         let limit = bytes.len().min(at + MAX_PICKLE as usize);
-        let (id, used) = machine::run(&bytes[at..limit], nodes).map_err(|e| broken(path, &e))?;
+        let (id, used) = machine::run(&bytes[at..limit], nodes).map_err(|e| invalid(path, &e))?;
         at += used;
         Ok::<Id, Error>(id)
     };
-    let (_version, _machine) = (next(nodes)?, next(nodes)?);
+    let (_version, _system) = (next(nodes)?, next(nodes)?);
     let (root, keys) = (next(nodes)?, next(nodes)?);
     let Node::List(keys) = &nodes[keys] else {
-        return Err(broken(path, "it does not list its storages"));
+        return Err(invalid(path, "its list of storages is missing"));
     };
     let storage = |node: &Node| match node {
         Node::Storage(Storage { key, kind: Some(kind), .. }) => {
@@ -158,17 +161,17 @@ pub(super) fn legacy(path: &Path, bytes: &[u8], nodes: &mut Vec<Node>) -> Result
     let (mut offsets, mut at) = (HashMap::new(), at as u64);
     for key in keys {
         let key = match &nodes[*key] {
-            Node::Text(key) => key.clone(),
-            _ => return Err(broken(path, "a storage's key is no string")),
+            Node::String(key) => key.clone(),
+            _ => return Err(invalid(path, "the key of a storage is not a string")),
         };
         let Some(width) = widths.get(&key) else {
-            return Err(broken(path, &format!("storage {key} is of an unknown type")));
+            return Err(invalid(path, &format!("storage {key} has an unsupported type")));
         };
         let count = bytes.get(at as usize..at as usize + 8).and_then(|b| b.try_into().ok());
         let count = count.map(u64::from_le_bytes);
         let end = count.and_then(|n| n.checked_mul(*width)).and_then(|n| n.checked_add(at + 8));
         let Some(end) = end.filter(|&end| end <= bytes.len() as u64) else {
-            return Err(broken(path, "its storages are cut short"));
+            return Err(invalid(path, "its storages are truncated"));
         };
         offsets.insert(key, at + 8 + LEGACY.len() as u64);
         at = end;
@@ -176,7 +179,7 @@ pub(super) fn legacy(path: &Path, bytes: &[u8], nodes: &mut Vec<Node>) -> Result
     Ok((root, Container::Legacy { offsets }))
 }
 
-/// Reads storages of one file.
+/// Reads the storages of a file.
 pub(super) struct Storages<'a> {
     path: &'a Path,
     source: Source<'a>,
@@ -198,10 +201,10 @@ impl<'a> Storages<'a> {
         Ok(Self { path, source })
     }
 
-    /// The first `len` bytes of the storage `key`.
+    /// Reads the first `len` bytes of the storage `key`.
     pub(super) fn read(&mut self, key: &str, len: u64) -> Result<Vec<u8>> {
         let path = self.path;
-        let missing = || broken(path, &format!("storage {key} is missing or cut short"));
+        let missing = || invalid(path, &format!("storage {key} is missing or truncated"));
         match &mut self.source {
             Source::Zip(zip, prefix) => {
                 let bytes = entry(path, zip, &format!("{prefix}data/{key}"), u64::MAX);
@@ -214,8 +217,8 @@ impl<'a> Storages<'a> {
             }
             Source::Legacy(file, offsets) => {
                 let at = *offsets.get(key).ok_or_else(missing)?;
-                let whole = file.metadata().map_err(|e| Error::io(path, e))?.len();
-                if at.checked_add(len).is_none_or(|end| end > whole) {
+                let file_len = file.metadata().map_err(|e| Error::io(path, e))?.len();
+                if at.checked_add(len).is_none_or(|end| end > file_len) {
                     return Err(missing());
                 }
                 let mut bytes = vec![0; len as usize];

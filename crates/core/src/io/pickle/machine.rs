@@ -1,20 +1,17 @@
-//! The pickle machine: opcodes to nodes, of protocols 2 to 5 and what older ones share with them.
+//! The pickle machine: interprets the opcodes of protocols 2 to 5, and older ones that they share.
 
 use std::collections::HashMap;
 
-use super::call::global;
-use super::{Id, Node};
+use super::{Id, Node, Outcome, global};
 
-/// Nodes that one file may have: a few hundred times what checkpoints have.
+/// Largest number of nodes in a file, a few hundred times that of checkpoints.
 const MAX_NODES: usize = 1 << 22;
 
-pub(super) type Outcome<T> = Result<T, String>;
-
-/// Runs the pickle that `bytes` begin with. Returns what it leaves and how many bytes it took.
+/// Runs the pickle at the start of `bytes`; returns its result and its length in bytes.
 pub(super) fn run(bytes: &[u8], nodes: &mut Vec<Node>) -> Outcome<(Id, usize)> {
     let machine = Machine {
         bytes,
-        at: 0,
+        pos: 0,
         nodes,
         stack: Vec::new(),
         marks: Vec::new(),
@@ -26,10 +23,10 @@ pub(super) fn run(bytes: &[u8], nodes: &mut Vec<Node>) -> Outcome<(Id, usize)> {
 
 pub(super) struct Machine<'a> {
     bytes: &'a [u8],
-    at: usize,
+    pos: usize,
     pub(super) nodes: &'a mut Vec<Node>,
     pub(super) stack: Vec<Id>,
-    /// Heights of the stack.
+    /// Stack heights at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
     /// Entries copied from one container to another.
@@ -39,11 +36,11 @@ pub(super) struct Machine<'a> {
 impl Machine<'_> {
     fn run(mut self) -> Outcome<(Id, usize)> {
         loop {
-            let (at, op) = (self.at, self.byte()?);
+            let (pos, op) = (self.pos, self.byte()?);
             if op == b'.' {
-                return Ok((self.pop()?, self.at));
+                return Ok((self.pop()?, self.pos));
             }
-            self.step(op).map_err(|reason| format!("{reason} (at byte {at} of its pickle)"))?;
+            self.step(op).map_err(|reason| format!("{reason} (at byte {pos} of the pickle)"))?;
         }
     }
 
@@ -62,7 +59,7 @@ impl Machine<'_> {
             b'I' => match self.line()?.as_str() {
                 "00" => self.push(Node::Bool(false))?,
                 "01" => self.push(Node::Bool(true))?,
-                text => self.push(integer(text)?)?,
+                digits => self.push(integer(digits)?)?,
             },
             b'L' => {
                 let line = self.line()?;
@@ -83,7 +80,7 @@ impl Machine<'_> {
             }
             b'F' => {
                 let line = self.line()?;
-                let value = line.parse().map_err(|_| format!("{line:?} is no number"))?;
+                let value = line.parse().map_err(|_| format!("{line:?} is not a number"))?;
                 self.push(Node::Float(value))?;
             }
             b'G' => {
@@ -92,11 +89,11 @@ impl Machine<'_> {
             }
             b'S' | b'V' => {
                 let line = self.line()?;
-                self.push(Node::Text(line.trim_matches(['\'', '"']).to_owned()))?;
+                self.push(Node::String(line.trim_matches(['\'', '"']).to_owned()))?;
             }
-            b'U' | 0x8c => self.text(1)?,
-            b'T' | b'X' => self.text(4)?,
-            0x8d => self.text(8)?,
+            b'U' | 0x8c => self.string(1)?,
+            b'T' | b'X' => self.string(4)?,
+            0x8d => self.string(8)?,
             b'C' => self.skip(1)?,
             b'B' => self.skip(4)?,
             0x8e | 0x96 => self.skip(8)?, // BINBYTES8, BYTEARRAY8
@@ -108,7 +105,7 @@ impl Machine<'_> {
             }
             0x85..=0x87 => {
                 let from = self.stack.len().checked_sub(usize::from(op - 0x84));
-                let items = self.stack.split_off(from.ok_or(EMPTY)?);
+                let items = self.stack.split_off(from.ok_or(UNDERFLOW)?);
                 self.push(Node::List(items))?;
             }
             b'd' => {
@@ -147,7 +144,7 @@ impl Machine<'_> {
                     b'h' => self.number(1)? as u64,
                     _ => self.number(4)? as u64,
                 };
-                let id = self.memo.get(&at).ok_or("something is used before it is made")?;
+                let id = self.memo.get(&at).ok_or("a memo entry is used before it is set")?;
                 self.stack.push(*id);
             }
             b'c' => {
@@ -157,7 +154,7 @@ impl Machine<'_> {
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let node = global(self.text_of(module)?, self.text_of(name)?)?;
+                let node = global(self.string_of(module)?, self.string_of(name)?)?;
                 self.push(node)?;
             }
             b'R' | 0x81 => {
@@ -175,7 +172,7 @@ impl Machine<'_> {
                         let (module, name) = (self.line()?, self.line()?);
                         self.node(global(&module, &name)?)?
                     }
-                    _ if items.is_empty() => return Err(EMPTY.into()),
+                    _ if items.is_empty() => return Err(UNDERFLOW.into()),
                     _ => items.remove(0),
                 };
                 let args = self.node(Node::List(items))?;
@@ -184,7 +181,7 @@ impl Machine<'_> {
             b'b' => {
                 let state = self.pop()?;
                 let target = self.top()?;
-                // Dicts and tensors carry nothing there that matters here.
+                // The state of dicts and tensors is not needed.
                 if let Node::Object { state: slot, .. } = &mut self.nodes[target] {
                     *slot = Some(state);
                 }
@@ -194,11 +191,12 @@ impl Machine<'_> {
                 let storage = self.storage(id)?;
                 self.push(Node::Storage(storage))?;
             }
-            _ => return Err(format!("there is no opcode {op:#04x}")),
+            _ => return Err(format!("unknown opcode {op:#04x}")),
         }
         Ok(())
     }
 
+    /// Adds a node.
     fn node(&mut self, node: Node) -> Outcome<Id> {
         if self.nodes.len() >= MAX_NODES {
             return Err(format!("it has more than {MAX_NODES} values"));
@@ -216,13 +214,13 @@ impl Machine<'_> {
     fn pop(&mut self) -> Outcome<Id> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
-            return Err(EMPTY.into());
+            return Err(UNDERFLOW.into());
         }
-        self.stack.pop().ok_or_else(|| EMPTY.into())
+        self.stack.pop().ok_or_else(|| UNDERFLOW.into())
     }
 
     fn top(&self) -> Outcome<Id> {
-        self.stack.last().copied().ok_or_else(|| EMPTY.into())
+        self.stack.last().copied().ok_or_else(|| UNDERFLOW.into())
     }
 
     fn pop_mark(&mut self) -> Outcome<Vec<Id>> {
@@ -235,7 +233,7 @@ impl Machine<'_> {
         match &mut self.nodes[target] {
             Node::List(list) => list.extend(items),
             Node::Object { .. } => {}
-            _ => return Err("something is appended to what is no list".into()),
+            _ => return Err("append to a value that is not a list".into()),
         }
         Ok(())
     }
@@ -244,22 +242,22 @@ impl Machine<'_> {
         let target = self.top()?;
         match &mut self.nodes[target] {
             Node::Dict(entries) | Node::Object { entries, .. } => entries.extend(items),
-            _ => return Err("a key is set in what is no dict".into()),
+            _ => return Err("a key is set in a value that is not a dict".into()),
         }
         Ok(())
     }
 
-    fn text_of(&self, id: Id) -> Outcome<&str> {
+    fn string_of(&self, id: Id) -> Outcome<&str> {
         match &self.nodes[id] {
-            Node::Text(text) => Ok(text),
-            _ => Err("a name is no string".into()),
+            Node::String(value) => Ok(value),
+            _ => Err("a name is not a string".into()),
         }
     }
 
-    fn text(&mut self, width: usize) -> Outcome<()> {
+    fn string(&mut self, width: usize) -> Outcome<()> {
         let len = self.number(width)?;
-        let text = String::from_utf8_lossy(self.take(len)?).into_owned();
-        self.push(Node::Text(text))
+        let value = String::from_utf8_lossy(self.take(len)?).into_owned();
+        self.push(Node::String(value))
     }
 
     fn skip(&mut self, width: usize) -> Outcome<()> {
@@ -272,47 +270,50 @@ impl Machine<'_> {
         self.take(1).map(|bytes| bytes[0])
     }
 
-    /// A number without sign in `width` bytes, the lowest first.
+    /// Reads an unsigned little-endian number of `width` bytes.
     fn number(&mut self, width: usize) -> Outcome<usize> {
         let value = self.take(width)?.iter().rev().fold(0, |all, &b| all << 8 | u64::from(b));
-        usize::try_from(value).map_err(|_| CUT.to_owned())
+        usize::try_from(value).map_err(|_| TRUNCATED.to_owned())
     }
 
     fn take(&mut self, len: usize) -> Outcome<&[u8]> {
-        let end = self.at.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(CUT)?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
+        let end =
+            self.pos.checked_add(len).filter(|&end| end <= self.bytes.len()).ok_or(TRUNCATED)?;
+        let taken = &self.bytes[self.pos..end];
+        self.pos = end;
         Ok(taken)
     }
 
     fn line(&mut self) -> Outcome<String> {
-        let rest = &self.bytes[self.at..];
-        let len = rest.iter().position(|&b| b == b'\n').ok_or(CUT)?;
-        self.at += len + 1;
+        let rest = &self.bytes[self.pos..];
+        let len = rest.iter().position(|&b| b == b'\n').ok_or(TRUNCATED)?;
+        self.pos += len + 1;
         Ok(String::from_utf8_lossy(&rest[..len]).trim_end_matches('\r').to_owned())
     }
 }
 
-const EMPTY: &str = "its pickle takes more than it puts";
-const CUT: &str = "its pickle is cut short";
+const UNDERFLOW: &str = "stack underflow in the pickle";
+const TRUNCATED: &str = "the pickle is truncated";
 
 fn pairs(items: &[Id]) -> Vec<(Id, Id)> {
     items.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
-fn parse(text: &str) -> Outcome<u64> {
-    text.parse().map_err(|_| format!("{text:?} is no place in its memory"))
+fn parse(digits: &str) -> Outcome<u64> {
+    digits.parse().map_err(|_| format!("{digits:?} is not a memo index"))
 }
 
-/// An integer beyond 64 bits matters to nobody here.
-fn integer(text: &str) -> Outcome<Node> {
-    match text.parse() {
+/// Parses an integer; one beyond 64 bits becomes a float.
+fn integer(digits: &str) -> Outcome<Node> {
+    match digits.parse() {
         Ok(value) => Ok(Node::Int(value)),
-        Err(_) => text.parse().map(Node::Float).map_err(|_| format!("{text:?} is no number")),
+        Err(_) => {
+            digits.parse().map(Node::Float).map_err(|_| format!("{digits:?} is not a number"))
+        }
     }
 }
 
-/// A signed integer, the lowest byte first.
+/// Parses a signed little-endian integer; one beyond 64 bits becomes opaque bytes.
 fn long(bytes: &[u8]) -> Node {
     if bytes.len() > 8 {
         return Node::Bytes;

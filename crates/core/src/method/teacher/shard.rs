@@ -1,62 +1,62 @@
-//! The teacher's weights divided over ranks: each keeps the exact values of its own, moves these, and tells the others
-//! what they are in bf16, in which products are computed anyway.
+//! Shards the teacher's weights over ranks: each keeps and averages the exact values of its share and
+//! broadcasts them in bf16, in which products are computed anyway.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::assign;
+use crate::io::checkpoint::assign;
 use crate::{World, Result};
 
-/// Of all weights that are divided.
+/// The sharded weights.
 #[derive(Debug)]
 pub struct Shard {
-    ranks: World,
-    divided: BTreeMap<String, Divided>,
+    world: World,
+    weights: BTreeMap<String, Sharded>,
 }
 
 #[derive(Debug)]
-struct Divided {
+struct Sharded {
     owner: usize,
-    /// bf16: what all ranks compute with.
+    /// bf16, for computing; on all ranks.
     weight: Tensor,
-    /// f32, at the owner's.
+    /// f32, on the owner.
     exact: Option<Tensor>,
 }
 
 impl Shard {
-    /// Gives each rank about as much of the f32 `weights`, which become bf16.
-    pub fn divide(weights: BTreeMap<String, Tensor>, ranks: &World) -> Self {
+    /// Divides the f32 `weights` about evenly over the ranks, and rounds them to bf16.
+    pub fn divide(weights: BTreeMap<String, Tensor>, world: &World) -> Self {
         let sizes: Vec<usize> = weights.values().map(Tensor::numel).collect();
-        let owners = ranks.divide(&sizes);
-        let divided = weights.into_iter().zip(owners).map(|((name, mut weight), owner)| {
+        let owners = world.partition(&sizes);
+        let weights = weights.into_iter().zip(owners).map(|((name, mut weight), owner)| {
             let exact = weight.detach();
             weight.set_data(&exact.to_kind(Kind::BFloat16));
-            let exact = (owner == ranks.rank()).then_some(exact);
-            (name, Divided { owner, weight, exact })
+            let exact = (owner == world.rank()).then_some(exact);
+            (name, Sharded { owner, weight, exact })
         });
-        Self { ranks: ranks.clone(), divided: divided.collect() }
+        Self { world: world.clone(), weights: weights.collect() }
     }
 
-    /// Whether `name` is among them.
+    /// Returns whether the weight `name` is sharded.
     pub fn has(&self, name: &str) -> bool {
-        self.divided.contains_key(name)
+        self.weights.contains_key(name)
     }
 
-    /// The exact values that this rank keeps.
+    /// Iterates over the exact values that this rank keeps.
     pub fn own(&self) -> impl Iterator<Item = (&String, &Tensor)> {
-        self.divided.iter().filter_map(|(name, weight)| Some((name, weight.exact.as_ref()?)))
+        self.weights.iter().filter_map(|(name, weight)| Some((name, weight.exact.as_ref()?)))
     }
 
-    /// Tells all ranks what each has moved.
+    /// Broadcasts each rank's share, rounded to bf16.
     ///
     /// # Errors
     /// [`Error::Dist`](crate::Error::Dist) if another rank is gone.
-    pub fn tell(&self) -> Result<()> {
-        for rank in 0..self.ranks.count() {
-            let of_rank: Vec<Tensor> = self
-                .divided
+    pub fn publish(&self) -> Result<()> {
+        for rank in 0..self.world.size() {
+            let share: Vec<Tensor> = self
+                .weights
                 .values()
                 .filter(|weight| weight.owner == rank)
                 .map(|weight| {
@@ -66,45 +66,45 @@ impl Shard {
                     weight.weight.shallow_clone()
                 })
                 .collect();
-            self.ranks.broadcast(&of_rank, rank)?;
+            self.world.broadcast(&share, rank)?;
         }
         Ok(())
     }
 
-    /// All exact values, in rank 0's memory; one at a time is anywhere else.
+    /// Collects all exact values in rank 0's memory, one at a time.
     ///
     /// # Errors
-    /// As [`tell`](Self::tell).
+    /// As [`publish`](Self::publish).
     pub fn gather(&self) -> Result<HashMap<String, Tensor>> {
         let mut all = HashMap::new();
-        for (name, Divided { owner, weight, exact }) in &self.divided {
+        for (name, Sharded { owner, weight, exact }) in &self.weights {
             let exact = match exact {
                 Some(exact) => exact.shallow_clone(),
                 None => tch::no_grad(|| weight.to_kind(Kind::Float)),
             };
-            self.ranks.broadcast(&[exact.shallow_clone()], *owner)?;
-            if self.ranks.is_rank0() {
+            self.world.broadcast(&[exact.shallow_clone()], *owner)?;
+            if self.world.is_rank0() {
                 all.insert(name.clone(), exact.to_device(tch::Device::Cpu));
             }
         }
         Ok(all)
     }
 
-    /// Gives each rank its own of what rank 0 has `read` from the file `path`, and all of them the rest.
+    /// Sends each rank its share of the weights that rank 0 has `read` from the file `path`.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) if a weight is missing or of another shape; as [`tell`](Self::tell).
+    /// [`Error::Tensor`](crate::Error::Tensor) if a weight is missing or of another shape; as [`publish`](Self::publish).
     pub fn scatter(&self, path: &Path, read: &BTreeMap<String, Tensor>) -> Result<()> {
-        for (name, Divided { weight, exact, .. }) in &self.divided {
-            let arrived = tch::no_grad(|| weight.to_kind(Kind::Float));
-            if self.ranks.is_rank0() {
-                assign(path, &[(name.clone(), arrived.shallow_clone())].into(), read)?;
+        for (name, Sharded { weight, exact, .. }) in &self.weights {
+            let received = tch::no_grad(|| weight.to_kind(Kind::Float));
+            if self.world.is_rank0() {
+                assign(path, &[(name.clone(), received.shallow_clone())].into(), read)?;
             }
-            self.ranks.broadcast(&[arrived.shallow_clone()], 0)?;
+            self.world.broadcast(&[received.shallow_clone()], 0)?;
             if let Some(exact) = exact {
-                tch::no_grad(|| exact.shallow_clone().copy_(&arrived));
+                tch::no_grad(|| exact.shallow_clone().copy_(&received));
             }
         }
-        self.tell()
+        self.publish()
     }
 }

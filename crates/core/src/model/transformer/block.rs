@@ -1,14 +1,16 @@
-//! One block: attention and MLP, each added to what it was given.
+//! One transformer block: attention and MLP with residual connections.
 
 use tch::{Device, Kind, Tensor, nn};
 
 use super::NormPlacement::{Post, Pre};
 use super::{Layer, NormPlacement, TransformerConfig, WeightInit};
-use crate::batch::upload;
-use crate::nn::{LayerNorm, LayerScale, Linear, done, dropout};
+use crate::data::batch::upload;
+use crate::model::nn::{LayerNorm, LayerScale, Linear, dropout, expect_torch};
 
-/// Every map has a bias. BEiT's attention has none for keys: it would add the same to all scores of a
-/// query, which the softmax takes away again, so ours is without effect and its gradient is zero.
+/// Multi-head self-attention; every linear layer has a bias.
+///
+/// BEiT has no bias for keys. It would add a constant to all scores of a query, which the softmax
+/// cancels, so the key bias here has no effect and its gradient is zero.
 #[derive(Clone, Debug)]
 struct Attention {
     qkv: Linear,
@@ -18,26 +20,27 @@ struct Attention {
 }
 
 impl Attention {
-    /// The last map's weights start multiplied by `last`.
-    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
+    /// Creates the variables below `path`; the initial output weights are multiplied by
+    /// `out_scale`.
+    fn new(path: &nn::Path, config: &TransformerConfig, out_scale: f64) -> Self {
         let (dim, init) = (config.dim, config.init.linear());
         Self {
             qkv: Linear::new(&(path / "qkv"), dim, 3 * dim, init),
-            proj: Linear::new(&(path / "proj"), dim, dim, init).scaled(last),
+            proj: Linear::new(&(path / "proj"), dim, dim, init).scaled(out_scale),
             heads: config.heads,
             dropout: config.attention_dropout,
         }
     }
 
-    /// `bias` is added to the scores: `(1 or B, 1 or H, 1 or T, T)`.
+    /// Attends over `x` `(B, T, D)`; `bias` `(1 or B, 1 or H, 1 or T, T)` is added to the scores.
     fn forward(&self, x: &Tensor, bias: Option<&Tensor>, train: bool) -> Tensor {
         let dropout = if train { self.dropout } else { 0.0 };
         let qkv = self.qkv.forward(x); // (B, T, 3·D)
-        // On CPUs, LibTorch's fused kernel is the faster one where nothing is kept for gradients; it has no
-        // dropout there.
+        // On the CPU, LibTorch's fused kernel is faster without gradients, and does not support
+        // dropout.
         let y = match x.device() {
             Device::Cpu if qkv.requires_grad() || dropout > 0.0 => {
-                done(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout))
+                expect_torch(data2vec_torch_ext::attention(&qkv, bias, self.heads, dropout))
             }
             _ => self.fused(&qkv, bias, dropout),
         };
@@ -64,12 +67,13 @@ struct Mlp {
 }
 
 impl Mlp {
-    /// As [`Attention::new`].
-    fn new(path: &nn::Path, config: &TransformerConfig, last: f64) -> Self {
+    /// Creates the variables below `path`; the initial output weights are multiplied by
+    /// `out_scale`.
+    fn new(path: &nn::Path, config: &TransformerConfig, out_scale: f64) -> Self {
         let (dim, hidden, init) = (config.dim, config.mlp_dim(), config.init.linear());
         Self {
             fc1: Linear::new(&(path / "fc1"), dim, hidden, init),
-            fc2: Linear::new(&(path / "fc2"), hidden, dim, init).scaled(last),
+            fc2: Linear::new(&(path / "fc2"), hidden, dim, init).scaled(out_scale),
             dropout: config.activation_dropout,
         }
     }
@@ -89,27 +93,27 @@ pub(super) struct Block {
     attn: Attention,
     norm2: LayerNorm,
     mlp: Mlp,
-    /// Factors of the two residual branches.
+    /// LayerScale of the two residual branches.
     scales: [Option<LayerScale>; 2],
     placement: NormPlacement,
     dropout: f64,
-    /// Chance that a row skips a branch.
+    /// Probability that a row skips a residual branch.
     pub(super) drop_path: f64,
 }
 
 impl Block {
-    /// Number `index` of the blocks, from 0.
+    /// Creates block `index` (from 0).
     pub(super) fn new(path: &nn::Path, config: &TransformerConfig, index: usize) -> Self {
-        let last = match config.init {
+        let out_scale = match config.init {
             WeightInit::Bert => 1.0,
             WeightInit::Beit => (2.0 * (index + 1) as f64).powf(-0.5),
         };
         let scale = |name| config.layer_scale.map(|v| LayerScale::new(path, name, config.dim, v));
         Self {
             norm1: LayerNorm::new(&(path / "norm1"), config.dim, config.norm_eps),
-            attn: Attention::new(&(path / "attn"), config, last),
+            attn: Attention::new(&(path / "attn"), config, out_scale),
             norm2: LayerNorm::new(&(path / "norm2"), config.dim, config.norm_eps),
-            mlp: Mlp::new(&(path / "mlp"), config, last),
+            mlp: Mlp::new(&(path / "mlp"), config, out_scale),
             scales: ["scale1", "scale2"].map(scale),
             placement: config.norm,
             dropout: config.dropout,
@@ -117,7 +121,7 @@ impl Block {
         }
     }
 
-    /// Keeps the variables of its linear maps in `kind` from now on.
+    /// Converts the variables of the linear layers to `kind`.
     pub(super) fn convert(&mut self, kind: Kind) {
         let Self { attn, mlp, .. } = self;
         for linear in [&mut attn.qkv, &mut attn.proj, &mut mlp.fc1, &mut mlp.fc2] {
@@ -125,8 +129,10 @@ impl Block {
         }
     }
 
-    /// `x` `(B, T, D)`. With `only`, in increasing order the places of N tokens among the flattened `(B·T)`, the MLP
-    /// sees these alone, and results are `(N, D)`. In training `ffn` has no rows that skip the MLP.
+    /// Computes the outputs of the block for `x` `(B, T, D)`.
+    ///
+    /// `only` selects N tokens by increasing indices into the flattened `(B·T)`: the MLP runs on
+    /// these tokens, and outputs are `(N, D)`. In training, `ffn` lacks the rows that skip the MLP.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -147,26 +153,28 @@ impl Block {
         };
 
         let mut row_of: Vec<i64> = (0..rows).collect();
-        let (x, _) = self.add(x, &row_of, &self.scales[0], train, attend);
+        let (x, _) = self.add_branch(x, &row_of, &self.scales[0], train, attend);
         let mut x = self.norm(Post, &self.norm1, &x);
         if let Some(only) = only {
-            let places = upload(&Tensor::from_slice(only), x.device());
-            x = x.flatten(0, 1).index_select(0, &places); // (N, D)
-            row_of = only.iter().map(|place| place / len).collect();
+            let indices = upload(&Tensor::from_slice(only), x.device());
+            x = x.flatten(0, 1).index_select(0, &indices); // (N, D)
+            row_of = only.iter().map(|index| index / len).collect();
         }
-        let (x, ffn) = self.add(&x, &row_of, &self.scales[1], train, mlp_branch);
+        let (x, ffn) = self.add_branch(&x, &row_of, &self.scales[1], train, mlp_branch);
         Layer { ffn, out: self.norm(Post, &self.norm2, &x) }
     }
 
-    /// `x`, normalised if this is where the block does.
-    fn norm(&self, place: NormPlacement, norm: &LayerNorm, x: &Tensor) -> Tensor {
-        if self.placement == place { norm.forward(x) } else { x.shallow_clone() }
+    /// Normalises `x` if `placement` is that of this block.
+    fn norm(&self, placement: NormPlacement, norm: &LayerNorm, x: &Tensor) -> Tensor {
+        if self.placement == placement { norm.forward(x) } else { x.shallow_clone() }
     }
 
-    /// `x` plus what `branch` makes of it, and that. In training some rows of the batch skip the branch (stochastic
-    /// depth; Huang et al. 2016): it is computed for the others alone, whose places it is told. `row_of`: the row that
-    /// each entry of `x` is of.
-    fn add(
+    /// Returns `(x + branch(x), branch(x))`.
+    ///
+    /// In training, drop path (stochastic depth; Huang et al. 2016) makes random rows skip the
+    /// branch, which is then computed for the others only; its second argument are their indices.
+    /// `row_of` maps each entry of `x` to its row in the batch.
+    fn add_branch(
         &self,
         x: &Tensor,
         row_of: &[i64],
@@ -179,13 +187,13 @@ impl Block {
             let sum = match scale {
                 None => {
                     let p = if train { self.dropout } else { 0.0 };
-                    done(data2vec_torch_ext::residual_dropout(x, &y, p))
+                    expect_torch(data2vec_torch_ext::residual_dropout(x, &y, p))
                 }
                 Some(scale) => x + scale.forward(&dropout(&y, self.dropout, train), 1.0),
             };
             return (sum, y);
         }
-        let kept = self.kept(row_of);
+        let kept = self.sample_kept(row_of);
         if kept.is_empty() {
             return (x.shallow_clone(), x.narrow(0, 0, 0));
         }
@@ -199,8 +207,8 @@ impl Block {
         (x.index_add(0, &kept, &scaled.to_kind(x.kind())), y)
     }
 
-    /// Which entries do not skip a branch this time. Drawn by the CPU: nothing waits for a GPU to say it.
-    fn kept(&self, row_of: &[i64]) -> Vec<i64> {
+    /// Samples the indices of the entries that keep a branch, on the CPU to avoid a device sync.
+    fn sample_kept(&self, row_of: &[i64]) -> Vec<i64> {
         let rows = row_of.last().map_or(0, |last| last + 1);
         let draws = Tensor::rand([rows], (Kind::Float, Device::Cpu));
         let draws = Vec::<f32>::try_from(&draws).unwrap_or_default();
@@ -208,7 +216,7 @@ impl Block {
         (0..).zip(row_of).filter(keeps).map(|(entry, _)| entry).collect()
     }
 
-    /// A training pass that is taken again for the gradients.
+    /// Runs a training pass whose activations are recomputed in the backward pass.
     pub(super) fn forward_checkpointed(
         self,
         x: &Tensor,
@@ -219,7 +227,7 @@ impl Block {
         let body = move |x: &Tensor, bias: Option<&Tensor>| {
             self.forward(x, bias, only.as_deref(), true).out
         };
-        done(data2vec_torch_ext::checkpoint(x, bias, body))
+        expect_torch(data2vec_torch_ext::checkpoint(x, bias, body))
     }
 }
 
@@ -257,8 +265,13 @@ mod tests {
         Tensor::randn(size, (Kind::Float, Device::Cpu))
     }
 
-    /// The paper's formula: all rows go through a branch, some of them times 0, the others times 1/(1 − p).
-    fn formula(block: &Block, x: &Tensor, bias: &Tensor, factors: &[Tensor; 2]) -> Tensor {
+    /// Drop path by its formula: all rows take the branch, multiplied by 0 or by 1/(1 − p).
+    fn reference_forward(
+        block: &Block,
+        x: &Tensor,
+        bias: &Tensor,
+        factors: &[Tensor; 2],
+    ) -> Tensor {
         let scaled = |y: Tensor, i: usize| match &block.scales[i] {
             Some(scale) => scale.forward(&y, 1.0) * &factors[i],
             None => y * &factors[i],
@@ -270,33 +283,33 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_skip_a_branch_are_as_if_it_were_times_zero() {
+    fn drop_path_matches_multiplying_branches_by_zero() {
         let only = [1, 2, 5, 6, 9, 13];
-        let (mut kept_of_all, mut none) = ([0; 2], 0);
+        let (mut kept_rows, mut all_rows, mut skipped_branches) = (0, 0, 0);
         for (norm, scale) in [(Pre, Some(0.3)), (Pre, None), (Post, None)] {
             tch::manual_seed(4);
             let (vars, block) = block(norm, scale);
-            let bias = randn(&[ROWS, 2, LEN, LEN]); // of each row its own
+            let bias = randn(&[ROWS, 2, LEN, LEN]); // one per row
             for (seed, only) in (0..8).flat_map(|seed| [(seed, None), (seed, Some(&only[..]))]) {
                 let x = randn(&[ROWS, LEN, 8]).set_requires_grad(true);
-                let weights = randn(&[ROWS * LEN, 8]); // of the sum that is derived
+                let weights = randn(&[ROWS * LEN, 8]); // of the outputs in the loss
                 let rows: Vec<i64> = (0..ROWS).collect();
                 tch::manual_seed(seed);
                 let factors = [(); 2].map(|()| {
-                    let kept = block.kept(&rows);
-                    kept_of_all[0] += kept.len() as i64;
-                    kept_of_all[1] += ROWS;
-                    none += i32::from(kept.is_empty());
-                    let one = |row| if kept.contains(row) { 1.0 / 0.6_f32 } else { 0.0 };
-                    Tensor::from_slice(&rows.iter().map(one).collect::<Vec<_>>())
+                    let kept = block.sample_kept(&rows);
+                    kept_rows += kept.len() as i64;
+                    all_rows += ROWS;
+                    skipped_branches += i32::from(kept.is_empty());
+                    let factor = |row| if kept.contains(row) { 1.0 / 0.6_f32 } else { 0.0 };
+                    Tensor::from_slice(&rows.iter().map(factor).collect::<Vec<_>>())
                         .reshape([-1, 1, 1])
                 });
-                let mut expected = formula(&block, &x, &bias, &factors).flatten(0, 1);
+                let mut expected = reference_forward(&block, &x, &bias, &factors).flatten(0, 1);
                 let mut weights = weights.shallow_clone();
                 if let Some(only) = only {
-                    let places = Tensor::from_slice(only);
-                    expected = expected.index_select(0, &places);
-                    weights = weights.index_select(0, &places);
+                    let indices = Tensor::from_slice(only);
+                    expected = expected.index_select(0, &indices);
+                    weights = weights.index_select(0, &indices);
                 }
                 tch::manual_seed(seed);
                 let out = block.forward(&x, Some(&bias), only, true).out.reshape([-1, 8]);
@@ -305,19 +318,19 @@ mod tests {
                 inputs.push(x);
                 let grads = |y: &Tensor| {
                     let loss = (y * &weights).sum(Kind::Float);
-                    // Zeros for what no row went through.
-                    let nothing: Tensor = inputs.iter().map(|x| x.sum(Kind::Float) * 0.0).sum();
-                    Tensor::run_backward(&[loss + nothing], &inputs, false, false)
+                    // Gives variables that no row uses a gradient of zero.
+                    let zero: Tensor = inputs.iter().map(|x| x.sum(Kind::Float) * 0.0).sum();
+                    Tensor::run_backward(&[loss + zero], &inputs, false, false)
                 };
                 let (a, b) = (grads(&expected), grads(&out));
                 for (a, b) in a.iter().zip(&b).chain([(&expected, &out)]) {
-                    let off = (a - b).abs().max().double_value(&[]);
-                    assert!(off < 1e-5, "{norm:?} {scale:?} seed {seed}: off by {off}");
+                    let error = (a - b).abs().max().double_value(&[]);
+                    assert!(error < 1e-5, "{norm:?} {scale:?} seed {seed}: differs by {error}");
                 }
             }
         }
-        assert!(none > 0, "some branches are to be without rows");
-        let share = kept_of_all[0] as f64 / kept_of_all[1] as f64; // of 288
-        assert!((share - 0.6).abs() < 0.07, "{share} of the rows were kept");
+        assert!(skipped_branches > 0, "the seeds cover no branch that all rows skip");
+        let fraction = kept_rows as f64 / all_rows as f64; // of 288
+        assert!((fraction - 0.6).abs() < 0.07, "kept {fraction} of the rows");
     }
 }

@@ -1,4 +1,4 @@
-//! Moments divided over ranks: each keeps those of its own parameters, moves these, and tells the others.
+//! Sharded moments: each rank owns some parameters, updates them and broadcasts the new values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -6,29 +6,29 @@ use std::path::Path;
 use tch::{Device, Tensor};
 
 use super::Group;
-use crate::checkpoint::assign;
-use crate::{World, Result};
+use crate::io::checkpoint::assign;
+use crate::{Result, World};
 
-/// Which rank keeps the moments of which parameter.
+/// The owner rank of each parameter.
 #[derive(Debug)]
 pub struct Owners {
     rank: usize,
-    /// By group and place in it.
+    /// Owner rank by group and index in the group.
     owner: Vec<Vec<usize>>,
 }
 
 impl Owners {
-    /// Gives each rank about as many values, and frees the others' moments.
-    pub fn divide(groups: &mut [Group], ranks: &World) -> Self {
+    /// Assigns about as many values to each rank and frees the moments of other ranks.
+    pub fn partition(groups: &mut [Group], world: &World) -> Self {
         let sizes: Vec<usize> =
             groups.iter().flat_map(|group| &group.params).map(Tensor::numel).collect();
-        let mut owners = ranks.divide(&sizes).into_iter();
+        let mut owners = world.partition(&sizes).into_iter();
         let owner = groups.iter().map(|g| owners.by_ref().take(g.params.len()).collect()).collect();
-        let owners = Self { rank: ranks.rank(), owner };
+        let owners = Self { rank: world.rank(), owner };
         for (number, group) in groups.iter_mut().enumerate() {
             for i in (0..group.params.len()).filter(|&i| !owners.is_mine(number, i)) {
-                let nothing = || Tensor::zeros([0], (group.params[i].kind(), Device::Cpu));
-                (group.exp_avgs[i], group.exp_avg_sqs[i]) = (nothing(), nothing());
+                let empty = || Tensor::zeros([0], (group.params[i].kind(), Device::Cpu));
+                (group.exp_avgs[i], group.exp_avg_sqs[i]) = (empty(), empty());
             }
         }
         owners
@@ -38,29 +38,29 @@ impl Owners {
         self.owner[number][i] == self.rank
     }
 
-    /// Tells all ranks the parameters that each has moved.
-    pub fn share_params(&self, groups: &[Group], ranks: &World) -> Result<()> {
-        for rank in 0..ranks.count() {
-            let mut moved = Vec::new();
+    /// Broadcasts the updated parameters of each rank to all others.
+    pub fn broadcast_params(&self, groups: &[Group], world: &World) -> Result<()> {
+        for rank in 0..world.size() {
+            let mut updated = Vec::new();
             for (group, owner) in groups.iter().zip(&self.owner) {
                 let of_rank = group.params.iter().zip(owner).filter(|(_, owner)| **owner == rank);
-                moved.extend(of_rank.map(|(param, _)| param.shallow_clone()));
+                updated.extend(of_rank.map(|(param, _)| param.shallow_clone()));
             }
-            ranks.broadcast(&moved, rank)?;
+            world.broadcast(&updated, rank)?;
         }
         Ok(())
     }
 
-    /// All moments, in rank 0's memory; one parameter's at a time are anywhere else.
-    pub fn gather(&self, groups: &[Group], ranks: &World) -> Result<HashMap<String, Tensor>> {
+    /// Gathers all moments in the CPU memory of rank 0, one parameter at a time.
+    pub fn gather(&self, groups: &[Group], world: &World) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
-        self.each(groups, |names, moments, param, owner| {
-            let moments = match owner == ranks.rank() {
+        self.for_each(groups, |names, moments, param, owner| {
+            let moments = match owner == world.rank() {
                 true => moments.map(Tensor::shallow_clone),
                 false => tch::no_grad(|| [param.zeros_like(), param.zeros_like()]),
             };
-            ranks.broadcast(&moments, owner)?;
-            if ranks.is_rank0() {
+            world.broadcast(&moments, owner)?;
+            if world.is_rank0() {
                 state.extend(names.into_iter().zip(moments.map(|m| m.to_device(Device::Cpu))));
             }
             Ok(())
@@ -68,25 +68,25 @@ impl Owners {
         Ok(state)
     }
 
-    /// Gives each rank its own of the moments that rank 0 has `read` from the file `path`.
+    /// Sends each rank its own moments of those that rank 0 has `read` from the file `path`.
     pub fn scatter(
         &self,
         groups: &[Group],
-        ranks: &World,
+        world: &World,
         path: &Path,
         read: &BTreeMap<String, Tensor>,
     ) -> Result<()> {
-        self.each(groups, |names, moments, param, owner| {
-            let arrived = tch::no_grad(|| [param.zeros_like(), param.zeros_like()]);
-            if ranks.is_rank0() {
-                let copies = arrived.each_ref().map(Tensor::shallow_clone);
+        self.for_each(groups, |names, moments, param, owner| {
+            let received = tch::no_grad(|| [param.zeros_like(), param.zeros_like()]);
+            if world.is_rank0() {
+                let copies = received.each_ref().map(Tensor::shallow_clone);
                 assign(path, &names.into_iter().zip(copies).collect(), read)?;
             }
-            ranks.broadcast(&arrived, 0)?;
-            if owner == ranks.rank() {
+            world.broadcast(&received, 0)?;
+            if owner == world.rank() {
                 tch::no_grad(|| {
-                    for (moment, arrived) in moments.into_iter().zip(&arrived) {
-                        moment.shallow_clone().copy_(arrived);
+                    for (moment, received) in moments.into_iter().zip(&received) {
+                        moment.shallow_clone().copy_(received);
                     }
                 });
             }
@@ -94,15 +94,15 @@ impl Owners {
         })
     }
 
-    /// Calls `what` for every parameter with its moments, their names, and its owner.
-    fn each(
+    /// Calls `visit` with the names of the moments, the moments, the parameter and its owner.
+    fn for_each(
         &self,
         groups: &[Group],
-        mut what: impl FnMut([String; 2], [&Tensor; 2], &Tensor, usize) -> Result<()>,
+        mut visit: impl FnMut([String; 2], [&Tensor; 2], &Tensor, usize) -> Result<()>,
     ) -> Result<()> {
         for (group, owner) in groups.iter().zip(&self.owner) {
             for (i, &owner) in owner.iter().enumerate() {
-                what(group.moment_names(i), group.moments(i), &group.params[i], owner)?;
+                visit(group.moment_names(i), group.moments(i), &group.params[i], owner)?;
             }
         }
         Ok(())

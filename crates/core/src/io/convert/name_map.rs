@@ -1,13 +1,13 @@
-//! Our names and theirs.
+//! Tensor names here and in other layouts.
 
-/// Rows of our names and theirs, for both directions.
+/// Maps tensor names between the native and another layout, in both directions.
 ///
-/// A `*` in a row stands for one part of a name between dots, the same on both sides. Theirs may hold
-/// alternatives in braces: ours is these one after the other along the first dimension, as in
-/// `attention.{q,k,v}_proj.*`. One with a `?` before it, as in `{query,?key,value}.bias`, they do not
-/// have: zeros here, left out there.
+/// `*` matches one component of a dotted name, the same on both sides. Alternatives in braces in
+/// the other layout, as in `attention.{q,k,v}_proj.*`, are concatenated along the first dimension.
+/// An alternative with `?`, as in `{query,?key,value}.bias`, does not exist in the other layout:
+/// imports use zeros, exports omit it.
 #[derive(Clone, Debug)]
-pub struct Table {
+pub struct NameMap {
     layout: &'static str,
     rows: Vec<Row>,
 }
@@ -16,30 +16,30 @@ pub struct Table {
 struct Row {
     ours: String,
     theirs: String,
-    /// Their shape, where it is another one of as many numbers.
+    /// Shape in the other layout, if it differs.
     shape: Option<Vec<i64>>,
 }
 
-/// One of their tensors.
+/// A tensor of the other layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct SourceTensor {
     pub(super) name: String,
-    /// They never have it: zeros.
+    /// Whether the other layout lacks it, so that its values are zeros.
     pub(super) optional: bool,
 }
 
-impl Table {
-    /// An empty one of the layout that is called `layout` in messages.
+impl NameMap {
+    /// Creates an empty map of the layout named `layout` in messages.
     pub fn new(layout: &'static str) -> Self {
         Self { layout, rows: Vec::new() }
     }
 
-    /// What the layout is called.
+    /// Returns the name of the layout.
     pub fn layout(&self) -> &'static str {
         self.layout
     }
 
-    /// Adds `rows`; `our_prefix` and `their_prefix` come before all names in them.
+    /// Adds pairs of names, all with the prefixes `our_prefix` and `their_prefix`.
     #[must_use]
     pub fn rows(mut self, our_prefix: &str, their_prefix: &str, rows: &[(&str, &str)]) -> Self {
         self.rows.extend(rows.iter().map(|(ours, theirs)| Row {
@@ -50,15 +50,15 @@ impl Table {
         self
     }
 
-    /// Adds one variable that has the shape `shape` there.
+    /// Adds a variable that has the shape `shape` in the other layout.
     #[must_use]
     pub fn shaped(mut self, ours: &str, theirs: String, shape: Vec<i64>) -> Self {
         self.rows.push(Row { ours: ours.to_owned(), theirs, shape: Some(shape) });
         self
     }
 
-    /// Adds all blocks of fairseq's 2.0: the first `prenet` of `depth` have names of their own, and the main
-    /// ones are counted from 0 again.
+    /// Adds the blocks of fairseq's data2vec 2.0: the first `prenet` of `depth` have the prefix
+    /// `before`, and the others are counted from 0 with the prefix `main`.
     #[must_use]
     pub fn fairseq_blocks(mut self, main: &str, before: &str, prenet: usize, depth: usize) -> Self {
         for i in 0..depth {
@@ -72,12 +72,13 @@ impl Table {
         self
     }
 
+    /// Finds the row of a variable, and what its stars match.
     fn find(&self, name: &str) -> Option<(&Row, Vec<String>)> {
-        self.rows.iter().find_map(|row| Some((row, matched(&row.ours, name)?)))
+        self.rows.iter().find_map(|row| Some((row, match_pattern(&row.ours, name)?)))
     }
 
-    /// Where our variable `name` comes from.
-    pub(super) fn parts(&self, name: &str) -> Option<Vec<Part>> {
+    /// Returns the tensors that make up the variable `name`.
+    pub(super) fn sources(&self, name: &str) -> Option<Vec<SourceTensor>> {
         let (row, captured) = self.find(name)?;
         let mut captured = captured.into_iter();
         let filled: String = row
@@ -89,24 +90,24 @@ impl Table {
             })
             .collect();
         let Some((start, rest)) = filled.split_once('{') else {
-            return Some(vec![Part { name: filled, optional: false }]);
+            return Some(vec![SourceTensor { name: filled, optional: false }]);
         };
         let (inner, end) = rest.split_once('}')?;
         let part = |choice: &str| {
             let name = choice.trim_start_matches('?');
-            Part { name: format!("{start}{name}{end}"), optional: name != choice }
+            SourceTensor { name: format!("{start}{name}{end}"), optional: name != choice }
         };
         Some(inner.split(',').map(part).collect())
     }
 
-    /// Their shape of our variable `name`, if it is another than ours.
+    /// Returns the shape of the variable `name` in the other layout, if it differs.
     pub(super) fn shape(&self, name: &str) -> Option<Vec<i64>> {
         self.find(name)?.0.shape.clone()
     }
 }
 
-/// What the stars of `pattern` stand for in `name`.
-fn matched(pattern: &str, name: &str) -> Option<Vec<String>> {
+/// Returns the components of `name` that the stars of `pattern` match; `None` without a match.
+fn match_pattern(pattern: &str, name: &str) -> Option<Vec<String>> {
     let (mut pattern, mut name) = (pattern.split('.'), name.split('.'));
     let mut captured = Vec::new();
     loop {
@@ -123,8 +124,8 @@ fn matched(pattern: &str, name: &str) -> Option<Vec<String>> {
 mod tests {
     use super::*;
 
-    fn table() -> Table {
-        Table::new("theirs").rows(
+    fn name_map() -> NameMap {
+        NameMap::new("theirs").rows(
             "encoder.",
             "model.",
             &[
@@ -136,9 +137,9 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_and_filled() {
+    fn maps_names_with_stars_and_alternatives() {
         let names = |name: &str| -> Vec<String> {
-            let parts = table().parts(name).unwrap_or_default();
+            let parts = name_map().sources(name).unwrap_or_default();
             parts
                 .into_iter()
                 .map(|part| format!("{}{}", part.name, u8::from(part.optional)))

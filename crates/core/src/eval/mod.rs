@@ -1,0 +1,5 @@
+//! Metrics, probes of frozen features, and measures of a run's health.
+
+pub mod health;
+pub mod probe;
+pub mod score;

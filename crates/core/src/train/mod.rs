@@ -1,0 +1,9 @@
+//! One optimizer step of pretraining and of fine-tuning, and what it needs.
+
+pub mod chunks;
+pub mod finetune;
+pub mod optim;
+pub mod precision;
+pub mod pretrain;
+pub mod schedule;
+pub mod world;
