@@ -1,52 +1,54 @@
-//! Which tokens of a cache are in which block.
+//! Packing: which tokens of the cache belong to which block.
 
-use data2vec_core::{
-    Result,
-    random::{Purpose, seed_for},
-};
+use data2vec_core::Result;
+use data2vec_core::random::{Purpose, seed_for};
 
-use crate::{
-    cache::{Cache, Document},
-    dataset::{Packing, TextDataConfig},
-};
+use crate::cache::{Cache, Document};
+use crate::config::{Packing, TextDataConfig};
 
-/// Long documents are held out by stretches of so many blocks.
-const STRETCH: u64 = 64;
+/// Documents of more blocks than this are split into parts, each held out or not on its own.
+const MAX_BLOCKS: u64 = 64;
 
-/// The blocks of a corpus, or of a side of it.
+/// The blocks of a corpus, or of one side of a split.
 #[derive(Debug)]
 pub(crate) enum Blocks {
-    /// Stretches of the cache that are read as one: place in the whole, start and length in the cache.
-    Stream { stretches: Vec<(u64, u64, u64)>, total: u64 },
-    /// Start and length of each.
+    /// One stream of tokens, cut into blocks.
+    Stream {
+        /// Parts of the cache that form the stream: (start in the stream, start in the cache,
+        /// length).
+        parts: Vec<(u64, u64, u64)>,
+        /// Length of the stream.
+        total: u64,
+    },
+    /// (Start in the cache, length) of each block.
     Single(Vec<(u64, u32)>),
 }
 
-/// Documents, long ones in several, of whole blocks each.
-pub(crate) fn stretches(documents: &[Document], config: &TextDataConfig) -> Vec<Document> {
-    let long = STRETCH * (config.block as u64 - 1);
-    let mut stretches = Vec::with_capacity(documents.len());
+/// Splits long documents into parts of a whole number of blocks.
+pub(crate) fn split_long(documents: &[Document], config: &TextDataConfig) -> Vec<Document> {
+    let max_len = MAX_BLOCKS * (config.block as u64 - 1);
+    let mut parts = Vec::with_capacity(documents.len());
     for &Document { start, len, key } in documents {
-        // The lone `</s>` after a document belongs to a stream alone.
+        // Only a stream needs the additional `</s>` at the end of a document.
         let len = if config.packing == Packing::Stream { len } else { len - 1 };
-        let count = len.div_ceil(long).max(1);
+        let count = len.div_ceil(max_len).max(1);
         for i in 0..count {
-            stretches.push(Document {
-                start: start + i * long,
-                len: (len - i * long).min(long),
+            parts.push(Document {
+                start: start + i * max_len,
+                len: (len - i * max_len).min(max_len),
                 key: if i == 0 { key } else { seed_for(key, Purpose::Split, &[i]) },
             });
         }
     }
-    stretches
+    parts
 }
 
 impl Blocks {
-    /// `end`: id of `</s>`.
+    /// Packs documents; `eos` is the id of `</s>`.
     pub fn new(
-        stretches: &[Document],
+        documents: &[Document],
         cache: &Cache,
-        end: i64,
+        eos: i64,
         config: &TextDataConfig,
     ) -> Result<Self> {
         let room = config.block as u64 - 1;
@@ -54,24 +56,24 @@ impl Blocks {
         match config.packing {
             Packing::Stream => {
                 let mut total = 0;
-                let mut place = |d: &Document| {
+                let mut append = |d: &Document| {
                     total += d.len;
                     (total - d.len, d.start, d.len)
                 };
-                let stretches = stretches.iter().map(&mut place).collect();
-                return Ok(Self::Stream { stretches, total });
+                let parts = documents.iter().map(&mut append).collect();
+                return Ok(Self::Stream { parts, total });
             }
             Packing::Document => {
-                for &Document { start, len, .. } in stretches {
+                for &Document { start, len, .. } in documents {
                     let block = |at: u64| (start + at, (len - at).min(room) as u32);
                     blocks.extend((0..len).step_by(room as usize).map(block));
                 }
             }
             Packing::Lines => {
-                for &Document { start, len, .. } in stretches {
+                for &Document { start, len, .. } in documents {
                     let ids = cache.read(start, len as usize)?;
                     let (mut from, mut to) = (0, 0);
-                    for line in ids.split_inclusive(|&id| id == end) {
+                    for line in ids.split_inclusive(|&id| id == eos) {
                         if to - from + line.len() as u64 > room && to > from {
                             blocks.push((start + from, (to - from) as u32));
                             from = to;
@@ -91,23 +93,23 @@ impl Blocks {
         Ok(Self::Single(blocks))
     }
 
-    /// Where in the cache the tokens of a block are, `room` tokens at most.
-    pub fn places(&self, index: usize, room: u64) -> Vec<(u64, usize)> {
-        let (stretches, total) = match self {
+    /// Returns the (start, length) ranges of the cache that form a block of at most `room` tokens.
+    pub fn ranges(&self, index: usize, room: u64) -> Vec<(u64, usize)> {
+        let (parts, total) = match self {
             Self::Single(blocks) => return vec![(blocks[index].0, blocks[index].1 as usize)],
-            Self::Stream { stretches, total } => (stretches, *total),
+            Self::Stream { parts, total } => (parts, *total),
         };
         let (mut at, end) = (index as u64 * room, total.min((index as u64 + 1) * room));
-        let mut places = Vec::new();
-        let first = stretches.partition_point(|&(place, _, _)| place <= at) - 1;
-        for &(place, start, len) in &stretches[first..] {
+        let mut ranges = Vec::new();
+        let first = parts.partition_point(|&(offset, _, _)| offset <= at) - 1;
+        for &(offset, start, len) in &parts[first..] {
             if at >= end {
                 break;
             }
-            let take = end.min(place + len) - at;
-            places.push((start + (at - place), take as usize));
+            let take = end.min(offset + len) - at;
+            ranges.push((start + (at - offset), take as usize));
             at += take;
         }
-        places
+        ranges
     }
 }

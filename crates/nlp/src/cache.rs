@@ -1,57 +1,50 @@
-//! Token ids of a whole corpus in one file, made once and read by pieces.
+//! Token ids of a complete corpus in one file, built once and read by ranges.
 //!
-//! `pread` does the reading. A memory map would spare one copy of 1 kB a block, and needs `unsafe`.
+//! Reads use `pread`. A memory map would save one copy of 1 kB per block, but needs `unsafe`.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use data2vec_core::{
-    Error, Result,
-    random::{Purpose, hash, seed_for},
-};
+use data2vec_core::random::{Purpose, hash, seed_for};
+use data2vec_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Tokenizer,
-    corpus::{Flaws, Piece, Reading},
-    listing::Listing,
-};
+use crate::listing::{Defects, Listing, Piece, ReadOptions};
+use crate::tokenizer::Tokenizer;
 
-/// Last bytes of a cache; others mean another format.
+/// Last bytes of a cache file; identify the format.
 const MAGIC: &[u8; 8] = b"d2vtoks1";
-/// Bytes of text that are handed to a worker at once.
+/// Bytes of text per batch for a worker.
 const BATCH: usize = 1 << 20;
-/// Reasons that are kept; all flaws are counted.
-const MOST_REASONS: usize = 10_000;
+/// Number of reasons that are kept; all invalid lines are counted.
+const MAX_REASONS: usize = 10_000;
 
-/// How far the making of a cache has come.
+/// Progress of building a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes read, as they are on the disk.
+    /// Stored bytes read so far.
     pub bytes: u64,
-    /// Bytes to read.
+    /// Stored bytes of all files.
     pub total: u64,
-    /// Tokens written.
+    /// Tokens written so far.
     pub tokens: u64,
 }
 
-/// A document in the cache, with the `</s>` of its own at its end.
+/// A document in the cache; ends with an additional `</s>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Document {
     pub start: u64,
     pub len: u64,
-    /// Depends on the file's path below the root and the document's number in it.
+    /// Hash of the file's relative path and the document's index in the file.
     pub key: u64,
 }
 
-/// What making it has found; kept in the cache.
+/// Statistics of the corpus, stored in the cache.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     fingerprint: String,
@@ -63,6 +56,7 @@ pub(crate) struct Report {
     pub reasons: Vec<String>,
 }
 
+/// An open cache file.
 #[derive(Debug)]
 pub(crate) struct Cache {
     file: File,
@@ -72,7 +66,8 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// The cache at `path` if it is whole and was made of the same inputs.
+    /// Opens the cache at `path`; returns `None` if it is missing, damaged, or was built from other
+    /// inputs.
     pub fn open(path: &Path, fingerprint: &str) -> Option<Self> {
         let read = || -> io::Result<Self> {
             let mut file = File::open(path)?;
@@ -81,7 +76,7 @@ impl Cache {
             file.read_exact(&mut tail)?;
             let (len, magic) = tail.split_at(8);
             let json_len = u64::from_le_bytes(len.try_into().unwrap_or_default());
-            let bad = || io::Error::other("another format");
+            let bad = || io::Error::other("damaged, or another format");
             let at = end.checked_sub(json_len).filter(|_| magic == MAGIC).ok_or_else(bad)?;
             let mut json = vec![0; json_len as usize];
             file.read_exact_at(&mut json, at)?;
@@ -105,29 +100,29 @@ impl Cache {
         read().ok().filter(|cache| cache.report.fingerprint == fingerprint)
     }
 
-    /// Makes the cache at `path`, whole or not at all, with all cores.
+    /// Builds the cache at `path` on all cores; writes it atomically.
     pub fn build(
         path: &Path,
         fingerprint: &str,
         listing: &Listing,
-        reading: &Reading,
+        options: &ReadOptions,
         tokenizer: &Tokenizer,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let dir = path.parent().unwrap_or(Path::new(""));
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
         let draft = path.with_extension(format!("{}.part", std::process::id()));
-        let built = write(&draft, fingerprint, listing, reading, tokenizer, progress)
+        let built = write(&draft, fingerprint, listing, options, tokenizer, progress)
             .and_then(|()| fs::rename(&draft, path).map_err(|e| Error::io(path, e)));
         if let Err(error) = built {
-            let _ = fs::remove_file(&draft); // what matters is the first error
+            let _ = fs::remove_file(&draft); // the first error matters
             return Err(error);
         }
         Self::open(path, fingerprint)
             .ok_or_else(|| Error::file(path, "cannot be read back; is another run writing it?"))
     }
 
-    /// `len` token ids from `start` on.
+    /// Reads `len` token ids from index `start` on.
     pub fn read(&self, start: u64, len: usize) -> Result<Vec<i64>> {
         let width = self.report.width;
         let mut bytes = vec![0; len * width];
@@ -137,30 +132,32 @@ impl Cache {
         Ok(bytes.chunks_exact(width).map(id).collect())
     }
 
+    /// Returns the path of the cache file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// Lines of text that go to a worker together, with the number of their file.
+/// A batch of lines for a worker, each with the index of its file.
 type Lines = Vec<(usize, Piece)>;
 
-/// Token ids of the same; `(file, document, tokens)` of each document or part of one.
+/// Token ids of a batch, and (file, document, number of tokens) of each part of a document in it.
 struct Encoded {
     ids: Vec<u32>,
     parts: Vec<(usize, u64, u64)>,
 }
 
+/// Writes the cache to `draft`: one thread reads, all cores tokenize, this thread writes.
 fn write(
     draft: &Path,
     fingerprint: &str,
     listing: &Listing,
-    reading: &Reading,
+    options: &ReadOptions,
     tokenizer: &Tokenizer,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
     let file = File::create(draft).map_err(|e| Error::io(draft, e))?;
-    let width = if tokenizer.vocabulary() <= 1 << 16 { 2 } else { 4 };
+    let width = if tokenizer.vocab_size() <= 1 << 16 { 2 } else { 4 };
     let mut out = Writer {
         out: BufWriter::with_capacity(BATCH, file),
         width,
@@ -172,52 +169,53 @@ fn write(
     let consumed = AtomicU64::new(0);
     let (to_workers, lines) = bounded::<(u64, Lines)>(2 * threads);
     let (to_writer, encoded) = bounded::<(u64, Result<Encoded>)>(2 * threads);
-    let flaws = std::thread::scope(|scope| {
+    let defects = std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let to_workers = to_workers; // closed at the end
-            feed(listing, reading, &consumed, &mut |batch| to_workers.send(batch).is_ok())
+            let to_workers = to_workers; // dropped at the end, which stops the workers
+            read_all(listing, options, &consumed, &mut |batch| to_workers.send(batch).is_ok())
         });
         for _ in 0..threads {
             let (lines, to_writer) = (lines.clone(), to_writer.clone());
-            scope.spawn(move || work(&lines, &to_writer, tokenizer));
+            scope.spawn(move || tokenize(&lines, &to_writer, tokenizer));
         }
         drop((lines, to_writer));
-        let written = out.all(&encoded, listing, tokenizer, draft, &mut |tokens| {
+        let written = out.write_all(&encoded, listing, tokenizer, draft, &mut |tokens| {
             let bytes = consumed.load(Ordering::Relaxed);
             progress(Progress { bytes, total: listing.bytes(), tokens });
         });
-        drop(encoded); // after an error: everybody stops
+        drop(encoded); // after an error, this stops all threads
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         written.and(read)
     })?;
 
-    let mut reasons = flaws.unusable;
+    let mut reasons = defects.invalid;
     let unusable = reasons.len() as u64;
-    reasons.truncate(MOST_REASONS);
+    reasons.truncate(MAX_REASONS);
     let report = Report {
         fingerprint: fingerprint.to_owned(),
         width,
         documents: out.documents.len(),
         tokens: out.tokens,
-        replaced: flaws.replaced,
+        replaced: defects.replaced,
         unusable,
         reasons,
     };
     out.finish(&report).map_err(|e| Error::io(draft, e))
 }
 
-/// Reads all files in order, in batches of lines with their numbers.
-pub(crate) fn feed(
+/// Reads all files in order and passes their lines to `send` in numbered batches, until it returns
+/// false.
+pub(crate) fn read_all(
     listing: &Listing,
-    reading: &Reading,
+    options: &ReadOptions,
     consumed: &AtomicU64,
     send: &mut dyn FnMut((u64, Lines)) -> bool,
-) -> Result<Flaws> {
-    let (mut flaws, mut number, mut bytes, mut batch) = (Flaws::default(), 0, 0, Lines::new());
+) -> Result<Defects> {
+    let (mut defects, mut number, mut bytes, mut batch) = (Defects::default(), 0, 0, Lines::new());
     for file in 0..listing.files.len() {
         let path = listing.path(file);
-        let before = flaws.unusable.len();
-        let read = listing.read(file, reading, consumed, &mut flaws, &mut |piece| {
+        let before = defects.invalid.len();
+        let read = listing.read(file, options, consumed, &mut defects, &mut |piece| {
             bytes += piece.text.len();
             batch.push((file, piece));
             if bytes < BATCH {
@@ -226,45 +224,46 @@ pub(crate) fn feed(
             (number, bytes) = (number + 1, 0);
             send((number - 1, std::mem::take(&mut batch)))
         });
-        let go_on = match read {
-            Ok(go_on) => go_on,
+        let more = match read {
+            Ok(more) => more,
             Err(Error::Io { source, .. }) => {
-                flaws.unusable.push(source.to_string());
+                defects.invalid.push(source.to_string());
                 true
             }
             Err(Error::Data(reason)) => {
-                flaws.unusable.push(reason.to_string());
+                defects.invalid.push(reason.to_string());
                 true
             }
             Err(Error::File { path, reason }) => {
-                let remedy = "data.invalid_utf8 = \"replace\" goes on without what is not";
+                let remedy = "data.invalid_utf8 = \"replace\" replaces invalid bytes";
                 return Err(Error::file(path, format!("{reason}; {remedy}")));
             }
             Err(error) => return Err(error),
         };
-        for reason in &mut flaws.unusable[before..] {
+        for reason in &mut defects.invalid[before..] {
             *reason = format!("{}: {reason}", path.display());
         }
-        if !go_on {
-            return Ok(flaws);
+        if !more {
+            return Ok(defects);
         }
     }
     send((number, batch));
-    Ok(flaws)
+    Ok(defects)
 }
 
-fn work(
+/// Tokenizes batches until there are no more.
+fn tokenize(
     lines: &Receiver<(u64, Lines)>,
     to_writer: &Sender<(u64, Result<Encoded>)>,
     tokenizer: &Tokenizer,
 ) {
-    let end = tokenizer.special().end;
+    let eos = tokenizer.special().eos;
     for (number, lines) in lines {
         let encode = || {
             let mut encoded = Encoded { ids: Vec::new(), parts: Vec::new() };
             for (file, Piece { document, text, ends_line }) in lines {
                 let mut ids = tokenizer.encode(&text)?;
-                ids.extend(ends_line.then_some(end));
+                ids.extend(ends_line.then_some(eos));
                 let len = ids.len() as u64;
                 encoded.ids.extend(ids.into_iter().map(|id| id as u32));
                 match encoded.parts.last_mut() {
@@ -280,17 +279,18 @@ fn work(
     }
 }
 
+/// Writes batches in the order of their numbers.
 struct Writer {
     out: BufWriter<File>,
     width: usize,
     tokens: u64,
-    /// File and number of the document that is being written, and where it starts.
+    /// File, index and start of the document that is being written.
     open: Option<(usize, u64, u64)>,
     documents: Vec<Document>,
 }
 
 impl Writer {
-    fn all(
+    fn write_all(
         &mut self,
         encoded: &Receiver<(u64, Result<Encoded>)>,
         listing: &Listing,
@@ -298,24 +298,24 @@ impl Writer {
         draft: &Path,
         progress: &mut dyn FnMut(u64),
     ) -> Result<()> {
-        let end = tokenizer.special().end as u32;
+        let eos = tokenizer.special().eos as u32;
         let (mut next, mut waiting) = (0, BTreeMap::new());
         for (number, batch) in encoded {
             waiting.insert(number, batch?);
             while let Some(batch) = waiting.remove(&next) {
                 next += 1;
-                self.batch(&batch, listing, end).map_err(|e| Error::io(draft, e))?;
+                self.batch(&batch, listing, eos).map_err(|e| Error::io(draft, e))?;
                 progress(self.tokens);
             }
         }
-        self.close(listing, end).map_err(|e| Error::io(draft, e))
+        self.close(listing, eos).map_err(|e| Error::io(draft, e))
     }
 
-    fn batch(&mut self, batch: &Encoded, listing: &Listing, end: u32) -> io::Result<()> {
+    fn batch(&mut self, batch: &Encoded, listing: &Listing, eos: u32) -> io::Result<()> {
         let mut ids = &batch.ids[..];
         for &(file, document, len) in &batch.parts {
             if self.open.is_some_and(|(f, d, _)| (f, d) != (file, document)) {
-                self.close(listing, end)?;
+                self.close(listing, eos)?;
             }
             self.open.get_or_insert((file, document, self.tokens));
             let (part, rest) = ids.split_at(len as usize);
@@ -325,10 +325,11 @@ impl Writer {
         Ok(())
     }
 
-    fn close(&mut self, listing: &Listing, end: u32) -> io::Result<()> {
+    /// Ends the open document.
+    fn close(&mut self, listing: &Listing, eos: u32) -> io::Result<()> {
         if let Some((file, document, start)) = self.open.take() {
-            self.token(end)?;
-            // The same corpus splits the same on every system.
+            self.token(eos)?;
+            // A corpus splits the same way on every operating system.
             let path = listing.files[file].path.to_string_lossy().replace('\\', "/");
             let key = seed_for(0, Purpose::Split, &[hash(path.as_bytes()), document]);
             self.documents.push(Document { start, len: self.tokens - start, key });
@@ -341,6 +342,7 @@ impl Writer {
         self.out.write_all(&id.to_le_bytes()[..self.width])
     }
 
+    /// Writes the table of documents, the report and the magic number.
     fn finish(mut self, report: &Report) -> io::Result<()> {
         for Document { start, len, key } in &self.documents {
             for number in [start, len, key] {

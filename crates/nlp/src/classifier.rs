@@ -1,13 +1,16 @@
-//! A fine-tuned encoder, from text to labels.
+//! Inference with a fine-tuned classifier: texts to classes or numbers.
 
 use std::path::Path;
 
-use data2vec_core::{Batch, Error, HeadTask, Precision, Result, Tuned};
+use data2vec_core::{Error, FinetunedModel, HeadTask, Precision, Result};
 use tch::{Device, Kind, Tensor};
 
-use crate::{TokenEncoder, Tokenizer, sequence::sequence};
+use crate::dataset::collate;
+use crate::feature::TokenEncoder;
+use crate::sequence::encode;
+use crate::tokenizer::Tokenizer;
 
-/// A fine-tuned model of texts with its tokenizer, ready for inference.
+/// A fine-tuned text classifier or regressor with its tokenizer, for inference.
 ///
 /// ```
 /// # let dir = std::env::temp_dir().join(format!("data2vec-classifier-{}", std::process::id()));
@@ -22,111 +25,129 @@ use crate::{TokenEncoder, Tokenizer, sequence::sequence};
 /// # let head: data2vec_core::HeadConfig = serde_json::from_str(
 /// #     r#"{"task": "classification", "pool": "first", "dropout": 0, "labels": ["blame", "praise"]}"#)?;
 /// # let vars = tch::nn::VarStore::new(tch::Device::Cpu);
-/// # data2vec_core::Tuned::<data2vec_nlp::TokenEncoder>::new(&vars.root(), encoder.clone(), head.clone())?;
-/// # data2vec_core::tuned::write_model(&dir, &vars.variables(), &encoder, Some(&head), None)?;
+/// # data2vec_core::FinetunedModel::<data2vec_nlp::TokenEncoder>::new(&vars.root(), encoder.clone(), head.clone())?;
+/// # data2vec_core::model::finetuned::save_model(&dir, &vars.variables(), &encoder, Some(&head), None)?;
 /// # tokenizer.save_with_encoder(&dir)?;
 /// use data2vec_nlp::TextClassifier;
 ///
 /// let model = TextClassifier::load(&dir, tch::Device::Cpu)?;
 /// let classes = model.classify("a fine film")?;
-/// let (label, probability) = &classes[0]; // the likeliest
+/// let (label, probability) = &classes[0]; // most probable
 /// assert!(model.labels().contains(label) && *probability >= 0.5);
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct TextClassifier {
-    tuned: Tuned<TokenEncoder>,
+    model: FinetunedModel<TokenEncoder>,
     tokenizer: Tokenizer,
     device: Device,
 }
 
 impl TextClassifier {
-    /// Reads the folder that fine-tuning exported.
+    /// Loads a fine-tuned model and its tokenizer from the directory `dir`.
     ///
     /// # Errors
-    /// If a file is missing or broken, holds another kind of encoder or no head, they do not fit, or the
-    /// tokenizer is not the one that was exported with it.
+    /// Returns an error if a file is missing or invalid, belongs to another feature encoder, or the
+    /// tokenizer is not that of the encoder.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
-        let tokenizer = Tokenizer::of_encoder(dir)?;
-        let tuned = Tuned::load(dir, device)?;
-        tokenizer.check(&tuned.config().features)?;
-        Ok(Self { tuned, tokenizer, device })
+        let tokenizer = Tokenizer::load_for_encoder(dir)?;
+        let model = FinetunedModel::load(dir, device)?;
+        tokenizer.check(&model.config().features)?;
+        Ok(Self { model, tokenizer, device })
     }
 
-    /// Computes in `precision` from now on; answers are f32 in any. bf16 is the faster one on hardware that has it.
-    pub fn in_precision(self, precision: Precision) -> Self {
-        Self { tuned: self.tuned.in_precision(precision), ..self }
+    /// Sets the precision of inference; scores are always f32. bf16 is faster on hardware that
+    /// supports it.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { model: self.model.with_precision(precision), ..self }
     }
 
-    /// The classes' names, or the number's.
+    /// Returns the class names, in the order of the model's outputs, or the name of the number.
     pub fn labels(&self) -> &[String] {
-        self.tuned.labels()
+        self.model.labels()
     }
 
-    /// Text to ids and back.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// The classes of a text, each with its probability, likeliest first. Of a text with more tokens than the
-    /// encoder takes at once the end is left out.
+    /// Returns all classes with their probabilities, most probable first. The end of a text longer
+    /// than `max_tokens` is ignored.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no text or the model tells numbers.
+    /// Returns [`Error::Input`] if the text is blank or the model is not for classification.
     pub fn classify(&self, text: &str) -> Result<Vec<(String, f64)>> {
-        self.classes(&[text])
+        self.classify_one(&[text])
     }
 
-    /// The same of a pair of texts, the order of which matters. Of too long a pair the end of the longer text is
-    /// left out.
+    /// Classifies several texts in one padded batch, see [`classify`](Self::classify).
     ///
     /// # Errors
-    /// As [`classify`](Self::classify).
+    /// Returns the errors of [`classify`](Self::classify).
+    pub fn classify_batch(&self, texts: &[&str]) -> Result<Vec<Vec<(String, f64)>>> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.classify_all(&texts.iter().map(std::slice::from_ref).collect::<Vec<_>>())
+    }
+
+    /// Classifies a pair of texts, in this order. The end of the longer text is ignored if the pair
+    /// is longer than `max_tokens`.
+    ///
+    /// # Errors
+    /// Returns the errors of [`classify`](Self::classify).
     pub fn classify_pair(&self, a: &str, b: &str) -> Result<Vec<(String, f64)>> {
-        self.classes(&[a, b])
+        self.classify_one(&[a, b])
     }
 
-    /// The number that belongs to a text.
+    /// Returns the number that a regression model predicts for a text.
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no text or the model tells classes.
+    /// Returns [`Error::Input`] if the text is blank or the model is not for regression.
     pub fn score(&self, text: &str) -> Result<f64> {
-        self.number(&[text])
+        self.score_one(&[text])
     }
 
-    /// The same of a pair of texts.
+    /// Returns the number that a regression model predicts for a pair of texts.
     ///
     /// # Errors
-    /// As [`score`](Self::score).
+    /// Returns the errors of [`score`](Self::score).
     pub fn score_pair(&self, a: &str, b: &str) -> Result<f64> {
-        self.number(&[a, b])
+        self.score_one(&[a, b])
     }
 
-    fn classes(&self, texts: &[&str]) -> Result<Vec<(String, f64)>> {
-        let logits = self.logits(texts, HeadTask::Classification)?;
-        let shares = Vec::<f64>::try_from(logits.softmax(-1, Kind::Double).squeeze_dim(0))?;
-        Ok(self.tuned.ranked(shares))
+    fn classify_one(&self, texts: &[&str]) -> Result<Vec<(String, f64)>> {
+        Ok(self.classify_all(&[texts])?.remove(0))
     }
 
-    fn number(&self, texts: &[&str]) -> Result<f64> {
-        Ok(self.logits(texts, HeadTask::Regression)?.f_double_value(&[0, 0])?)
+    fn classify_all(&self, examples: &[&[&str]]) -> Result<Vec<Vec<(String, f64)>>> {
+        let logits = self.logits(examples, HeadTask::Classification)?;
+        let probabilities = logits.softmax(-1, Kind::Double); // (B, C)
+        let rank = |row| Ok(self.model.rank_labels(Vec::try_from(probabilities.get(row))?));
+        (0..probabilities.size()[0]).map(rank).collect()
     }
 
-    /// `(1, C)`.
-    fn logits(&self, texts: &[&str], task: HeadTask) -> Result<Tensor> {
-        let trained = self.tuned.head_config().task;
+    fn score_one(&self, texts: &[&str]) -> Result<f64> {
+        Ok(self.logits(&[texts], HeadTask::Regression)?.f_double_value(&[0, 0])?)
+    }
+
+    /// Returns the outputs `(B, C)` for texts or pairs of texts.
+    fn logits(&self, examples: &[&[&str]], task: HeadTask) -> Result<Tensor> {
+        let trained = self.model.head_config().task;
         if trained != task {
             let reason = format!("the model was trained for {trained:?}, not {task:?}");
             return Err(Error::Input(reason.to_lowercase()));
         }
-        if texts.iter().all(|text| text.trim().is_empty()) {
+        if examples.iter().any(|texts| texts.iter().all(|text| text.trim().is_empty())) {
             return Err(Error::Input("no text".into()));
         }
-        let most = self.tuned.config().features.max_tokens as usize;
-        let (ids, _) = sequence(&self.tokenizer, texts, most)?;
-        let inputs = Tensor::from_slice(&ids).unsqueeze(0).to_device(self.device); // (1, T)
-        Ok(self.tuned.forward(&Batch::new(inputs)?)?.0)
+        let max_tokens = self.model.config().features.max_tokens as usize;
+        let ids = |texts: &&[&str]| Ok(encode(&self.tokenizer, texts, max_tokens)?.0);
+        let rows: Vec<Vec<i64>> = examples.iter().map(ids).collect::<Result<_>>()?;
+        let batch = collate(&rows, self.tokenizer.special().pad)?.to_device(self.device);
+        Ok(self.model.forward(&batch)?.0)
     }
 }

@@ -1,21 +1,24 @@
-//! Checkpoints of other programs: Hugging Face's Data2VecText, fairseq's data2vec 1.0 and 2.0 for text.
+//! Import of text checkpoints: Hugging Face's Data2VecText, fairseq (data2vec 1.0 and 2.0).
 
 mod export;
 mod tables;
 mod tokenizer;
 
-use data2vec_core::convert::{
-    self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
+use data2vec_core::io::convert::{
+    self, ImportOptions, Imported, Marker, Settings, Source, pretrained_config,
 };
-use data2vec_core::head::{Activation, DenseConfig, HeadConfig, HeadInit, Pool};
+use data2vec_core::model::head::{Activation, DenseConfig, HeadConfig, HeadInit, Pool};
 use data2vec_core::{Error, Result, TransformerConfig};
 
-use crate::{TokenEncoder, TokenEncoderConfig, Tokenizer};
+use crate::config::TokenEncoderConfig;
+use crate::feature::TokenEncoder;
+use crate::tokenizer::Tokenizer;
 
 pub use export::{to_fairseq, to_hugging_face};
+use tables::UNUSED_POSITIONS;
 pub use tokenizer::save_tokenizer;
 
-/// Whose names they are.
+/// Naming scheme of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     HuggingFace,
@@ -41,42 +44,39 @@ const MARKERS: [Marker<Layout>; 3] = [
     },
 ];
 
-/// Rows of the table of positions that no token has.
-const UNUSED_POSITIONS: i64 = 2;
-
-/// Keys of Hugging Face's configuration without influence on what the model computes, or that are told by
-/// its tensors.
-const IDLE: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path vocab_size \
+/// Keys of Hugging Face's config that do not affect the computation, or that the tensors determine.
+const IGNORED: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path vocab_size \
     hidden_size num_hidden_layers intermediate_size max_position_embeddings type_vocab_size \
     initializer_range bos_token_id eos_token_id use_cache gradient_checkpointing label2id return_dict \
     tie_word_embeddings classifier_dropout";
 
-/// Reads a checkpoint of text; `None` if it is none. `tokenizer` is the one that goes with it, where there is
-/// one.
+/// Imports a checkpoint; returns `None` if it is not a text model. `tokenizer` is that of the
+/// checkpoint, if it has one.
 ///
 /// # Errors
-/// If it lacks a tensor, has one of another shape, or is of a kind that cannot be had here; or the tokenizer
-/// does not go with it.
+/// Returns an error if a tensor is missing or has another shape, a setting is not supported, or the
+/// tokenizer does not fit the checkpoint.
 pub fn import(
     source: &mut Source,
     options: &ImportOptions,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<Option<Imported<TokenEncoderConfig>>> {
-    if let Some(own) = convert::import_own::<TokenEncoder>(source, options)? {
+    if let Some(own) = convert::import_native::<TokenEncoder>(source, options)? {
         if let Some(tokenizer) = tokenizer {
             tokenizer.check(&own.model.config.features)?;
         }
         return Ok(Some(own));
     }
-    without_old_names(source);
-    let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
+    rename_old_tensors(source);
+    let Some((layout, prefix)) = source.detect_layout(&MARKERS) else { return Ok(None) };
     if options.teacher {
         match layout {
             Layout::Fairseq1 => {
                 source.use_teacher(prefix, |name| format!("{prefix}sentence_encoder.{name}"))?
             }
-            Layout::Fairseq2 => source.use_teacher(prefix, convert::teachers_place(prefix))?,
-            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?, // has none
+            Layout::Fairseq2 => source.use_teacher(prefix, convert::ema_weight_name(prefix))?,
+            // Fails: these checkpoints have no teacher.
+            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?,
         }
     }
     let mut imported = match layout {
@@ -93,8 +93,8 @@ pub fn import(
     Ok(Some(imported))
 }
 
-/// fairseq's older checkpoints have other names for the same.
-fn without_old_names(source: &mut Source) {
+/// Renames the tensors of fairseq's older checkpoints to their current names.
+fn rename_old_tensors(source: &mut Source) {
     let old = |name: &String| name.starts_with("decoder.sentence_encoder.");
     let is_old = source.tensors.keys().any(old);
     let is_fairseq = is_old || source.tensors.keys().any(|name| name.contains("sentence_encoder."));
@@ -112,7 +112,8 @@ fn without_old_names(source: &mut Source) {
     }
 }
 
-/// What two tables tell; `<mask>` is the last word, as in all of fairseq's and RoBERTa's vocabularies.
+/// Derives the feature settings from the word and position embeddings. `<mask>` is the last entry,
+/// as in all vocabularies of fairseq and RoBERTa.
 fn features(
     source: &Source,
     [words, positions]: [&str; 2],
@@ -141,26 +142,26 @@ fn hugging_face(
     let words = named("embeddings.word_embeddings.weight");
     let positions = named("embeddings.position_embeddings.weight");
     let note =
-        with_token_type(source, &named("embeddings.token_type_embeddings.weight"), &positions)?;
+        add_token_type(source, &named("embeddings.token_type_embeddings.weight"), &positions)?;
     let source = &*source;
     let settings = Settings::new(Some(&source.config));
     for (key, wanted) in [("hidden_act", "gelu"), ("position_embedding_type", "absolute")] {
-        if let Some(other) = settings.text(key).filter(|value| *value != wanted) {
-            return Err(source.cannot(key, other));
+        if let Some(other) = settings.string(key).filter(|value| *value != wanted) {
+            return Err(source.unsupported(key, other));
         }
     }
     for key in ["is_decoder", "add_cross_attention"] {
         if settings.flag(key) == Some(true) {
-            return Err(source.cannot(key, "true"));
+            return Err(source.unsupported(key, "true"));
         }
     }
     if let Some(pad) = settings.integer("pad_token_id").filter(|&pad| pad != 1) {
-        return Err(source.cannot("pad_token_id", &pad.to_string()));
+        return Err(source.unsupported("pad_token_id", &pad.to_string()));
     }
     let block = |i: usize| named(&format!("encoder.layer.{i}.intermediate.dense.weight"));
     let [_, dim] = source.size::<2>(&words)?;
     let [hidden, _] = source.size::<2>(&block(0))?;
-    // Without a configuration: that of the published models.
+    // 1e-5 is that of the published models, 1e-12 the default of transformers.
     let default = if settings.is_empty() { 1e-5 } else { 1e-12 };
     let eps = settings.number("layer_norm_eps").unwrap_or(default);
     let dropout = settings.probability("hidden_dropout_prob");
@@ -172,18 +173,18 @@ fn hugging_face(
         ..convert::transformer(dim, source.count(block), heads, hidden, eps)
     };
     let head = head(source, &settings, options, "classifier.")?;
-    let what = if head.is_some() { "ForSequenceClassification" } else { "Model" };
+    let class = if head.is_some() { "ForSequenceClassification" } else { "Model" };
     let table = tables::hugging_face(prefix);
     let mut imported =
         convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("Hugging Face's Data2VecText{what}");
+    imported.description = format!("Hugging Face's Data2VecText{class}");
     imported.report.notes.extend(note);
-    imported.report.notes.extend(settings.unused(IDLE));
+    imported.report.notes.extend(settings.unused(IGNORED));
     Ok(imported)
 }
 
-/// Every token is of the first type here: what that adds is put into the positions.
-fn with_token_type(source: &mut Source, types: &str, positions: &str) -> Result<Option<String>> {
+/// Adds the embedding of the first token type, which all tokens have, to the position embeddings.
+fn add_token_type(source: &mut Source, types: &str, positions: &str) -> Result<Option<String>> {
     let Some(table) = source.tensors.remove(types) else { return Ok(None) };
     let [_, dim] = source.size::<2>(positions)?;
     if table.dim() != 2 || table.size()[1] != dim || table.size()[0] < 1 {
@@ -196,11 +197,11 @@ fn with_token_type(source: &mut Source, types: &str, positions: &str) -> Result<
         *tensor = &*tensor + table.get(0);
     }
     Ok((table.size()[0] > 1).then(|| {
-        format!("of {} types of tokens the first is kept: all tokens are of that", table.size()[0])
+        format!("only the first of {} token types is imported; all tokens have it", table.size()[0])
     }))
 }
 
-/// The head whose two maps' names begin with `prefix`, if there is one.
+/// Returns the settings of the head whose tensor names start with `prefix`, if there is one.
 fn head(
     source: &Source,
     settings: &Settings<'_>,
@@ -213,7 +214,7 @@ fn head(
     }
     let [dim, _] = source.size::<2>(&weight)?;
     let [outputs, _] = source.size::<2>(&format!("{prefix}out_proj.weight"))?;
-    let (task, labels) = convert::classes(source, settings, options, outputs)?;
+    let (task, labels) = convert::class_labels(source, settings, options, outputs)?;
     let dropout =
         ["classifier_dropout", "hidden_dropout_prob"].iter().find_map(|key| settings.number(key));
     Ok(Some(HeadConfig {
@@ -227,7 +228,7 @@ fn head(
     }))
 }
 
-/// The prefix of fairseq's head on the first token, which may have any name.
+/// Returns the prefix of fairseq's classification head, which may have any name.
 fn fairseq_head(source: &Source, prefix: &str) -> String {
     let start = format!("{prefix}classification_heads.");
     let name = source.tensors.keys().find_map(|name| {
@@ -243,8 +244,8 @@ fn fairseq1(
     prefix: &str,
     options: &ImportOptions,
 ) -> Result<Imported<TokenEncoderConfig>> {
-    let model = pretraining(&source.config);
-    // RoBERTa's arguments are flat, data2vec's model has the transformer's in a part of its own.
+    let model = pretrained_config(&source.config);
+    // RoBERTa's settings are flat; data2vec's keep the transformer's in a section.
     let settings = Settings::new(Some(model));
     let inner = Settings::new(model.get("transformer").and_then(|t| t.get("encoder")));
     let named = |rest: &str| format!("{prefix}sentence_encoder.{rest}");
@@ -272,11 +273,11 @@ fn fairseq1(
     };
     let head_prefix = fairseq_head(source, "");
     let head = head(source, &settings, options, &head_prefix)?;
-    let what = if head.is_some() { ", fine-tuned" } else { "" };
+    let suffix = if head.is_some() { ", fine-tuned" } else { "" };
     let table = tables::fairseq1(prefix, &head_prefix);
     let mut imported =
         convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("fairseq's data2vec 1.0 for text{what}");
+    imported.description = format!("fairseq's data2vec 1.0 for text{suffix}");
     Ok(imported)
 }
 
@@ -285,7 +286,7 @@ fn fairseq2(
     prefix: &str,
     options: &ImportOptions,
 ) -> Result<Imported<TokenEncoderConfig>> {
-    let settings = Settings::new(Some(pretraining(&source.config)));
+    let settings = Settings::new(Some(pretrained_config(&source.config)));
     let modalities = Settings::new(settings.get("modalities"));
     let own = Settings::new(modalities.get("text"));
     let within = |rest: &str| format!("{prefix}modality_encoders.TEXT.{rest}");
@@ -310,10 +311,10 @@ fn fairseq2(
     };
     let head_prefix = fairseq_head(source, prefix);
     let head = head(source, &settings, options, &head_prefix)?;
-    let what = if head.is_some() { ", fine-tuned" } else { "" };
+    let suffix = if head.is_some() { ", fine-tuned" } else { "" };
     let table = tables::fairseq2(prefix, &head_prefix, prenet, depth);
     let mut imported =
         convert::import::<TokenEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("fairseq's data2vec 2.0 for text{what}");
+    imported.description = format!("fairseq's data2vec 2.0 for text{suffix}");
     Ok(imported)
 }

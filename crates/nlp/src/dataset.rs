@@ -1,117 +1,26 @@
 //! Texts as examples for pretraining: blocks of tokens of equal length.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::bounded;
-use data2vec_core::checkpoint::hex;
-use data2vec_core::{
-    Batch, Dataset, Error, Result,
-    random::{Purpose, hash, seed_for},
-};
+use data2vec_core::io::checkpoint::hex;
+use data2vec_core::random::{Purpose, hash, seed_for};
+use data2vec_core::{Batch, Dataset, Error, Result};
 use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
 
-use crate::{
-    TokenEncoderConfig, Tokenizer,
-    blocks::{Blocks, stretches},
-    cache::{Cache, Document, Progress, feed},
-    corpus::{Documents, InvalidUtf8, Reading},
-    listing::Listing,
-};
+use crate::blocks::{Blocks, split_long};
+use crate::cache::{Cache, Document, Progress, read_all};
+use crate::config::{TextDataConfig, TokenizerSource};
+use crate::listing::{Listing, ReadOptions};
+use crate::tokenizer::Tokenizer;
 
-/// Where a recipe's tokenizer comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TokenizerSource {
-    /// A file or folder, as [`Tokenizer::load`] reads it.
-    File(PathBuf),
-    /// So many entries, trained on the corpus itself.
-    Train(usize),
-}
-
-/// How texts become blocks of tokens.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextDataConfig {
-    /// `{ file = "PATH" }`, or `{ train = ENTRIES }` for one trained on the corpus.
-    pub tokenizer: TokenizerSource,
-    /// Tokens in a block, `<s>` included: 512 in all of data2vec.
-    pub block: usize,
-    /// How blocks are filled.
-    pub packing: Packing,
-    /// What ends a document in plain text.
-    pub documents: Documents,
-    /// Where a JSON line's text is.
-    pub json_key: String,
-    /// What becomes of bytes that are not UTF-8.
-    pub invalid_utf8: InvalidUtf8,
-}
-
-/// How blocks are filled. Each begins with `<s>`; `</s>` follows every line of text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Packing {
-    /// Without gaps, across lines and documents, which end in a second `</s>` (2.0; fairseq's `none`).
-    Stream,
-    /// A document begins a block; only its last one may be short.
-    Document,
-    /// The same, with whole lines; those longer than a block are cut (1.0; fairseq's `complete_doc`).
-    Lines,
-}
-
-impl TextDataConfig {
-    /// How texts are read by those who have no recipe: a file is a document, JSON lines have their text in
-    /// `text`, and what is not UTF-8 is refused.
-    pub fn usual() -> Self {
-        Self {
-            tokenizer: TokenizerSource::Train(8192),
-            block: 512,
-            packing: Packing::Stream,
-            documents: Documents::File,
-            json_key: "text".into(),
-            invalid_utf8: InvalidUtf8::Refuse,
-        }
-    }
-
-    /// Checks what can be checked without the data.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn validate(&self) -> Result<()> {
-        if self.block < 2 {
-            let reason = format!("{} leaves no room for text after <s>", self.block);
-            return Err(Error::config("data.block", reason));
-        }
-        Ok(())
-    }
-
-    /// Whether blocks are as long as an encoder can take.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn fits(&self, features: &TokenEncoderConfig) -> Result<()> {
-        if self.block as i64 > features.max_tokens {
-            let reason =
-                format!("{} is above features.max_tokens = {}", self.block, features.max_tokens);
-            return Err(Error::config("data.block", reason));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn reading(&self) -> Reading {
-        let Self { documents, json_key, invalid_utf8, .. } = self;
-        Reading { documents: *documents, json_key: json_key.clone(), invalid_utf8: *invalid_utf8 }
-    }
-}
-
-/// Blocks of tokens: `load` gives one as ids, a batch is `(B, T)` i64, filled up with `<pad>`.
+/// Blocks of tokens: an example is token ids, a batch `(B, T)` i64, padded with `<pad>`.
 ///
-/// A clone, and both sides of a [`split`](Self::split), share the tokens on the disk.
+/// Clones and both sides of a [`split`](Self::split) share the token cache on disk.
 #[derive(Clone, Debug)]
 pub struct TextDataset {
     corpus: Arc<Corpus>,
@@ -124,174 +33,180 @@ struct Corpus {
     path: PathBuf,
     cache: Cache,
     tokenizer: Tokenizer,
-    skipped: Vec<(PathBuf, String)>,
+    /// Skipped files and directories, `path: reason` each.
+    skipped: Vec<String>,
 }
 
 impl TextDataset {
-    /// Opens the texts at `path`: a folder with `.txt`, `.text`, `.md`, `.jsonl` and `.ndjson` files
-    /// anywhere below it, each of them gzipped or not, one file, or shards ([`data2vec_source`]) with a field or
-    /// column `txt`, `text`, or what `json_key` says.
+    /// Lists, tokenizes and packs the texts at `path`.
     ///
-    /// Token ids are kept in the folder `cache`, and made again when a file, its size or time, the
-    /// tokenizer or the way of reading changed; `progress` is called meanwhile. So is a tokenizer that
-    /// is trained on the corpus, all of it.
+    /// `path` is one of: a directory with `.txt`, `.text`, `.md`, `.jsonl` and `.ndjson` files,
+    /// gzipped or not, anywhere below it; one file; shards ([`data2vec_source`]) with a field or
+    /// column `txt`, `text`, or the one named by `json_key`.
+    ///
+    /// Token ids, and a tokenizer trained on the corpus, are stored in the directory `cache`. They
+    /// are rebuilt when a file, its size or modification time, the tokenizer or a setting changes;
+    /// `progress` is called meanwhile. Unreadable files and lines are skipped, see
+    /// [`skipped`](Self::skipped).
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
-    /// something cannot be read or written, or there is no text. Files that cannot be read are no
-    /// error here: see [`skipped`](Self::skipped).
+    /// Returns [`Error::Config`] if a setting is invalid, [`Error::Io`] or [`Error::File`] if a
+    /// file cannot be read or written, or there is no text.
     pub fn open(
         path: impl AsRef<Path>,
         config: &TextDataConfig,
         cache: impl AsRef<Path>,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self> {
-        let (path, folder) = (path.as_ref(), cache.as_ref());
+        let (path, cache_dir) = (path.as_ref(), cache.as_ref());
         config.validate()?;
-        let reading = config.reading();
-        let listing = Listing::of(path, &reading, Some(folder))?;
-        let inputs = fingerprint(&listing, &reading);
+        let options = ReadOptions::new(config);
+        let listing = Listing::open(path, &options, Some(cache_dir))?;
+        let inputs = fingerprint(&listing, &options);
         let tokenizer = match &config.tokenizer {
             TokenizerSource::File(path) => Tokenizer::load(path)?,
             TokenizerSource::Train(size) => {
-                let file = folder.join(format!("tokenizer-{size}-{}.json", &inputs[..16]));
+                let file = cache_dir.join(format!("tokenizer-{size}-{}.json", &inputs[..16]));
                 match file.is_file() {
                     true => Tokenizer::load(&file)?,
                     false => {
-                        let trained = train_on(path, &listing, &reading, *size)?;
-                        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+                        let trained = train_on(path, &listing, &options, *size)?;
+                        std::fs::create_dir_all(cache_dir).map_err(|e| Error::io(cache_dir, e))?;
                         trained.save_json(&file)?;
                         trained
                     }
                 }
             }
         };
-        // One file for each way of looking at a place; it is replaced when what is there changes.
-        let place = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let way = format!("{place:?} {reading:?} {}", tokenizer.fingerprint());
-        let file = folder.join(format!("tokens-{:016x}.bin", hash(way.as_bytes())));
-        let all = format!("{inputs} {}", tokenizer.fingerprint());
-        let cache = match Cache::open(&file, &all) {
+        // One cache file per path, tokenizer and settings; a changed corpus replaces it.
+        let location = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let key = format!("{location:?} {} {}", options.cache_key(), tokenizer.fingerprint());
+        let file = cache_dir.join(format!("tokens-{:016x}.bin", hash(key.as_bytes())));
+        let contents = format!("{inputs} {}", tokenizer.fingerprint());
+        let cache = match Cache::open(&file, &contents) {
             Some(cache) => cache,
-            None => Cache::build(&file, &all, &listing, &reading, &tokenizer, progress)?,
+            None => Cache::build(&file, &contents, &listing, &options, &tokenizer, progress)?,
         };
         if cache.documents.is_empty() {
             return Err(no_text(path, &cache.report.reasons));
         }
-        let stretches = stretches(&cache.documents, config);
-        let corpus = Corpus { path: path.to_owned(), cache, tokenizer, skipped: listing.skipped };
-        let end = corpus.tokenizer.special().end;
-        let blocks = Blocks::new(&stretches, &corpus.cache, end, config)?;
+        let documents = split_long(&cache.documents, config);
+        let skipped = listing.skipped();
+        let corpus = Corpus { path: path.to_owned(), cache, tokenizer, skipped };
+        let eos = corpus.tokenizer.special().eos;
+        let blocks = Blocks::new(&documents, &corpus.cache, eos, config)?;
         Ok(Self { corpus: Arc::new(corpus), blocks: Arc::new(blocks), config: config.clone() })
     }
 
-    /// The rest, and what is held out for validation: about this share of the documents, in `[0, 1)`.
-    /// Whether one is held out depends on its file's path and its place in it alone, so a corpus can
-    /// grow without moving any from one side to the other. Documents of more than 64 blocks count as
-    /// several.
+    /// Splits off about `share` of the documents, in `[0, 1)`: returns (train, held out).
+    ///
+    /// The split depends only on each document's file path, its index in the file and `seed`, so a
+    /// growing corpus never moves a document to the other side. Documents of more than 64 blocks
+    /// count as several.
     ///
     /// # Errors
-    /// [`Error::Config`] if one side would be empty.
+    /// Returns [`Error::Config`] if one side would be empty.
     pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
         if !(0.0..1.0).contains(&share) {
             let reason = format!("must be at least 0 and below 1, not {share}");
             return Err(Error::config("train.held_out", reason));
         }
         let below = (share * 2_f64.powi(64)) as u64;
-        let all = stretches(&self.corpus.cache.documents, &self.config);
+        let all = split_long(&self.corpus.cache.documents, &self.config);
         let rank = |d: &Document| seed_for(seed, Purpose::Split, &[d.key]);
-        let (held_out, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| rank(d) < below);
-        if held_out.is_empty() || rest.is_empty() {
-            let (held_out, all) = (held_out.len(), held_out.len() + rest.len());
+        let (held_out, train): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| rank(d) < below);
+        if held_out.is_empty() || train.is_empty() {
+            let (held_out, all) = (held_out.len(), held_out.len() + train.len());
             let reason = format!(
-                "{share} holds out {held_out} of {all} documents (or stretches of long ones); both \
-                 sides need one at least"
+                "{share} holds out {held_out} of {all} documents (or parts of long ones); both \
+                 sides need at least one"
             );
             return Err(Error::config("train.held_out", reason));
         }
         let side = |documents: &[Document]| -> Result<Self> {
-            let end = self.tokenizer().special().end;
-            let blocks = Blocks::new(documents, &self.corpus.cache, end, &self.config)?;
+            let eos = self.tokenizer().special().eos;
+            let blocks = Blocks::new(documents, &self.corpus.cache, eos, &self.config)?;
             Ok(Self { blocks: Arc::new(blocks), ..self.clone() })
         };
-        Ok((side(&rest)?, side(&held_out)?))
+        Ok((side(&train)?, side(&held_out)?))
     }
 
-    /// Text to ids and back.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.corpus.tokenizer
     }
 
-    /// Tokens of all blocks together, without `<s>`.
-    pub fn tokens(&self) -> u64 {
+    /// Returns the number of tokens of all blocks, without `<s>`.
+    pub fn num_tokens(&self) -> u64 {
         match &*self.blocks {
             Blocks::Stream { total, .. } => *total,
             Blocks::Single(blocks) => blocks.iter().map(|&(_, len)| u64::from(len)).sum(),
         }
     }
 
-    /// Documents of the whole corpus.
-    pub fn documents(&self) -> usize {
+    /// Returns the number of documents of the corpus, including the other side of a split.
+    pub fn num_documents(&self) -> usize {
         self.corpus.cache.documents.len()
     }
 
-    /// Places of the corpus where bytes were not UTF-8 and `U+FFFD` stands now.
-    pub fn replaced(&self) -> u64 {
+    /// Returns the number of byte sequences of the corpus that are not UTF-8 and were replaced by
+    /// `U+FFFD`.
+    pub fn num_replaced(&self) -> u64 {
         self.corpus.cache.report.replaced
     }
 
-    /// Files and lines of the corpus that are of no use, each with its reason; beyond ten thousand they
-    /// are only counted.
+    /// Returns one line for each skipped file or line of the corpus: `path: reason`. Beyond ten
+    /// thousand, the last line counts the rest.
     pub fn skipped(&self) -> Vec<String> {
         let Corpus { skipped, cache, .. } = &*self.corpus;
-        let listed = skipped.iter().map(|(path, why)| format!("{}: {why}", path.display()));
-        let (reasons, unusable) = (&cache.report.reasons, cache.report.unusable);
-        let more = unusable - reasons.len() as u64;
+        let (reasons, invalid) = (&cache.report.reasons, cache.report.unusable);
+        let more = invalid - reasons.len() as u64;
         let more = (more > 0).then(|| format!("and {more} more"));
-        listed.chain(reasons.iter().cloned()).chain(more).collect()
+        skipped.iter().chain(reasons).cloned().chain(more).collect()
     }
 
-    /// Tokens of a block without `<s>`.
+    /// Returns the number of tokens of a block, without `<s>`.
     fn room(&self) -> u64 {
         self.config.block as u64 - 1
     }
 }
 
-/// A byte-level BPE trained on the texts at `path`, read as `config` says.
+/// Trains a byte-level BPE with a vocabulary of `entries` on the texts at `path`.
 ///
 /// # Errors
-/// As [`TextDataset::open`], or [`Error::File`] if there is too little text for so many entries.
+/// Returns the errors of [`TextDataset::open`], and [`Error::File`] if there is too little text for
+/// the vocabulary.
 pub fn train_tokenizer(
     path: impl AsRef<Path>,
     config: &TextDataConfig,
     entries: usize,
 ) -> Result<Tokenizer> {
-    let (path, reading) = (path.as_ref(), config.reading());
-    train_on(path, &Listing::of(path, &reading, None)?, &reading, entries)
+    let (path, options) = (path.as_ref(), ReadOptions::new(config));
+    train_on(path, &Listing::open(path, &options, None)?, &options, entries)
 }
 
 fn train_on(
     path: &Path,
     listing: &Listing,
-    reading: &Reading,
+    options: &ReadOptions,
     entries: usize,
 ) -> Result<Tokenizer> {
     let (to_trainer, lines) = bounded(16);
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
             let consumed = AtomicU64::new(0);
-            let mut some = false;
-            let read = feed(listing, reading, &consumed, &mut |(_, batch)| {
-                some |= !batch.is_empty();
+            let mut has_text = false;
+            let defects = read_all(listing, options, &consumed, &mut |(_, batch)| {
+                has_text |= !batch.is_empty();
                 to_trainer.send(batch).is_ok()
             })?;
-            Ok::<_, Error>((!some).then(|| no_text(path, &read.unusable)))
+            Ok::<_, Error>((!has_text).then(|| no_text(path, &defects.invalid)))
         });
         let texts = lines.into_iter().flatten().map(|(_, piece)| piece.text);
         let trained = Tokenizer::train(texts, entries);
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match read? {
-            Some(nothing) => Err(nothing),
+            Some(no_text) => Err(no_text),
             None => trained.map_err(|error| match error {
                 Error::Input(reason) => Error::file(path, reason),
                 other => other,
@@ -300,16 +215,16 @@ fn train_on(
     })
 }
 
-/// What to say where `path` holds nothing to train on; `reasons`: what was found instead.
+/// Returns the error for a corpus without text; `reasons` are those of its invalid lines.
 fn no_text(path: &Path, reasons: &[String]) -> Error {
     let first = reasons.first().map_or("all files are empty", String::as_str);
     Error::file(path, format!("no usable text in it: {first}"))
 }
 
-/// Changes whenever a file, its size or time, or the way of reading does.
-fn fingerprint(listing: &Listing, reading: &Reading) -> String {
+/// Computes a fingerprint of all files (path, size, modification time) and of the options.
+fn fingerprint(listing: &Listing, options: &ReadOptions) -> String {
     let mut hash = Sha256::new();
-    hash.update(format!("1 {reading:?}\n"));
+    hash.update(format!("1 {}\n", options.cache_key()));
     for file in &listing.files {
         hash.update(file.path.as_os_str().as_encoded_bytes());
         hash.update(format!("\n{} {}\n", file.bytes, file.changed));
@@ -342,13 +257,13 @@ impl Dataset for TextDataset {
 
     fn load(&self, index: usize, _rng: &mut StdRng) -> Result<Vec<i64>> {
         let Corpus { cache, tokenizer, .. } = &*self.corpus;
-        let mut ids = vec![tokenizer.special().begin];
-        for (start, len) in self.blocks.places(index, self.room()) {
+        let mut ids = vec![tokenizer.special().bos];
+        for (start, len) in self.blocks.ranges(index, self.room()) {
             ids.extend(cache.read(start, len)?);
         }
-        if let Some(id) = ids.iter().find(|&&id| id >= tokenizer.vocabulary()) {
+        if let Some(id) = ids.iter().find(|&&id| id >= tokenizer.vocab_size()) {
             let reason =
-                format!("token {id} of block {index} is unknown: it is damaged, remove it");
+                format!("is damaged: block {index} contains the unknown token id {id}; delete it");
             return Err(Error::file(cache.path(), reason));
         }
         Ok(ids)
@@ -359,15 +274,15 @@ impl Dataset for TextDataset {
     }
 }
 
-/// Rows of token ids in one batch, shorter ones filled up with `pad`.
+/// Collates rows of token ids to a batch `(B, T)`, padded with `pad` on the right.
 ///
 /// # Errors
-/// [`Error::Input`] if there is no row, or an empty one.
+/// Returns [`Error::Input`] if there is no row, or an empty one.
 pub fn collate(rows: &[Vec<i64>], pad: i64) -> Result<Batch> {
     let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
     let mut flat = vec![pad; rows.len() * longest];
-    for (place, row) in flat.chunks_exact_mut(longest.max(1)).zip(rows) {
-        place[..row.len()].copy_from_slice(row);
+    for (padded, row) in flat.chunks_exact_mut(longest.max(1)).zip(rows) {
+        padded[..row.len()].copy_from_slice(row);
     }
     let lengths = rows.iter().map(|row| row.len() as i64).collect();
     let inputs = Tensor::from_slice(&flat).reshape([rows.len() as i64, longest as i64]); // (B, T)

@@ -1,10 +1,11 @@
-//! fairseq's dictionaries.
+//! Reads fairseq's dictionaries.
 
 use std::path::Path;
 
 use data2vec_core::{Error, Result};
 
-/// fairseq's `dict.txt`: `ID COUNT` on each line, of GPT-2's ids or of words that stand for none.
+/// Parses fairseq's `dict.txt`, with `ID COUNT` on each line: returns the GPT-2 id of each line,
+/// below `size`, or `None` for a filler word.
 pub(crate) fn dictionary_ids(path: &Path, bytes: &[u8], size: usize) -> Result<Vec<Option<u32>>> {
     let text = String::from_utf8_lossy(bytes);
     let mut ids = Vec::new();

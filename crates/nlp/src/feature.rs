@@ -1,36 +1,21 @@
-//! Token ids to vectors, and the positions of these vectors.
+//! Feature encoder of text: word embedding and learned positions.
 
-use data2vec_core::nn::{Init, LayerNorm, dropout};
-use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig};
-use serde::{Deserialize, Serialize};
+use data2vec_core::data::batch::upload;
+use data2vec_core::model::nn::{Init, LayerNorm, dropout};
+use data2vec_core::{
+    Batch, Error, FeatureEncoder, Mask, Result, Substitute, Tokens, TransformerConfig,
+};
 use tch::{Device, Kind, Tensor, nn};
 
-/// fairseq counts positions from 2: 1 is the position of padding, and 0 is never used. The table has
-/// rows for both, so that published weights fit.
+use crate::config::TokenEncoderConfig;
+
+/// Index of the first token's position: fairseq reserves row 0, and row 1 for padding. The table
+/// keeps both rows, so that published weights fit.
 const FIRST_POSITION: i64 = 2;
 
-/// Sizes of a [`TokenEncoder`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenEncoderConfig {
-    /// Entries of the vocabulary, special ones included.
-    pub vocabulary: i64,
-    /// Most tokens in a row: 512 in all of data2vec.
-    pub max_tokens: i64,
-    /// Id of `<pad>`.
-    pub pad: i64,
-    /// Id of `<mask>`, whose embedding stands in hidden tokens' places when they are replaced.
-    pub mask: i64,
-    /// Dropout of embeddings with their positions.
-    pub dropout: f64,
-    /// Epsilon of their layer norm.
-    pub norm_eps: f64,
-    /// Positions, norm and dropout belong to the tokens (2.0): all masks of a text, and the teacher,
-    /// see the same sample of dropout. Otherwise they come after hiding (1.0).
-    pub early_positions: bool,
-}
-
-/// Word embedding, learned positions, layer norm and dropout.
+/// Embeds token ids by a word embedding, learned positions, layer norm and dropout.
+///
+/// Sequences may be shorter than `max_tokens`, not longer.
 #[derive(Debug)]
 pub struct TokenEncoder {
     /// `(vocabulary, D)`
@@ -43,34 +28,12 @@ pub struct TokenEncoder {
 
 impl FeatureEncoder for TokenEncoder {
     const NAME: &'static str = "token";
-    /// BERT's, for all that text models learn but convolutions.
+    /// Linear layers of text models start as BERT's do; convolutions do not.
     const DECODER_INIT: Init = Init::Bert;
     type Config = TokenEncoderConfig;
 
     fn validate(config: &Self::Config, _transformer: &TransformerConfig) -> Result<()> {
-        let bad = |key: &str, reason: String| Err(Error::config(format!("features.{key}"), reason));
-        if config.vocabulary < 1 {
-            return bad("vocabulary", format!("{} is below 1", config.vocabulary));
-        }
-        if config.max_tokens < 1 {
-            return bad("max_tokens", format!("{} is below 1", config.max_tokens));
-        }
-        for (key, id) in [("pad", config.pad), ("mask", config.mask)] {
-            if !(0..config.vocabulary).contains(&id) {
-                let reason = format!("{id} is outside 0..{}, the vocabulary", config.vocabulary);
-                return bad(key, reason);
-            }
-        }
-        if config.pad == config.mask {
-            return bad("mask", format!("{} is `<pad>`, too", config.mask));
-        }
-        if !(0.0..1.0).contains(&config.dropout) {
-            return bad("dropout", format!("{} is not a probability below 1", config.dropout));
-        }
-        if !(config.norm_eps > 0.0) {
-            return bad("norm_eps", format!("{} is not above 0", config.norm_eps));
-        }
-        Ok(())
+        config.validate()
     }
 
     fn new(path: &nn::Path, config: &Self::Config, transformer: &TransformerConfig) -> Self {
@@ -91,72 +54,85 @@ impl FeatureEncoder for TokenEncoder {
     }
 
     fn embed(&self, batch: &Batch, train: bool) -> Result<Tokens> {
-        self.check(&batch.inputs)?;
-        let x = Tensor::embedding(&self.words, &batch.inputs, self.config.pad, false, false); // (B, T, D)
+        self.check_ids(&batch.inputs)?;
+        // (B, T, D)
+        let x = Tensor::embedding(&self.words, &batch.inputs, self.config.pad, false, false);
         let tokens = Tokens::new(x, batch.lengths().map(<[i64]>::to_vec));
         Ok(match self.config.early_positions {
-            true => tokens.with(self.positioned(&tokens, train)),
+            true => tokens.with_x(self.with_positions(&tokens, train)?),
             false => tokens,
         })
     }
 
-    fn add_positions(&self, tokens: &Tokens, train: bool) -> Tensor {
-        match self.config.early_positions {
+    fn add_positions(&self, tokens: &Tokens, train: bool) -> Result<Tensor> {
+        Ok(match self.config.early_positions {
             true => tokens.x.shallow_clone(),
-            false => self.positioned(tokens, train),
-        }
+            false => self.with_positions(tokens, train)?,
+        })
     }
 
     fn mask_token(&self) -> Option<Tensor> {
-        // A vector with a position in it cannot be replaced by one without.
+        // With early positions, tokens already contain positions, which the word lacks.
         (!self.config.early_positions).then(|| self.words.get(self.config.mask))
     }
 
-    fn entries(&self, ids: &[i64]) -> Result<Tensor> {
+    fn substitute(&self, tokens: Tokens, mask: &Mask) -> Result<Tokens> {
+        let all = mask.substitutes();
+        if all.is_empty() {
+            return Ok(tokens);
+        }
         if self.config.early_positions {
-            let reason = "other tokens can be shown only where features.early_positions is false";
+            let reason = "a mask can substitute tokens only if features.early_positions is false";
             return Err(Error::Input(reason.into()));
         }
+        let ids: Vec<i64> = all.iter().map(|s| s.id).collect();
         let vocabulary = self.config.vocabulary;
         if let Some(id) = ids.iter().find(|id| !(0..vocabulary).contains(id)) {
-            let reason = format!("the mask shows token {id}, features.vocabulary is {vocabulary}");
+            let reason = format!(
+                "the mask substitutes token id {id}, outside 0..{vocabulary} (features.vocabulary)"
+            );
             return Err(Error::Input(reason));
         }
-        let ids = Tensor::from_slice(ids).to_device(self.words.device());
-        Ok(self.words.index_select(0, &ids)) // (N, D)
+        let index = |s: &Substitute| s.row as i64 * tokens.num_tokens() + s.token as i64;
+        let [index, ids] = [all.iter().map(index).collect(), ids]
+            .map(|x: Vec<i64>| upload(&Tensor::from_slice(&x), tokens.x.device()));
+        let words = self.words.index_select(0, &ids); // (N, D)
+        let x = tokens.x.flatten(0, 1).index_copy(0, &index, &words); // (B·T, D)
+        Ok(tokens.with_x(x.reshape(tokens.x.size())))
     }
 }
 
 impl TokenEncoder {
-    /// `(B, T, D)`: with positions, normalised, zero at padding.
-    fn positioned(&self, tokens: &Tokens, train: bool) -> Tensor {
-        let positions = self.positions.narrow(0, FIRST_POSITION, tokens.num_tokens()); // (T, D)
+    /// Returns tokens `(B, T, D)` with positions, layer norm and dropout; zero at padding.
+    fn with_positions(&self, tokens: &Tokens, train: bool) -> Result<Tensor> {
+        let positions = self.positions.f_narrow(0, FIRST_POSITION, tokens.num_tokens())?; // (T, D)
         let x = self.norm.forward(&(&tokens.x + positions));
         let x = dropout(&x, self.config.dropout, train);
-        tokens.zero_padding(&x)
+        Ok(tokens.zero_padding(&x))
     }
 
-    fn check(&self, ids: &Tensor) -> Result<()> {
+    /// Checks shape, length and range of token ids.
+    fn check_ids(&self, ids: &Tensor) -> Result<()> {
         let (size, kind) = (ids.size(), ids.kind());
         if size.len() != 2 || kind != Kind::Int64 {
             return Err(Error::Input(format!(
-                "text is (sequences, tokens) of 64-bit token ids, not {size:?} of {kind:?}"
+                "token ids must be (B, T) of Int64, not {size:?} of {kind:?}"
             )));
         }
         let max = self.config.max_tokens;
         if size[1] > max {
-            let reason = format!("{} tokens in a row, features.max_tokens is {max}", size[1]);
+            let reason = format!("{} tokens exceed features.max_tokens = {max}", size[1]);
             return Err(Error::Input(reason));
         }
-        // On a GPU looking would make the step wait; data sets check their tokenizer instead.
+        // Reading from a GPU would stall the step; datasets check their tokenizer instead.
         if ids.device() == Device::Cpu {
             let (low, high) = (ids.min().int64_value(&[]), ids.max().int64_value(&[]));
             let vocabulary = self.config.vocabulary;
             if low < 0 || high >= vocabulary {
                 let id = if low < 0 { low } else { high };
                 return Err(Error::Input(format!(
-                    "token id {id} is outside 0..{vocabulary}, features.vocabulary: text and \
-                     encoder need the same tokenizer"
+                    "token id {id} is outside 0..{vocabulary} (features.vocabulary); use the \
+                     tokenizer of the encoder"
                 )));
             }
         }

@@ -1,81 +1,49 @@
-//! Labelled texts as examples for fine-tuning: one text or a pair, and a class or a number.
+//! Texts, or pairs of texts, with a class or a number, as examples for fine-tuning.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use data2vec_core::{
-    Dataset, Error, HeadTask, LabelledBatch, Result, Targets,
-    random::hash,
-    split::{Amount, stratified},
-};
+use data2vec_core::data::split::{Amount, stratified_split};
+use data2vec_core::random::hash;
+use data2vec_core::{Dataset, Error, HeadTask, LabelledBatch, Result, Targets};
+use data2vec_source::is_shard_path;
 use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{
-    TokenEncoderConfig, Tokenizer, collate,
-    glue::{Kind, kind},
-    sequence::sequences,
-    tsv::{Record, Skipped, read},
-};
+use crate::config::LabelledTextConfig;
+use crate::dataset::collate;
+use crate::sequence::encode_all;
+use crate::tokenizer::Tokenizer;
 
-/// Special tokens of a pair and a token of each text.
-const LEAST_TOKENS: usize = 6;
-/// Ratings up to this are neither good nor bad.
-const CLEAR_RATING: f64 = 0.5;
-/// What ratings say, in the order of their classes.
+mod glue;
+mod listing;
+mod record;
+mod shards;
+mod tsv;
+
+pub(crate) use listing::FileKind;
+pub use listing::LabelledFiles;
+use record::Record;
+pub(crate) use record::Skipped;
+pub(crate) use tsv::read as read_table;
+
+/// Ratings up to this absolute value are neutral; classification leaves them out.
+const MAX_NEUTRAL_RATING: f64 = 0.5;
+/// Classes of ratings, in order.
 const RATINGS: [&str; 2] = ["negative", "positive"];
-/// What the number is called that is to be told.
+/// Name of the output of regression.
 const SCORE: &str = "score";
 
-/// How labelled texts become examples.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LabelledTextConfig {
-    /// Most tokens of an example, special ones included: 512 in all of data2vec. Longer ones are cut, of a
-    /// pair the longer text first.
-    pub max_tokens: usize,
-}
-
-impl LabelledTextConfig {
-    /// Checks it alone.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn validate(&self) -> Result<()> {
-        if self.max_tokens < LEAST_TOKENS {
-            let reason = format!("{} is below {LEAST_TOKENS}: no room for text", self.max_tokens);
-            return Err(Error::config("data.max_tokens", reason));
-        }
-        Ok(())
-    }
-
-    /// Whether an encoder can take so many tokens.
-    ///
-    /// # Errors
-    /// [`Error::Config`] that names the key.
-    pub fn fits(&self, features: &TokenEncoderConfig) -> Result<()> {
-        if self.max_tokens as i64 > features.max_tokens {
-            let most = features.max_tokens;
-            let reason = format!("{} is above the encoder's, {most}", self.max_tokens);
-            return Err(Error::config("data.max_tokens", reason));
-        }
-        Ok(())
-    }
-}
-
-/// Texts with a class or a number each: `load` gives token ids and what is to be told of them, a batch is
-/// `(B, T)` i64, filled up with `<pad>`.
+/// Texts, or pairs of texts, with a class or a number each.
 ///
-/// A clone, and each side of a [`split`](Self::split), shares the texts.
+/// An example is token ids and a target. A batch is `(B, T)` i64, padded with `<pad>`, and targets
+/// `(B)`. Clones and both sides of a [`split`](Self::split) share the texts.
 #[derive(Clone, Debug)]
 pub struct LabelledTexts {
     corpus: Arc<Corpus>,
-    /// Of its examples.
-    places: Arc<Vec<usize>>,
+    /// Indices into the examples of `corpus`.
+    chosen: Arc<[usize]>,
 }
 
 #[derive(Debug)]
@@ -86,31 +54,32 @@ struct Corpus {
     labels: Vec<String>,
     examples: Vec<Example>,
     skipped: Skipped,
-    left_out: usize,
+    /// Number of neutral ratings that were left out.
+    neutral: usize,
 }
 
 #[derive(Debug)]
 struct Example {
-    /// Its line, or its name in shards.
-    place: String,
+    /// Its line, or its name in a shard.
+    location: String,
     /// Hash of its texts.
     key: u64,
     ids: Vec<u32>,
-    cut: bool,
-    /// A class's number, or what is to be told.
+    truncated: bool,
+    /// The index of its class, or its number.
     target: f64,
 }
 
 impl LabelledTexts {
-    /// Reads the file `path`, one of [`LabelledFiles`](crate::LabelledFiles), for classification or regression
-    /// by `task`. Without `labels` the classes are those that the file has, in the order of their names or
-    /// numbers; give those of a model, or of the file that was trained on, for any other one.
+    /// Reads the file or shards at `path`, see [`LabelledFiles`], for classification or regression.
     ///
-    /// Lines of no use are no error: see [`skipped`](Self::skipped).
+    /// Without `labels`, the classes are those of the file, sorted by value if all are numbers,
+    /// else by name. Pass the labels of the model, or of the training file, for any other file.
+    /// Invalid lines are skipped, see [`skipped`](Self::skipped).
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if it cannot be read, has no columns of text and label, or no line of
-    /// use; [`Error::Config`] if the configuration is impossible.
+    /// Returns [`Error::Io`] or [`Error::File`] if the file cannot be read, has no columns of text
+    /// and label, or has no valid line; [`Error::Config`] if a setting is invalid.
     pub fn open(
         path: impl AsRef<Path>,
         config: &LabelledTextConfig,
@@ -121,30 +90,33 @@ impl LabelledTexts {
         let path = path.as_ref();
         config.validate()?;
         if task == HeadTask::Ctc {
-            return Err(Error::config("head.task", "\"ctc\" is not for labelled texts"));
+            return Err(Error::config(
+                "head.task",
+                "must be \"classification\" or \"regression\" for texts",
+            ));
         }
         let mut skipped = Skipped::default();
         let mut records = read(path, task, &mut skipped)?;
-        let mut left_out = 0;
-        if kind(path) == Kind::Ratings && task == HeadTask::Classification {
-            records.retain_mut(|record| match rating(&record.label) {
+        let mut neutral = 0;
+        if FileKind::of(path) == FileKind::Ratings && task == HeadTask::Classification {
+            records.retain_mut(|record| match rating_class(&record.label) {
                 Ok(Some(class)) => {
                     record.label = class.to_owned();
                     true
                 }
                 Ok(None) => {
-                    left_out += 1;
+                    neutral += 1;
                     false
                 }
                 Err(reason) => {
-                    skipped.add(format!("{}: {reason}", record.place));
+                    skipped.add(format!("{}: {reason}", record.location));
                     false
                 }
             });
         }
         let labels = match (labels, task) {
             (Some(labels), _) => labels.to_vec(),
-            (None, HeadTask::Classification) => classes(&records),
+            (None, HeadTask::Classification) => sorted_classes(&records),
             (None, _) => vec![SCORE.to_owned()],
         };
         let mut targets = Vec::with_capacity(records.len());
@@ -154,116 +126,128 @@ impl LabelledTexts {
                 true
             }
             Err(reason) => {
-                skipped.add(format!("{}: {reason}", record.place));
+                skipped.add(format!("{}: {reason}", record.location));
                 false
             }
         });
         if records.is_empty() {
-            let why = skipped.list().into_iter().next();
-            let why = why.unwrap_or_else(|| "there is only a header".into());
-            return Err(Error::file(path, format!("no labelled text of use in it: {why}")));
+            let reason = skipped.list().into_iter().next();
+            let reason = reason.unwrap_or_else(|| "the header is its only line".into());
+            return Err(Error::file(path, format!("no valid labelled text: {reason}")));
         }
         if let ([one], HeadTask::Classification) = (&labels[..], task) {
-            return Err(Error::file(path, format!("all labels are {one:?}: nothing to learn")));
+            let reason = format!("all labels are {one:?}; two classes are needed");
+            return Err(Error::file(path, reason));
         }
-        let ids = sequences(&records, &tokenizer, config.max_tokens)?;
-        let examples =
-            records.iter().zip(ids).zip(targets).map(|((record, (ids, cut)), target)| Example {
-                place: record.place.clone(),
+        let texts: Vec<&[String]> = records.iter().map(|record| &record.texts[..]).collect();
+        let ids = encode_all(&tokenizer, &texts, config.max_tokens)?;
+        let examples: Vec<Example> = records
+            .into_iter()
+            .zip(ids)
+            .zip(targets)
+            .map(|((record, (ids, truncated)), target)| Example {
+                location: record.location,
                 key: hash(record.texts.join("\t").as_bytes()),
                 ids,
-                cut,
+                truncated,
                 target,
-            });
-        let examples: Vec<Example> = examples.collect();
-        let places = Arc::new((0..examples.len()).collect());
+            })
+            .collect();
+        let chosen = (0..examples.len()).collect();
         let path = path.to_owned();
-        let corpus = Corpus { path, tokenizer, task, labels, examples, skipped, left_out };
-        Ok(Self { corpus: Arc::new(corpus), places })
+        let corpus = Corpus { path, tokenizer, task, labels, examples, skipped, neutral };
+        Ok(Self { corpus: Arc::new(corpus), chosen })
     }
 
-    /// The rest, and what is held out: about this share of each class, in `(0, 1)`. Which texts depends on
-    /// themselves and `seed` alone, and equal ones are on one side.
+    /// Splits off about `share` of each class: returns (train, held out).
+    ///
+    /// The split depends only on the texts and `seed`; equal texts stay on the same side.
     ///
     /// # Errors
-    /// [`Error::Config`] if one side would be empty.
+    /// Returns [`Error::Config`] if one side would be empty.
     pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        let (rest, held_out) = self.part("train.held_out", Amount::Share(share), seed)?;
-        if rest.is_empty() {
+        let (train, held_out) = self.take("train.held_out", Amount::Share(share), seed)?;
+        if train.is_empty() {
             let reason = format!("{share} of {} texts leaves none to train on", self.len());
             return Err(Error::config("train.held_out", reason));
         }
-        Ok((rest, held_out))
+        Ok((train, held_out))
     }
 
-    /// Only so many of each class, as [`split`](Self::split) chooses them; more include fewer.
+    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
+    /// contain smaller ones.
     ///
     /// # Errors
-    /// [`Error::Config`] if nothing would be left.
-    pub fn few(&self, amount: Amount, seed: u64) -> Result<Self> {
-        Ok(self.part("data.few", amount, seed)?.1)
+    /// Returns [`Error::Config`] if the subset would be empty.
+    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        if amount == Amount::Share(1.0) {
+            return Ok(self.clone());
+        }
+        Ok(self.take("label_share", amount, seed)?.1)
     }
 
-    /// What is left and what is taken.
-    fn part(&self, key: &str, amount: Amount, seed: u64) -> Result<(Self, Self)> {
-        let possible = match amount {
+    /// Takes an amount of each class: returns (rest, taken).
+    fn take(&self, key: &str, amount: Amount, seed: u64) -> Result<(Self, Self)> {
+        let valid = match amount {
             Amount::Share(share) => share > 0.0 && share < 1.0,
             Amount::Each(count) => count > 0,
         };
-        if !possible {
-            let reason = format!("{amount:?}: a share is between 0 and 1, a number at least 1");
+        if !valid {
+            let reason =
+                format!("{amount:?} is invalid; a share is between 0 and 1, a number at least 1");
             return Err(Error::config(key, reason));
         }
-        let of = |&place: &usize| {
-            let Example { target, key, .. } = self.corpus.examples[place];
-            // Numbers are of one kind.
-            (if self.corpus.task == HeadTask::Classification { target as u64 } else { 0 }, key)
+        let class_and_key = |&at: &usize| {
+            let Example { target, key, .. } = self.corpus.examples[at];
+            // Regression has one class.
+            let is_class = self.corpus.task == HeadTask::Classification;
+            (if is_class { target as u64 } else { 0 }, key)
         };
-        let all: Vec<(u64, u64)> = self.places.iter().map(of).collect();
-        let (left, taken) = stratified(&all, amount, seed);
+        let all: Vec<(u64, u64)> = self.chosen.iter().map(class_and_key).collect();
+        let (rest, taken) = stratified_split(&all, amount, seed);
         if taken.is_empty() {
-            let reason = format!("{amount:?} of {} texts is none", self.len());
+            let reason = format!("{amount:?} of {} texts leaves none", self.len());
             return Err(Error::config(key, reason));
         }
-        let side = |side: Vec<usize>| {
-            let places = side.into_iter().map(|at| self.places[at]).collect();
-            Self { places: Arc::new(places), ..self.clone() }
+        let select = |indices: Vec<usize>| {
+            let chosen = indices.into_iter().map(|index| self.chosen[index]).collect();
+            Self { chosen, ..self.clone() }
         };
-        Ok((side(left), side(taken)))
+        Ok((select(rest), select(taken)))
     }
 
-    /// What the targets mean: the classes' names, in order, or the number's.
+    /// Returns the class names in order, or the name of the number.
     pub fn labels(&self) -> &[String] {
         &self.corpus.labels
     }
 
-    /// Text to ids and back.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.corpus.tokenizer
     }
 
-    /// What is right: the number of a class, or the number that is to be told.
+    /// Returns the target of an example: the index of its class, or its number.
     pub fn target(&self, index: usize) -> f64 {
         self.example(index).target
     }
 
-    /// The text as the model sees it, a pair's second one after ` | `.
+    /// Returns the text as the model sees it; ` | ` separates the texts of a pair.
     ///
     /// # Errors
-    /// [`Error::Input`] if the tokenizer refuses the ids.
+    /// Returns [`Error::Input`] if the tokenizer rejects the ids.
     pub fn text(&self, index: usize) -> Result<String> {
-        let end = self.tokenizer().special().end;
+        let eos = self.tokenizer().special().eos;
         let ids: Vec<i64> = self.example(index).ids.iter().map(|&id| i64::from(id)).collect();
-        let parts = ids.split(|&id| id == end).filter(|part| !part.is_empty());
+        let parts = ids.split(|&id| id == eos).filter(|part| !part.is_empty());
         let texts: Vec<String> =
             parts.map(|part| self.tokenizer().decode(part)).collect::<Result<_>>()?;
         Ok(texts.join(" | "))
     }
 
-    /// What is here, in one line: how many of each class, how many were cut to the most tokens, how many
-    /// ratings of the file were unclear.
+    /// Summarizes the examples in one line: their number per class, and the numbers of truncated
+    /// texts and of neutral ratings that were left out.
     pub fn describe(&self) -> String {
-        let all = || self.places.iter().map(|&place| &self.corpus.examples[place]);
+        let all = || self.chosen.iter().map(|&at| &self.corpus.examples[at]);
         let mut parts = Vec::new();
         if self.corpus.task == HeadTask::Classification && self.labels().len() <= 10 {
             parts.extend(self.labels().iter().enumerate().map(|(class, label)| {
@@ -273,12 +257,12 @@ impl LabelledTexts {
         } else if self.corpus.task == HeadTask::Classification {
             parts.push(format!("{} classes", self.labels().len()));
         }
-        let cut = all().filter(|example| example.cut).count();
-        if cut > 0 {
-            parts.push(format!("{cut} cut"));
+        let truncated = all().filter(|example| example.truncated).count();
+        if truncated > 0 {
+            parts.push(format!("{truncated} truncated"));
         }
-        if self.corpus.left_out > 0 {
-            parts.push(format!("{} of the file between the classes", self.corpus.left_out));
+        if self.corpus.neutral > 0 {
+            parts.push(format!("{} neutral left out of the file", self.corpus.neutral));
         }
         match parts.is_empty() {
             true => format!("{} texts", self.len()),
@@ -286,26 +270,35 @@ impl LabelledTexts {
         }
     }
 
-    /// Lines of the file that are of no use, each with its number and reason; beyond ten thousand they are only
-    /// counted.
+    /// Returns one line for each skipped line of the file: `path: line N: reason`. Beyond ten
+    /// thousand, the last line counts the rest.
     pub fn skipped(&self) -> Vec<String> {
         let path = self.corpus.path.display();
         self.corpus.skipped.list().into_iter().map(|reason| format!("{path}: {reason}")).collect()
     }
 
     fn example(&self, index: usize) -> &Example {
-        &self.corpus.examples[self.places[index]]
+        &self.corpus.examples[self.chosen[index]]
     }
 }
 
-/// What a rating says, if it is a clear one.
-fn rating(text: &str) -> std::result::Result<Option<&'static str>, String> {
-    let rating = number(text)?;
-    Ok((rating.abs() > CLEAR_RATING).then_some(RATINGS[usize::from(rating > 0.0)]))
+/// Reads the records of a file or of shards.
+fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result<Vec<Record>> {
+    let is_file = FileKind::of(path) != FileKind::Other && path.is_file();
+    if path.is_dir() || (is_shard_path(path) && !is_file) {
+        return shards::read(path, task, skipped);
+    }
+    tsv::read(path, task, skipped)
 }
 
-/// The classes there are: by number where all are numbers, else by name.
-fn classes(records: &[Record]) -> Vec<String> {
+/// Returns the class of a rating; `None` if it is neutral.
+fn rating_class(text: &str) -> std::result::Result<Option<&'static str>, String> {
+    let rating = number(text)?;
+    Ok((rating.abs() > MAX_NEUTRAL_RATING).then_some(RATINGS[usize::from(rating > 0.0)]))
+}
+
+/// Returns all classes, sorted by value if all are numbers, else by name.
+fn sorted_classes(records: &[Record]) -> Vec<String> {
     let names: BTreeSet<&str> = records.iter().map(|record| record.label.as_str()).collect();
     let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
     if names.iter().all(|name| number(name).is_ok()) {
@@ -315,6 +308,7 @@ fn classes(records: &[Record]) -> Vec<String> {
     names
 }
 
+/// Returns the target of a label.
 fn target(label: &str, task: HeadTask, labels: &[String]) -> std::result::Result<f64, String> {
     if task == HeadTask::Regression {
         return number(label);
@@ -322,13 +316,13 @@ fn target(label: &str, task: HeadTask, labels: &[String]) -> std::result::Result
     let class = labels.iter().position(|known| known == label);
     class.map(|class| class as f64).ok_or_else(|| {
         let known = labels.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
-        format!("label {label:?} is none of {known}")
+        format!("label {label:?} is not one of {known}")
     })
 }
 
 fn number(text: &str) -> std::result::Result<f64, String> {
     let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
-    number.ok_or_else(|| format!("{text:?} is no number"))
+    number.ok_or_else(|| format!("{text:?} is not a number"))
 }
 
 impl Dataset for LabelledTexts {
@@ -336,7 +330,7 @@ impl Dataset for LabelledTexts {
     type Batch = LabelledBatch;
 
     fn len(&self) -> usize {
-        self.places.len()
+        self.chosen.len()
     }
 
     fn size(&self, index: usize) -> u64 {
@@ -344,7 +338,7 @@ impl Dataset for LabelledTexts {
     }
 
     fn name(&self, index: usize) -> String {
-        format!("{}, {}", self.corpus.path.display(), self.example(index).place)
+        format!("{}, {}", self.corpus.path.display(), self.example(index).location)
     }
 
     fn load(&self, index: usize, _rng: &mut StdRng) -> Result<Self::Example> {

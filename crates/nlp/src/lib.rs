@@ -3,34 +3,35 @@
 mod blocks;
 mod cache;
 mod classifier;
+mod config;
 pub mod convert;
-mod corpus;
 mod dataset;
 mod dictionary;
 mod encoder;
 mod feature;
-mod files;
-mod glue;
+mod gzip;
 mod labelled;
-mod labelled_shards;
 mod listing;
 mod mask;
+mod modality;
 mod pieces;
+mod raw;
 mod sequence;
 mod tokenizer;
-mod tsv;
-mod unpack;
 
 pub use cache::Progress;
 pub use classifier::TextClassifier;
-pub use corpus::{Documents, InvalidUtf8, read_text};
-pub use dataset::{
-    Packing, TextDataConfig, TextDataset, TokenizerSource, collate, train_tokenizer,
+pub use config::{
+    Documents, InvalidUtf8, LabelledTextConfig, Packing, TextDataConfig, TokenEncoderConfig,
+    TokenizerSource,
 };
+pub use data2vec_core::{Error, Precision, Result};
+pub use dataset::{TextDataset, collate, train_tokenizer};
 pub use encoder::TextEncoder;
-pub use feature::{TokenEncoder, TokenEncoderConfig};
-pub use files::{TextFile, TextFiles};
-pub use glue::LabelledFiles;
-pub use labelled::{LabelledTextConfig, LabelledTexts};
+pub use feature::TokenEncoder;
+pub use labelled::{LabelledFiles, LabelledTexts};
+pub use listing::read_text;
 pub use mask::{OtherTokens, SpanMask, TextMaskConfig, TokenMask};
+pub use modality::Nlp;
+pub use raw::{TextFileStats, TextFiles};
 pub use tokenizer::{SpecialIds, TOKENIZER_FILE, Tokenizer};

@@ -1,112 +1,109 @@
-//! Files of texts as they are stored, to be looked at one by one.
+//! Text files as they are stored, for statistics and packing.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::atomic::AtomicU64,
-};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use data2vec_core::{Error, HeadTask, Result};
 
-use crate::{
-    LabelledFiles, TextDataConfig,
-    corpus::{Flaws, Reading},
-    glue::{Kind, kind},
-    listing::Listing,
-    tsv::{self, Skipped},
-};
+use crate::config::TextDataConfig;
+use crate::labelled::{FileKind, LabelledFiles, Skipped, read_table};
+use crate::listing::{Defects, Listing, ReadOptions};
 
 /// The files that [`TextDataset`](crate::TextDataset) reads, or tables of labelled texts.
 #[derive(Debug)]
 pub struct TextFiles {
-    files: Kept,
-    reading: Reading,
+    store: Store,
+    options: ReadOptions,
 }
 
 #[derive(Debug)]
-enum Kept {
-    /// Texts.
+enum Store {
     Texts(Box<Listing>),
     /// Tables of labelled texts.
     Tables(Vec<PathBuf>),
 }
 
-/// What is in one of them.
+/// Statistics of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TextFile {
-    /// Letters of each document; of a pair of texts, those of both.
-    pub documents: Vec<u64>,
-    /// How many there are of each label, if there are labels.
+pub struct TextFileStats {
+    /// Number of characters of each document; for a pair of texts, of both together.
+    pub chars: Vec<u64>,
+    /// Number of examples per label; empty without labels.
     pub labels: BTreeMap<String, u64>,
-    /// Lines of no use, each with its number and reason.
-    pub unusable: Vec<String>,
-    /// Places where bytes were not UTF-8 and `U+FFFD` stands now.
+    /// Invalid lines, each with its number and reason.
+    pub invalid: Vec<String>,
+    /// Number of byte sequences that are not UTF-8 and were replaced by `U+FFFD`.
     pub replaced: u64,
 }
 
 impl TextFiles {
-    /// Lists the texts at `path` as [`TextDataset::open`](crate::TextDataset::open) does with `config`; or a
-    /// table of labelled texts, `.tsv`, and a folder with such tables and no texts.
+    /// Lists the texts at `path` as [`TextDataset::open`](crate::TextDataset::open) does with
+    /// `config`; or the tables, if `path` is a table of labelled texts (`.tsv`) or a directory with
+    /// such tables and no texts.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if `path` cannot be read or holds no text.
+    /// Returns [`Error::Io`] or [`Error::File`] if `path` cannot be read or contains no text.
     pub fn open(path: impl AsRef<Path>, config: &TextDataConfig) -> Result<Self> {
-        let (path, reading) = (path.as_ref(), config.reading());
-        let is_table = |file: &PathBuf| kind(file) == Kind::Table;
+        let (path, options) = (path.as_ref(), ReadOptions::new(config));
+        let is_table = |file: &Path| FileKind::of(file) == FileKind::Table;
         let tables = || -> Option<Vec<PathBuf>> {
-            let found = LabelledFiles::of(path).ok()?;
+            let found = LabelledFiles::find(path).ok()?;
             let files: Vec<_> = [found.train].into_iter().chain(found.validation).collect();
-            files.iter().all(is_table).then_some(files)
+            files.iter().all(|file| is_table(file)).then_some(files)
         };
-        let files = match (is_table(&path.to_owned()), tables()) {
-            (true, Some(tables)) => Kept::Tables(tables),
-            (_, tables) => match (Listing::of(path, &reading, None), tables) {
-                (Err(_), Some(tables)) => Kept::Tables(tables),
-                (listing, _) => Kept::Texts(Box::new(listing?)),
+        let store = match (is_table(path), tables()) {
+            (true, Some(tables)) => Store::Tables(tables),
+            (_, tables) => match (Listing::open(path, &options, None), tables) {
+                (Err(_), Some(tables)) => Store::Tables(tables),
+                (listing, _) => Store::Texts(Box::new(listing?)),
             },
         };
-        Ok(Self { files, reading })
+        Ok(Self { store, options })
     }
 
-    /// How many there are.
+    /// Returns the number of files.
     pub fn len(&self) -> usize {
-        match &self.files {
-            Kept::Texts(listing) => listing.files.len(),
-            Kept::Tables(tables) => tables.len(),
+        match &self.store {
+            Store::Texts(listing) => listing.files.len(),
+            Store::Tables(tables) => tables.len(),
         }
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no files.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Where a file is.
+    /// Returns the path of a file.
     pub fn path(&self, index: usize) -> PathBuf {
-        match &self.files {
-            Kept::Texts(listing) => listing.path(index),
-            Kept::Tables(tables) => tables[index].clone(),
+        match &self.store {
+            Store::Texts(listing) => listing.path(index),
+            Store::Tables(tables) => tables[index].clone(),
         }
     }
 
-    /// What could not be looked into, and why.
-    pub fn skipped(&self) -> &[(PathBuf, String)] {
-        match &self.files {
-            Kept::Texts(listing) => &listing.skipped,
-            Kept::Tables(_) => &[],
+    /// Returns one line for each skipped file or directory: `path: reason`.
+    pub fn skipped(&self) -> Vec<String> {
+        match &self.store {
+            Store::Texts(listing) => listing.skipped(),
+            Store::Tables(_) => Vec::new(),
         }
     }
 
-    /// A file's relative path, what its name ends in, and its content as it is stored.
+    /// Reads a file without decoding it: returns its relative path, its extension (with `.gz`) and
+    /// its bytes.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub fn stored(&self, index: usize) -> Result<(&Path, String, Bytes)> {
-        let (path, content) = match &self.files {
-            Kept::Texts(listing) => (listing.files[index].path.as_path(), listing.content(index)?),
-            Kept::Tables(tables) => {
+    /// Returns [`Error::Io`] or [`Error::Data`] if the file cannot be read.
+    pub fn read_file(&self, index: usize) -> Result<(&Path, String, Bytes)> {
+        let (path, content) = match &self.store {
+            Store::Texts(listing) => {
+                (listing.files[index].path.as_path(), listing.read_file(index)?)
+            }
+            Store::Tables(tables) => {
                 let path = tables[index].as_path();
                 (path, fs::read(path).map_err(|e| Error::io(path, e))?.into())
             }
@@ -114,55 +111,55 @@ impl TextFiles {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let (stem, end) = name.rsplit_once('.').unwrap_or((&name, ""));
         let inner = stem.rsplit_once('.').filter(|_| end.eq_ignore_ascii_case("gz"));
-        let field = inner.map_or(end.to_owned(), |(_, inner)| format!("{inner}.{end}"));
-        Ok((path, field, content))
+        let extension = inner.map_or(end.to_owned(), |(_, inner)| format!("{inner}.{end}"));
+        Ok((path, extension, content))
     }
 
-    /// Whether they are tables of labelled texts.
-    pub fn are_tables(&self) -> bool {
-        matches!(self.files, Kept::Tables(_))
+    /// Returns true if the files are tables of labelled texts.
+    pub fn has_labels(&self) -> bool {
+        matches!(self.store, Store::Tables(_))
     }
 
-    /// Reads a whole file.
+    /// Reads a file completely and computes its statistics.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if it cannot be read, or is not UTF-8 and that is refused.
-    pub fn read(&self, index: usize) -> Result<TextFile> {
-        match &self.files {
-            Kept::Texts(listing) => self.texts(listing, index),
-            Kept::Tables(tables) => labelled(&tables[index]),
+    /// Returns [`Error::Io`] or [`Error::File`] if the file cannot be read, or is not UTF-8 and the
+    /// settings refuse that.
+    pub fn stats(&self, index: usize) -> Result<TextFileStats> {
+        match &self.store {
+            Store::Texts(listing) => self.text_stats(listing, index),
+            Store::Tables(tables) => table_stats(&tables[index]),
         }
     }
 
-    fn texts(&self, listing: &Listing, index: usize) -> Result<TextFile> {
-        let (mut file, mut flaws) = (TextFile::default(), Flaws::default());
-        listing.read(index, &self.reading, &AtomicU64::new(0), &mut flaws, &mut |piece| {
+    fn text_stats(&self, listing: &Listing, index: usize) -> Result<TextFileStats> {
+        let (mut chars, mut defects) = (Vec::new(), Defects::default());
+        listing.read(index, &self.options, &AtomicU64::new(0), &mut defects, &mut |piece| {
             let document = piece.document as usize;
-            if file.documents.len() <= document {
-                file.documents.resize(document + 1, 0);
+            if chars.len() <= document {
+                chars.resize(document + 1, 0);
             }
-            file.documents[document] += piece.text.chars().count() as u64;
+            chars[document] += piece.text.chars().count() as u64;
             true
         })?;
-        let Flaws { replaced, unusable } = flaws;
-        Ok(TextFile { unusable, replaced, ..file })
+        let Defects { replaced, invalid } = defects;
+        Ok(TextFileStats { chars, invalid, replaced, ..TextFileStats::default() })
     }
 }
 
-fn labelled(path: &Path) -> Result<TextFile> {
+fn table_stats(path: &Path) -> Result<TextFileStats> {
     let mut skipped = Skipped::default();
-    let records = match tsv::read(path, HeadTask::Classification, &mut skipped) {
+    let records = match read_table(path, HeadTask::Classification, &mut skipped) {
         Err(Error::File { .. }) => {
             skipped = Skipped::default();
-            tsv::read(path, HeadTask::Regression, &mut skipped)?
+            read_table(path, HeadTask::Regression, &mut skipped)?
         }
         records => records?,
     };
-    let mut file = TextFile { unusable: skipped.list(), ..TextFile::default() };
+    let mut stats = TextFileStats { invalid: skipped.list(), ..TextFileStats::default() };
     for record in records {
-        let letters = record.texts.iter().map(|text| text.chars().count() as u64).sum();
-        file.documents.push(letters);
-        *file.labels.entry(record.label).or_default() += 1;
+        stats.chars.push(record.texts.iter().map(|text| text.chars().count() as u64).sum());
+        *stats.labels.entry(record.label).or_default() += 1;
     }
-    Ok(file)
+    Ok(stats)
 }

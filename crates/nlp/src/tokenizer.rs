@@ -1,10 +1,11 @@
-//! Byte-level BPE: RoBERTa's, GPT-2's, or one trained on a corpus of one's own.
+//! Byte-level BPE: RoBERTa's, GPT-2's, or trained on a corpus.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
-use data2vec_core::checkpoint::hex;
+use data2vec_core::io::checkpoint::hex;
+use data2vec_core::io::file::write_file;
 use data2vec_core::{Error, Result, guarded};
 use sha2::{Digest, Sha256};
 use tokenizers::decoders::DecoderWrapper;
@@ -15,22 +16,21 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::PostProcessorWrapper;
 use tokenizers::{AddedToken, TokenizerImpl};
 
-use crate::{
-    TokenEncoderConfig,
-    dictionary::dictionary_ids,
-    pieces::{PIECE, TRAINING_PIECE, pieces},
-};
+use crate::config::TokenEncoderConfig;
+use crate::dictionary::dictionary_ids;
+use crate::pieces::{PIECE, TRAINING_PIECE, pieces};
 
 /// File name of a saved tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Special tokens that come before all others, in the order of their ids in fairseq's dictionaries.
+/// Special tokens with the lowest ids, in the order of fairseq's dictionaries.
 const FIRST: [&str; 4] = ["<s>", "<pad>", "</s>", "<unk>"];
 const MASK: &str = "<mask>";
-/// Entries that a tokenizer may be trained to: four times the largest in use, and little memory.
-const MOST_ENTRIES: usize = 1 << 20;
+/// Largest vocabulary of a trained tokenizer: four times the largest in use.
+const MAX_ENTRIES: usize = 1 << 20;
 
-/// Beside an exported encoder: the fingerprint of the tokenizer that it was trained with.
-pub(crate) const FINGERPRINT_FILE: &str = "tokenizer.sha256";
+/// File name of the tokenizer's fingerprint in the directory of an exported encoder.
+const FINGERPRINT_FILE: &str = "tokenizer.sha256";
+
 type Bpe = TokenizerImpl<
     BPE,
     NormalizerWrapper,
@@ -42,46 +42,50 @@ type Bpe = TokenizerImpl<
 /// Ids of the special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// `<s>`, first in every block.
-    pub begin: i64,
+    /// `<s>`, at the start of each sequence.
+    pub bos: i64,
     /// `<pad>`.
     pub pad: i64,
-    /// `</s>`, after every sentence (line) of a document.
-    pub end: i64,
-    /// `<unk>`: bytes have no unknown ones, but a `dict.txt` may leave tokens out.
-    pub unknown: i64,
+    /// `</s>`, at the end of each line of a document.
+    pub eos: i64,
+    /// `<unk>`; only a `dict.txt` that lacks tokens needs it, since bytes cover all text.
+    pub unk: i64,
     /// `<mask>`.
     pub mask: i64,
 }
 
-/// Text to token ids and back. Special tokens never come out of text, whatever it says.
+/// Converts text to token ids and back. Text never becomes special tokens, even if it contains
+/// `<mask>`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// For GPT-2's files, which know no special tokens: their ids to ours.
+    /// Our ids by GPT-2 id, for GPT-2's files, which have no special tokens.
     to_ours: Option<Vec<i64>>,
+    /// GPT-2 ids by our id.
     to_theirs: HashMap<i64, u32>,
     special: SpecialIds,
-    vocabulary: i64,
+    vocab_size: i64,
     fingerprint: String,
-    /// GPT-2's files and their names; empty where `tokenizer.json` says it all.
+    /// Names and contents of GPT-2's files; empty if `tokenizer.json` represents the tokenizer.
     files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { special, vocabulary, fingerprint, .. } = self;
-        write!(f, "Tokenizer {{ vocabulary: {vocabulary}, {special:?}, {fingerprint} }}")
+        let Self { special, vocab_size, fingerprint, .. } = self;
+        write!(f, "Tokenizer {{ vocab_size: {vocab_size}, {special:?}, {fingerprint} }}")
     }
 }
 
 impl Tokenizer {
-    /// Reads a tokenizer: a `tokenizer.json`, or a folder that holds one, or `vocab.json` and
-    /// `merges.txt` (RoBERTa's), or `encoder.json` and `vocab.bpe` (GPT-2's; with fairseq's `dict.txt`
-    /// beside them they give RoBERTa's ids, without it GPT-2's moved up by four).
+    /// Loads a tokenizer from a `tokenizer.json`, or from a directory.
+    ///
+    /// The directory contains one of: `tokenizer.json`; `vocab.json` and `merges.txt` (RoBERTa);
+    /// `encoder.json` and `vocab.bpe` (GPT-2). GPT-2's files give RoBERTa's ids together with
+    /// fairseq's `dict.txt`, and GPT-2's ids plus 4 without it.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if nothing of that kind is at `path`, or it is broken or lacks
-    /// a special token.
+    /// Returns [`Error::Io`] or [`Error::File`] if none of these is at `path`, or it is invalid or
+    /// lacks a special token.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
@@ -105,12 +109,32 @@ impl Tokenizer {
         Self::from_parts(&vocabulary, &merges, dictionary.as_deref())
     }
 
+    /// Loads the tokenizer in the directory of an exported encoder.
+    ///
+    /// # Errors
+    /// Returns the errors of [`load`](Self::load), and [`Error::File`] if the tokenizer is not the
+    /// one that was exported with the encoder.
+    pub fn load_for_encoder(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let tokenizer = Self::load(dir)?;
+        // Encoders from other programs come without a fingerprint.
+        let fingerprint = std::fs::read_to_string(dir.join(FINGERPRINT_FILE));
+        if fingerprint.is_ok_and(|trained_with| trained_with.trim() != tokenizer.fingerprint()) {
+            let reason = format!(
+                "its tokenizer differs from the one it was trained with; restore that one, or \
+                 delete {FINGERPRINT_FILE} to use this one"
+            );
+            return Err(Error::file(dir, reason));
+        }
+        Ok(tokenizer)
+    }
+
     fn from_json(path: &Path, bytes: &[u8]) -> Result<Self> {
         let inner = guarded(path, || {
             let inner = tokenizers::Tokenizer::from_bytes(bytes);
             inner.map_err(|e| Error::file(path, format!("is not a tokenizer.json: {e}")))
         })?;
-        Self::with_own_specials(inner, &[bytes]).map_err(|missing| Error::file(path, missing))
+        Self::with_specials(inner, &[bytes]).map_err(|missing| Error::file(path, missing))
     }
 
     fn from_parts(vocabulary: &Path, merges: &Path, dictionary: Option<&Path>) -> Result<Self> {
@@ -121,13 +145,13 @@ impl Tokenizer {
         })?;
         let inner = byte_level(model).into();
         if dictionary.is_none()
-            && let Ok(own) = Self::with_own_specials(inner, &[&vocabulary_bytes, &merges_bytes])
+            && let Ok(own) = Self::with_specials(inner, &[&vocabulary_bytes, &merges_bytes])
         {
             return Ok(own);
         }
         let model = BPE::from_file(&v, &m).build();
         let model = model.map_err(|e| Error::file(vocabulary, e.to_string()))?;
-        let inner = quiet(byte_level(model).into());
+        let inner = plain_text_only(byte_level(model).into());
         check_letters(&inner).map_err(|reason| Error::file(vocabulary, reason))?;
         let size = inner.get_vocab_size(false);
         if inner.get_vocab(false).into_values().any(|id| id as usize >= size) {
@@ -153,8 +177,8 @@ impl Tokenizer {
             inner,
             to_ours: Some(to_ours),
             to_theirs,
-            special: SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask },
-            vocabulary: mask + 1,
+            special: SpecialIds { bos: 0, pad: 1, eos: 2, unk: 3, mask },
+            vocab_size: mask + 1,
             fingerprint: fingerprint(&[&vocabulary_bytes, &merges_bytes, &dictionary_bytes]),
             files: [("encoder.json", vocabulary_bytes), ("vocab.bpe", merges_bytes)]
                 .into_iter()
@@ -163,8 +187,9 @@ impl Tokenizer {
         })
     }
 
-    /// A tokenizer whose vocabulary holds the special tokens, or which of them it lacks.
-    fn with_own_specials(
+    /// Creates a tokenizer whose vocabulary contains the special tokens; the error names a missing
+    /// one.
+    fn with_specials(
         inner: tokenizers::Tokenizer,
         bytes: &[&[u8]],
     ) -> std::result::Result<Self, String> {
@@ -172,45 +197,40 @@ impl Tokenizer {
             let id = inner.token_to_id(token).map(i64::from);
             id.ok_or_else(|| format!("its vocabulary has no {token}"))
         };
-        let (begin, pad, end, mask) = (id(FIRST[0])?, id(FIRST[1])?, id(FIRST[2])?, id(MASK)?);
-        let unknown = id(FIRST[3]).unwrap_or(end); // never needed: every byte has a token
-        let inner = quiet(inner);
+        let (bos, pad, eos, mask) = (id(FIRST[0])?, id(FIRST[1])?, id(FIRST[2])?, id(MASK)?);
+        let unk = id(FIRST[3]).unwrap_or(eos); // unused: every byte has a token
+        let inner = plain_text_only(inner);
         check_letters(&inner)?;
         let highest = inner.get_vocab(true).into_values().max().map_or(0, i64::from);
         Ok(Self {
-            special: SpecialIds { begin, pad, end, unknown, mask },
+            special: SpecialIds { bos, pad, eos, unk, mask },
             inner,
             to_ours: None,
             to_theirs: HashMap::new(),
-            vocabulary: highest + 1,
+            vocab_size: highest + 1,
             fingerprint: fingerprint(bytes),
             files: Vec::new(),
         })
     }
 
-    /// Trains a byte-level BPE of exactly `vocabulary` entries on `texts`: the special tokens with
-    /// fairseq's ids (`<mask>` last), the 256 bytes, and merges. The same texts give the same one.
+    /// Trains a byte-level BPE on `texts`, with exactly `vocab_size` entries: the special tokens
+    /// with fairseq's ids (`<mask>` last), the 256 bytes, and merges. Training is deterministic.
     ///
     /// # Errors
-    /// [`Error::Input`] if the texts have too little in them for so many entries.
+    /// Returns [`Error::Input`] if the texts are too short for the vocabulary.
     pub fn train<S: AsRef<str> + Send>(
         texts: impl Iterator<Item = S> + Send,
-        vocabulary: usize,
+        vocab_size: usize,
     ) -> Result<Self> {
-        let least = 256 + FIRST.len() + 1;
-        if vocabulary < least {
+        let min_entries = 256 + FIRST.len() + 1;
+        if !(min_entries..=MAX_ENTRIES).contains(&vocab_size) {
             return Err(Error::Input(format!(
-                "{vocabulary} entries are too few, {least} at least"
-            )));
-        }
-        if vocabulary > MOST_ENTRIES {
-            return Err(Error::Input(format!(
-                "{vocabulary} entries are too many, {MOST_ENTRIES} at most"
+                "a vocabulary has from {min_entries} to {MAX_ENTRIES} entries, not {vocab_size}"
             )));
         }
         let special = |token: &&str| AddedToken::from(*token, true);
         let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocabulary - 1)
+            .vocab_size(vocab_size - 1)
             .min_frequency(2)
             .show_progress(false)
             .special_tokens(FIRST.iter().map(special).collect())
@@ -225,61 +245,61 @@ impl Tokenizer {
         bpe.add_special_tokens(&[special(&MASK)]);
         let inner: tokenizers::Tokenizer = bpe.into();
         let json = inner.to_string(true).map_err(failed)?;
-        let trained = Self::with_own_specials(inner, &[json.as_bytes()]).map_err(Error::Input)?;
-        if trained.vocabulary != vocabulary as i64 {
+        let trained = Self::with_specials(inner, &[json.as_bytes()]).map_err(Error::Input)?;
+        if trained.vocab_size != vocab_size as i64 {
             return Err(Error::Input(format!(
-                "the texts give {} entries, not {vocabulary}: ask for at most that many, or add text",
-                trained.vocabulary
+                "the texts give {} entries, not {vocab_size}; reduce the vocabulary or add text",
+                trained.vocab_size
             )));
         }
         Ok(trained)
     }
 
-    /// Writes it to the folder `dir` so that [`load`](Self::load) finds it there: as `tokenizer.json`,
-    /// or as the files of GPT-2 that it came from.
+    /// Writes the tokenizer to the directory `dir`, for [`load`](Self::load): as `tokenizer.json`,
+    /// or as the GPT-2 files that it was loaded from.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
+    /// Returns [`Error::Io`] if a file cannot be written.
     pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         if self.files.is_empty() {
             return self.save_json(dir.join(TOKENIZER_FILE));
         }
-        self.files.iter().try_for_each(|(name, bytes)| write(&dir.join(name), bytes))
+        self.files.iter().try_for_each(|(name, bytes)| write_file(&dir.join(name), bytes))
     }
 
-    /// Writes it to the folder of an exported encoder, with its fingerprint: another one in its place
-    /// is then noticed.
+    /// Writes the tokenizer and its fingerprint to the directory of an exported encoder, so that
+    /// [`load_for_encoder`](Self::load_for_encoder) rejects another tokenizer.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written, and as [`load`](Self::load).
+    /// Returns [`Error::Io`] if a file cannot be written, and the errors of [`load`](Self::load).
     pub fn save_with_encoder(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
         self.save(dir)?;
-        // Of the files as they are there: they may say the same in other words.
+        // The written file may differ from the loaded one byte by byte.
         let written = Self::load(dir)?;
-        write(&dir.join(FINGERPRINT_FILE), written.fingerprint.as_bytes())
+        write_file(&dir.join(FINGERPRINT_FILE), written.fingerprint.as_bytes())
     }
 
-    /// Writes it to one file.
+    /// Writes the tokenizer to one file.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written, [`Error::File`] for one that came from GPT-2's files,
-    /// which have no such form: use [`save`](Self::save).
+    /// Returns [`Error::Io`] if the file cannot be written, [`Error::File`] for a tokenizer from
+    /// GPT-2's files, which do not fit into one file; use [`save`](Self::save).
     pub fn save_json(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         if self.to_ours.is_some() {
-            let reason = "a tokenizer of encoder.json and vocab.bpe does not fit into one file";
+            let reason = "a tokenizer from encoder.json and vocab.bpe does not fit into one file";
             return Err(Error::file(path, reason));
         }
         let json = self.inner.to_string(true).map_err(|e| Error::file(path, e.to_string()))?;
-        write(path, json.as_bytes())
+        write_file(path, json.as_bytes())
     }
 
-    /// Token ids of a text, without `<s>` and `</s>`.
+    /// Encodes a text, without `<s>` and `</s>`.
     ///
     /// # Errors
-    /// [`Error::Input`] if the tokenizer refuses the text.
+    /// Returns [`Error::Input`] if the tokenizer rejects the text.
     pub fn encode(&self, text: &str) -> Result<Vec<i64>> {
         let mut ids = Vec::with_capacity(text.len() / 4);
         for piece in pieces(text, PIECE) {
@@ -293,10 +313,10 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of token ids; special tokens and unknown ids leave nothing.
+    /// Decodes token ids; special tokens and unknown ids decode to nothing.
     ///
     /// # Errors
-    /// [`Error::Input`] if the tokenizer refuses the ids.
+    /// Returns [`Error::Input`] if the tokenizer rejects the ids.
     pub fn decode(&self, ids: &[i64]) -> Result<String> {
         let theirs = |&id: &i64| match self.to_ours {
             Some(_) => self.to_theirs.get(&id).copied(),
@@ -306,38 +326,39 @@ impl Tokenizer {
         self.inner.decode(&ids, true).map_err(|e| Error::Input(format!("tokenizer: {e}")))
     }
 
-    /// What encodes, if its ids are ours.
+    /// Returns the underlying tokenizer if its ids are ours.
     pub(crate) fn inner(&self) -> Option<&tokenizers::Tokenizer> {
         self.to_ours.is_none().then_some(&self.inner)
     }
 
-    /// Ids of the special tokens.
+    /// Returns the ids of the special tokens.
     pub fn special(&self) -> SpecialIds {
         self.special
     }
 
-    /// Entries of the vocabulary: the highest id and one.
-    pub fn vocabulary(&self) -> i64 {
-        self.vocabulary
+    /// Returns the size of the vocabulary: the highest id plus one.
+    pub fn vocab_size(&self) -> i64 {
+        self.vocab_size
     }
 
-    /// SHA-256 of what it was read from, in hex: two with the same one give the same ids.
+    /// Returns the SHA-256 of the source files, in hex. Equal fingerprints give equal ids.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Whether its ids are those that an encoder expects.
+    /// Checks that the ids are those that an encoder expects.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the key of the encoder's settings.
+    /// Returns [`Error::Config`], which names the key.
     pub fn check(&self, features: &TokenEncoderConfig) -> Result<()> {
-        for (key, mine, theirs) in [
-            ("vocabulary", self.vocabulary, features.vocabulary),
+        for (key, own, expected) in [
+            ("vocabulary", self.vocab_size, features.vocabulary),
             ("pad", self.special.pad, features.pad),
             ("mask", self.special.mask, features.mask),
         ] {
-            if mine != theirs {
-                let reason = format!("is {theirs}, the tokenizer has {mine}: they do not fit");
+            if own != expected {
+                let reason =
+                    format!("is {expected}, the tokenizer has {own}; use the encoder's own");
                 return Err(Error::config(format!("features.{key}"), reason));
             }
         }
@@ -345,7 +366,7 @@ impl Tokenizer {
     }
 }
 
-/// GPT-2's splitting into words and bytes around a model.
+/// Combines a model with GPT-2's byte-level pre-tokenizer and decoder.
 fn byte_level(model: BPE) -> Bpe {
     let mut bpe = Bpe::new(model);
     let level = ByteLevel::new(false, true, true);
@@ -353,15 +374,15 @@ fn byte_level(model: BPE) -> Bpe {
     bpe
 }
 
-/// Text that looks like a special token is text, and nothing is cut off or filled up.
-fn quiet(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
+/// Encodes special tokens in texts as plain text, and turns off padding and truncation.
+fn plain_text_only(mut inner: tokenizers::Tokenizer) -> tokenizers::Tokenizer {
     inner.set_encode_special_tokens(true);
     inner.with_padding(None);
-    let _ = inner.with_truncation(None); // fails for a truncation alone
+    let _ = inner.with_truncation(None); // only enabling truncation can fail
     inner
 }
 
-/// Whether letters have tokens: where they have not, text would vanish without a word.
+/// Checks that letters have tokens; otherwise text would be lost silently.
 fn check_letters(inner: &tokenizers::Tokenizer) -> std::result::Result<(), String> {
     let lost = |letter: &char| {
         let encoding = inner.encode_fast(letter.to_string(), false);
@@ -373,14 +394,6 @@ fn check_letters(inner: &tokenizers::Tokenizer) -> std::result::Result<(), Strin
         }
         None => Ok(()),
     }
-}
-
-/// Whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let draft = path.with_extension(format!("{}.part", std::process::id()));
-    std::fs::write(&draft, bytes)
-        .and_then(|()| std::fs::rename(&draft, path))
-        .map_err(|e| Error::io(path, e))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! Masks against statistics of the reference's generators, and their promises.
+//! Masks: statistics compared with the reference, and guarantees.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,41 +8,41 @@ use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
-/// Rows of each case; with the reference's 1600 and 400 they set the tolerances.
+/// Rows per case; with the reference's 1600 and 400 rows, they determine the tolerances.
 const ROWS: usize = 6000;
-/// Standard errors that a statistic may be off. There are about 50 comparisons, and the seed is fixed.
+/// Accepted deviation in standard errors, for about 50 comparisons with a fixed seed.
 const SIGMA: f64 = 4.0;
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
-/// Lengths of the runs of hidden tokens in a row.
+/// Returns the lengths of the runs of masked tokens in a row.
 fn runs(row: &[bool]) -> Vec<usize> {
-    row.split(|&hidden| !hidden).map(<[bool]>::len).filter(|&len| len > 0).collect()
+    row.split(|&masked| !masked).map(<[bool]>::len).filter(|&len| len > 0).collect()
 }
 
 #[test]
-fn masks_are_distributed_as_the_reference() {
+fn statistics_match_reference() {
     let golden: Value = serde_json::from_str(include_str!("masks.json")).unwrap();
     for (name, case) in golden["draws"].as_object().unwrap() {
         let config: TextMaskConfig = serde_json::from_value(case["mask"].clone()).unwrap();
         config.validate().unwrap();
         let theirs = case["rows"].as_f64().unwrap();
-        // Variance of the difference of two means, in units of the variance of one row.
+        // Variance of the difference of two means, relative to the variance of one row.
         let both = 1.0 / ROWS as f64 + 1.0 / theirs;
 
         let mask = draw(&config, &vec![512; ROWS], 512, 7);
         let (mut count, mut run_count) = (0.0, 0.0);
         let (mut run_lengths, mut columns) = (vec![0.0; 513], vec![0.0; 512]);
-        for row in mask.hidden().rows() {
+        for row in mask.masked().rows() {
             let row = row.to_vec();
-            count += row.iter().filter(|&&hidden| hidden).count() as f64 / ROWS as f64;
+            count += row.iter().filter(|&&masked| masked).count() as f64 / ROWS as f64;
             let runs = runs(&row);
             run_count += runs.len() as f64 / ROWS as f64;
             runs.into_iter().for_each(|run| run_lengths[run] += 1.0);
-            for (column, &hidden) in columns.iter_mut().zip(&row) {
-                *column += f64::from(u8::from(hidden)) / ROWS as f64;
+            for (column, &masked) in columns.iter_mut().zip(&row) {
+                *column += f64::from(u8::from(masked)) / ROWS as f64;
             }
         }
         for (what, mine) in [("count", count), ("runs", run_count)] {
@@ -94,7 +94,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn neither_padding_nor_a_whole_row_is_hidden(
+    fn never_masks_padding_or_complete_rows(
         lengths in prop::collection::vec(2_i64..300, 1..5),
         padding in 0_i64..20,
         probability in 0.01_f64..0.99,
@@ -109,10 +109,10 @@ proptest! {
         };
         let num_tokens = lengths.iter().max().unwrap() + padding;
         let mask = draw(&config, &lengths, num_tokens, seed);
-        for (row, &real) in mask.hidden().rows().into_iter().zip(&lengths) {
+        for (row, &real) in mask.masked().rows().into_iter().zip(&lengths) {
             let real = real as usize;
-            prop_assert!(row.iter().skip(real).all(|&hidden| !hidden), "padding is hidden");
-            let count = row.iter().filter(|&&hidden| hidden).count();
+            prop_assert!(row.iter().skip(real).all(|&masked| !masked), "padding is masked");
+            let count = row.iter().filter(|&&masked| masked).count();
             prop_assert!(count > 0 && count < real);
             if kind == 2 {
                 let keep = (real as f64 * (1.0 - probability)) as usize;
@@ -120,23 +120,23 @@ proptest! {
             }
         }
         for s in mask.substitutes() {
-            prop_assert!((s.token as i64) < lengths[s.row] && (4..100).contains(&s.entry));
+            prop_assert!((s.token as i64) < lengths[s.row] && (4..100).contains(&s.id));
         }
         prop_assert_eq!(mask, draw(&config, &lengths, num_tokens, seed));
     }
 }
 
-/// Whatever else is in the batch, and however long its padding is.
+/// Rows of a padded batch have the statistics of rows without padding.
 #[test]
-fn a_row_in_a_padded_batch_is_drawn_as_alone() {
+fn padding_does_not_change_distribution() {
     for config in [spans(0.35, 4), tokens(0.48), bert()] {
         for len in [200_usize, 37] {
             let alone = draw(&config, &vec![len as i64; ROWS], len as i64, 5);
             let lengths: Vec<i64> = (0..2 * ROWS).map(|row| [512, len as i64][row % 2]).collect();
             let mixed = draw(&config, &lengths, 520, 6);
             let rows = |mask: &Mask, first: usize, step: usize| -> Vec<Vec<bool>> {
-                let hidden = mask.hidden();
-                let rows = hidden.rows().into_iter().skip(first).step_by(step);
+                let masked = mask.masked();
+                let rows = masked.rows().into_iter().skip(first).step_by(step);
                 rows.map(|row| row.iter().take(len).copied().collect()).collect()
             };
             let (alone, mixed) = (rows(&alone, 0, 1), rows(&mixed, 1, 2));
@@ -152,7 +152,7 @@ fn a_row_in_a_padded_batch_is_drawn_as_alone() {
                 let tolerance = SIGMA * (2.0 * var / ROWS as f64).sqrt() + 1e-9;
                 assert!((a - b).abs() <= tolerance, "{config:?}, {len}: {what} {a} and {b}");
             };
-            same("count", &|row| row.iter().filter(|&&hidden| hidden).count());
+            same("count", &|row| row.iter().filter(|&&masked| masked).count());
             same("runs", &|row| runs(row).len());
             for at in [0, 1, 3, len / 2, len - 3, len - 1] {
                 same("rate", &|row| usize::from(row[at]));
@@ -162,36 +162,36 @@ fn a_row_in_a_padded_batch_is_drawn_as_alone() {
 }
 
 #[test]
-fn counts_of_the_released_recipes() {
-    assert_eq!(draw(&tokens(0.48), &[512], 512, 1).num_hidden(), 246);
-    assert_eq!(draw(&tokens(0.5), &[512], 512, 1).num_hidden(), 256);
+fn counts_match_released_recipes() {
+    assert_eq!(draw(&tokens(0.48), &[512], 512, 1).num_masked(), 246);
+    assert_eq!(draw(&tokens(0.5), &[512], 512, 1).num_masked(), 256);
 }
 
 #[test]
-fn bert_hides_eight_of_ten_and_swaps_one() {
+fn bert_masks_80_percent_and_substitutes_10() {
     let mask = draw(&bert(), &[512; 200], 512, 3);
     let chosen = 0.15 * 512.0 * 200.0;
     let near = |count: f64, share: f64| {
         let error = (chosen * share * (1.0 - share)).sqrt();
         assert!((count - chosen * share).abs() < 4.0 * error, "{count} of {chosen}, not {share}");
     };
-    near(mask.num_hidden() as f64, 0.8);
+    near(mask.num_masked() as f64, 0.8);
     near(mask.substitutes().len() as f64, 0.1);
 }
 
 #[test]
-fn a_row_without_room_is_an_error() {
+fn rejects_rows_that_are_too_short() {
     for config in [spans(0.35, 4), tokens(0.48), bert()] {
         for lengths in [[50, 1], [50, 0], [50, -1], [51, 50]] {
             let drawn = config.sample(&lengths, 50, &mut StdRng::seed_from_u64(0));
             assert!(matches!(drawn, Err(Error::Input(_))), "{lengths:?}");
         }
-        assert_eq!(draw(&config, &[2, 2], 9, 3).num_hidden(), 2);
+        assert_eq!(draw(&config, &[2, 2], 9, 3).num_masked(), 2);
     }
 }
 
 #[test]
-fn impossible_settings_are_named() {
+fn invalid_settings_name_their_key() {
     let key = |config: TextMaskConfig| match config.validate() {
         Err(Error::Config { key, .. }) => key,
         other => panic!("{other:?}"),

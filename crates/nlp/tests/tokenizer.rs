@@ -1,4 +1,4 @@
-//! The tokenizer: trained, saved, loaded, from GPT-2's files, and what it refuses.
+//! The tokenizer: training, saving, loading, GPT-2's files, invalid files.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -20,10 +20,10 @@ fn trained() -> Tokenizer {
 }
 
 #[test]
-fn training_gives_fairseqs_special_ids_and_the_same_twice() {
+fn training_is_deterministic_with_fairseq_special_ids() {
     let tokenizer = trained();
-    let special = SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask: 299 };
-    assert_eq!((tokenizer.special(), tokenizer.vocabulary()), (special, 300));
+    let special = SpecialIds { bos: 0, pad: 1, eos: 2, unk: 3, mask: 299 };
+    assert_eq!((tokenizer.special(), tokenizer.vocab_size()), (special, 300));
     assert_eq!(tokenizer.fingerprint(), trained().fingerprint());
     let ids = tokenizer.encode(TEXT).unwrap();
     assert!(ids.len() < TEXT.len() * 2 / 3, "{} ids", ids.len());
@@ -32,12 +32,12 @@ fn training_gives_fairseqs_special_ids_and_the_same_twice() {
 }
 
 #[test]
-fn a_saved_one_is_the_same() {
-    let folder = tempfile::tempdir().unwrap();
+fn saved_tokenizer_loads_unchanged() {
+    let dir = tempfile::tempdir().unwrap();
     let tokenizer = trained();
-    let path = folder.path().join(TOKENIZER_FILE);
-    tokenizer.save(folder.path()).unwrap();
-    for path in [&path, folder.path()] {
+    let path = dir.path().join(TOKENIZER_FILE);
+    tokenizer.save(dir.path()).unwrap();
+    for path in [&path, dir.path()] {
         let loaded = Tokenizer::load(path).unwrap();
         assert_eq!(loaded.special(), tokenizer.special());
         assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
@@ -46,7 +46,7 @@ fn a_saved_one_is_the_same() {
 }
 
 #[test]
-fn text_that_looks_special_is_text() {
+fn encodes_special_tokens_in_text_as_text() {
     let tokenizer = trained();
     let text = "a <mask> is not </s> nor <s><pad>";
     let ids = tokenizer.encode(text).unwrap();
@@ -55,14 +55,14 @@ fn text_that_looks_special_is_text() {
 }
 
 #[test]
-fn too_little_text_is_an_error_that_tells_how_much_there_is() {
+fn train_rejects_too_little_text() {
     let error = Tokenizer::train(["a little"].into_iter(), 4096).unwrap_err().to_string();
     assert!(error.contains("give 261 entries, not 4096"), "{error}");
     let error = Tokenizer::train(["a little"].into_iter(), 200).unwrap_err().to_string();
-    assert!(error.contains("261 at least"), "{error}");
+    assert!(error.contains("from 261 to"), "{error}");
 }
 
-/// GPT-2's way of writing bytes as characters.
+/// Returns the characters that stand for the 256 bytes in GPT-2's files.
 fn byte_chars() -> Vec<char> {
     let plain = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = 256..;
@@ -79,89 +79,91 @@ fn byte_chars() -> Vec<char> {
         .collect()
 }
 
-/// The files of a tiny GPT-2: 256 bytes, ` t`, ` th`, `<|endoftext|>`.
-fn gpt2(folder: &Path) {
+/// Writes the files of a tiny GPT-2: 256 bytes, ` t`, ` th`, `<|endoftext|>`.
+fn gpt2(dir: &Path) {
     let mut tokens: Vec<String> = byte_chars().into_iter().map(String::from).collect();
     tokens.extend(["Ġt".into(), "Ġth".into(), "<|endoftext|>".into()]);
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         tokens.into_iter().zip(0..).map(|(token, id)| (token, id.into())).collect();
-    fs::write(folder.join("encoder.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
-    fs::write(folder.join("vocab.bpe"), "#version: 0.2\nĠ t\nĠt h\n").unwrap();
+    fs::write(dir.join("encoder.json"), serde_json::to_string(&vocabulary).unwrap()).unwrap();
+    fs::write(dir.join("vocab.bpe"), "#version: 0.2\nĠ t\nĠt h\n").unwrap();
 }
 
 #[test]
-fn gpt2s_files_alone_move_up_by_four() {
-    let folder = tempfile::tempdir().unwrap();
-    gpt2(folder.path());
-    let tokenizer = Tokenizer::load(folder.path()).unwrap();
-    let special = SpecialIds { begin: 0, pad: 1, end: 2, unknown: 3, mask: 259 + 4 };
-    assert_eq!((tokenizer.special(), tokenizer.vocabulary()), (special, 264));
+fn gpt2_ids_are_shifted_by_four() {
+    let dir = tempfile::tempdir().unwrap();
+    gpt2(dir.path());
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    let special = SpecialIds { bos: 0, pad: 1, eos: 2, unk: 3, mask: 259 + 4 };
+    assert_eq!((tokenizer.special(), tokenizer.vocab_size()), (special, 264));
     let ids = tokenizer.encode("a the").unwrap();
     assert_eq!(ids, [i64::from(b'a') + 4, 257 + 4, i64::from(b'e') + 4]);
     assert_eq!(tokenizer.decode(&ids).unwrap(), "a the");
-    assert!(matches!(tokenizer.save_json(folder.path().join("x.json")), Err(Error::File { .. })));
+    assert!(matches!(tokenizer.save_json(dir.path().join("x.json")), Err(Error::File { .. })));
 }
 
 #[test]
-fn fairseqs_dictionary_orders_gpt2s_ids() {
-    let folder = tempfile::tempdir().unwrap();
-    gpt2(folder.path());
+fn fairseq_dictionary_maps_gpt2_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    gpt2(dir.path());
     let a = u32::from(b'a');
-    fs::write(folder.path().join("dict.txt"), format!("257 90\n{a} 7\nmadeupword0000 0\n"))
-        .unwrap();
-    let tokenizer = Tokenizer::load(folder.path()).unwrap();
-    assert_eq!((tokenizer.special().mask, tokenizer.vocabulary()), (7, 8));
+    fs::write(dir.path().join("dict.txt"), format!("257 90\n{a} 7\nmadeupword0000 0\n")).unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!((tokenizer.special().mask, tokenizer.vocab_size()), (7, 8));
     assert_eq!(tokenizer.encode("a the").unwrap(), [5, 4, 3], "`e` is not in the dictionary");
     assert_eq!(tokenizer.decode(&[0, 5, 4, 2]).unwrap(), "a th");
     let copy = tempfile::tempdir().unwrap();
     tokenizer.save(copy.path()).unwrap();
     assert_eq!(Tokenizer::load(copy.path()).unwrap().fingerprint(), tokenizer.fingerprint());
 
-    for (text, said) in [("257", "line 1"), ("257 x", "`x`"), ("900 1", "900 is outside")] {
-        fs::write(folder.path().join("dict.txt"), text).unwrap();
-        let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
-        assert!(error.contains("dict.txt") && error.contains(&said.replace('`', "\"")), "{error}");
+    for (text, expected) in [("257", "line 1"), ("257 x", "`x`"), ("900 1", "900 is outside")] {
+        fs::write(dir.path().join("dict.txt"), text).unwrap();
+        let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("dict.txt") && error.contains(&expected.replace('`', "\"")),
+            "{error}"
+        );
     }
 }
 
 #[test]
-fn robertas_files_bring_their_special_tokens() {
-    let folder = tempfile::tempdir().unwrap();
+fn roberta_files_contain_special_tokens() {
+    let dir = tempfile::tempdir().unwrap();
     let mut tokens: Vec<String> = ["<s>", "<pad>", "</s>", "<unk>"].map(String::from).to_vec();
     tokens.extend(byte_chars().into_iter().map(String::from));
     tokens.extend(["Ġt".into(), "<mask>".into()]);
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         tokens.into_iter().zip(0..).map(|(token, id)| (token, id.into())).collect();
     let vocabulary = serde_json::to_string(&vocabulary).unwrap();
-    fs::write(folder.path().join("vocab.json"), vocabulary).unwrap();
-    fs::write(folder.path().join("merges.txt"), "#version: 0.2\nĠ t\n").unwrap();
-    let tokenizer = Tokenizer::load(folder.path()).unwrap();
-    assert_eq!((tokenizer.special().mask, tokenizer.vocabulary()), (261, 262));
+    fs::write(dir.path().join("vocab.json"), vocabulary).unwrap();
+    fs::write(dir.path().join("merges.txt"), "#version: 0.2\nĠ t\n").unwrap();
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!((tokenizer.special().mask, tokenizer.vocab_size()), (261, 262));
     assert_eq!(tokenizer.encode("a t").unwrap(), [i64::from(b'a') + 4, 260]);
 }
 
 #[test]
-fn what_cannot_be_loaded_says_why() {
-    let folder = tempfile::tempdir().unwrap();
+fn load_reports_invalid_files() {
+    let dir = tempfile::tempdir().unwrap();
     let error = |path: &Path| Tokenizer::load(path).unwrap_err().to_string();
-    assert!(error(&folder.path().join("none")).contains("none"));
-    assert!(error(folder.path()).contains("holds neither tokenizer.json"));
-    let path = folder.path().join(TOKENIZER_FILE);
+    assert!(error(&dir.path().join("none")).contains("none"));
+    assert!(error(dir.path()).contains("holds neither tokenizer.json"));
+    let path = dir.path().join(TOKENIZER_FILE);
     fs::write(&path, "{").unwrap();
-    assert!(error(folder.path()).contains("is not a tokenizer.json"));
-    // The library panics here.
+    assert!(error(dir.path()).contains("is not a tokenizer.json"));
+    // The tokenizers crate panics on this file.
     fs::write(&path, r#"{"version": "1.0", "decoder": {"type" "ByteLevel"}}"#).unwrap();
-    assert!(error(folder.path()).contains("gave up on its content"), "{}", error(folder.path()));
+    assert!(error(dir.path()).contains("decoding failed"), "{}", error(dir.path()));
     fs::write(&path, r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#).unwrap();
     assert!(error(&path).contains("no <s>"), "{}", error(&path));
     fs::remove_file(path).unwrap();
-    gpt2(folder.path());
-    fs::write(folder.path().join("vocab.bpe"), "#version: 0.2\nq qq\n").unwrap();
-    assert!(error(folder.path()).contains("does not go with"), "{}", error(folder.path()));
+    gpt2(dir.path());
+    fs::write(dir.path().join("vocab.bpe"), "#version: 0.2\nq qq\n").unwrap();
+    assert!(error(dir.path()).contains("does not go with"), "{}", error(dir.path()));
 }
 
 #[test]
-fn an_encoder_with_other_ids_is_refused() {
+fn check_rejects_encoder_with_other_ids() {
     let tokenizer = trained();
     let mut features = TokenEncoderConfig {
         vocabulary: 300,
@@ -183,7 +185,7 @@ fn an_encoder_with_other_ids_is_refused() {
 }
 
 #[test]
-fn nothing_is_lost_in_long_runs() {
+fn long_runs_round_trip() {
     let tokenizer = trained();
     for text in
         [" ".repeat(3_000_000), "x".repeat(1_500_000), "é".repeat(700_000), TEXT.repeat(9000)]
@@ -195,20 +197,20 @@ fn nothing_is_lost_in_long_runs() {
 }
 
 #[test]
-fn cutting_changes_no_token() {
+fn cutting_long_text_keeps_tokens() {
     let tokenizer = trained();
     let text = format!("{TEXT} ").repeat(800); // two pieces
-    let whole: Vec<i64> = (0..800)
+    let expected: Vec<i64> = (0..800)
         .flat_map(|i| {
             tokenizer.encode(&if i == 0 { TEXT.to_owned() } else { format!(" {TEXT}") }).unwrap()
         })
         .collect();
-    assert_eq!(tokenizer.encode(text.trim_end()).unwrap(), whole);
+    assert_eq!(tokenizer.encode(text.trim_end()).unwrap(), expected);
 }
 
 proptest! {
     #[test]
-    fn any_text_comes_back(text in any::<String>()) {
+    fn any_text_round_trips(text in any::<String>()) {
         let tokenizer = trained();
         let ids = tokenizer.encode(&text).unwrap();
         prop_assert!(ids.iter().all(|&id| (4..299).contains(&id)));

@@ -1,17 +1,14 @@
-//! Audio files of any common format to what the model hears: mono, 16 kHz, `f32`.
+//! Reads audio files as the input of the model: mono, 16 kHz, `f32`.
 //!
-//! WAV (PCM, float, A-law, µ-law, ADPCM), AIFF, CAF, FLAC, OGG Vorbis, MP3, AAC (ADTS, M4A) and
-//! ALAC (M4A). Damage is an error, never silence: a corpus is better off without a broken file
-//! than with half of one.
+//! Formats: WAV (PCM, float, A-law, µ-law, ADPCM), AIFF, CAF, FLAC, OGG Vorbis, MP3, AAC (ADTS,
+//! M4A) and ALAC (M4A). A damaged file is an error and never partly decoded or silent: a corpus is
+//! better without it.
 
-use std::{
-    fs::File,
-    io::{self, Cursor, Read, Seek, SeekFrom},
-    path::Path,
-};
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use bytes::Bytes;
-
 use data2vec_core::{Error, Result, guarded};
 use multiversion::multiversion;
 use symphonia::core::{
@@ -34,59 +31,59 @@ use symphonia::core::{
 
 use crate::resample::{resample, resampled_len};
 
-/// Samples a second of everything that this crate hands on, in Hz.
+/// Sampling rate of all decoded audio in Hz.
 pub const SAMPLE_RATE: u32 = 16_000;
 
-/// Extensions, in lower case, of the files that are taken for audio in a folder.
+/// Extensions, in lower case, of audio files in a directory.
 pub const EXTENSIONS: [&str; 14] = [
     "wav", "flac", "mp3", "ogg", "oga", "m4a", "mp4", "aac", "aif", "aiff", "aifc", "caf", "mp2",
     "mka",
 ];
 
-/// Sampling rates that are believed, in Hz.
+/// Accepted sampling rates in Hz.
 const RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
-/// More channels than any recording has.
+/// Maximum number of channels.
 const MAX_CHANNELS: usize = 64;
-/// A header that claims more, or a file that holds more, is wrong or wants to be cut up first.
+/// Maximum length of a file in seconds; longer headers are wrong, longer files must be split first.
 pub(crate) const MAX_SECONDS: u64 = 12 * 3600;
 
-/// What a file's header says.
+/// Length and format of an audio file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AudioInfo {
-    /// Length in samples at [`SAMPLE_RATE`]. MP3 without an index and bare AAC have only an
-    /// estimate.
+    /// Length in samples at [`SAMPLE_RATE`]; an estimate for MP3 without an index and for raw AAC.
     pub samples: u64,
-    /// The file's own sampling rate in Hz.
+    /// Sampling rate of the file in Hz.
     pub rate: u32,
-    /// The file's own channels.
+    /// Number of channels of the file.
     pub channels: usize,
 }
 
-/// Reads a whole file: the mean of its channels at [`SAMPLE_RATE`], as stored (not normalised).
+/// Reads a file: the mean of its channels, resampled to [`SAMPLE_RATE`], not normalized.
 ///
-/// The same file always gives the same samples.
+/// The result is deterministic.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::File`] if it is not audio, damaged, cut off,
-/// empty, silent, or holds samples that are not numbers.
+/// Returns [`Error::Io`] if the file cannot be read, and [`Error::File`] if it is not audio, damaged,
+/// truncated, empty or silent, or has NaN or infinite samples.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<f32>> {
     Ok(read_with_info(path)?.0)
 }
 
-/// As [`read`], and what was found on the way: the length is that of the samples.
+/// Reads a file and returns its samples with their length, and the format of the file; see
+/// [`read`].
 ///
 /// # Errors
-/// As [`read`].
+/// Returns the errors of [`read`].
 pub fn read_with_info(path: impl AsRef<Path>) -> Result<(Vec<f32>, AudioInfo)> {
     let path = path.as_ref();
     guarded(path, || finish(path, decode(open(path)?, path)?))
 }
 
-/// As [`read`], from memory or any other source; `name` stands for it in errors, and its
-/// extension helps to recognise the format.
+/// Reads audio from memory or any other source; see [`read`]. Errors show `name`, whose extension
+/// helps to detect the format.
 ///
 /// # Errors
-/// As [`read`].
+/// Returns the errors of [`read`].
 pub fn read_from(
     source: impl Read + Seek + Send + Sync + 'static,
     name: impl AsRef<Path>,
@@ -94,7 +91,7 @@ pub fn read_from(
     Ok(read_from_with_info(source, name.as_ref())?.0)
 }
 
-/// As [`read_with_info`], of what [`read_from`] reads.
+/// Reads samples and format from any source; see [`read_with_info`] and [`read_from`].
 pub(crate) fn read_from_with_info(
     source: impl Read + Seek + Send + Sync + 'static,
     name: &Path,
@@ -102,23 +99,24 @@ pub(crate) fn read_from_with_info(
     guarded(name, || finish(name, decode(sized(source, name)?, name)?))
 }
 
-/// Length, rate and channels: from the header where it tells them, else by decoding.
+/// Reads length, rate and channels of a file from its header, or by decoding if the header lacks
+/// them.
 ///
 /// # Errors
-/// As [`read`], as far as the header shows it.
+/// Returns the errors of [`read`] that the header shows.
 pub fn probe(path: impl AsRef<Path>) -> Result<AudioInfo> {
     let path = path.as_ref();
     probe_with(path, || open(path))
 }
 
-/// As [`probe`], from memory.
+/// Reads length, rate and channels from memory; see [`probe`].
 pub(crate) fn probe_bytes(bytes: Bytes, name: &Path) -> Result<AudioInfo> {
     probe_with(name, || sized(Cursor::new(bytes.clone()), name))
 }
 
 fn probe_with(path: &Path, open: impl Fn() -> Result<Box<dyn MediaSource>>) -> Result<AudioInfo> {
     guarded(path, || {
-        let format = recognise(open()?, path)?;
+        let format = detect_format(open()?, path)?;
         let track = audio_track(format.as_ref(), path)?;
         let CodecParameters::Audio(params) = codec(track, path)? else {
             return Err(Error::file(path, "its audio track has no audio codec"));
@@ -128,7 +126,7 @@ fn probe_with(path: &Path, open: impl Fn() -> Result<Box<dyn MediaSource>>) -> R
             (params.sample_rate, frames(track), channels)
         else {
             let sound = decode(open()?, path)?;
-            let samples = resampled_len(sound.mono.len(), sound.rate) as u64;
+            let samples = resampled_len(sound.mono.len(), sound.rate, SAMPLE_RATE) as u64;
             return Ok(AudioInfo { samples, rate: sound.rate, channels: sound.channels });
         };
         check_layout(rate, channels, path)?;
@@ -136,12 +134,13 @@ fn probe_with(path: &Path, open: impl Fn() -> Result<Box<dyn MediaSource>>) -> R
         if frames == 0 {
             return Err(Error::file(path, "holds no samples"));
         }
-        Ok(AudioInfo { samples: resampled_len(frames as usize, rate) as u64, rate, channels })
+        let samples = resampled_len(frames as usize, rate, SAMPLE_RATE) as u64;
+        Ok(AudioInfo { samples, rate, channels })
     })
 }
 
-/// Zero mean and unit variance over the whole signal: `(x − mean) / √(var + 1e-5)` with the biased
-/// variance, as fairseq's `layer_norm(wav, wav.shape)` that the released models were trained with.
+/// Normalizes a signal to zero mean and unit variance: `(x − mean) / √(var + 1e-5)` with the biased
+/// variance, like fairseq's `layer_norm(wav, wav.shape)` in the training of the released models.
 #[multiversion(targets("x86_64+avx2"))]
 pub fn normalize(wave: &mut [f32]) {
     let n = wave.len().max(1) as f64;
@@ -153,7 +152,7 @@ pub fn normalize(wave: &mut [f32]) {
     }
 }
 
-/// The sum of `term` over the signal, in eight parts that the processor adds up side by side.
+/// Returns the sum of `term` over the signal, in eight partial sums for SIMD.
 #[inline(always)]
 fn sum(wave: &[f32], term: impl Fn(f64) -> f64) -> f64 {
     let (chunks, rest) = wave.as_chunks::<8>();
@@ -166,38 +165,38 @@ fn sum(wave: &[f32], term: impl Fn(f64) -> f64) -> f64 {
     parts.iter().sum::<f64>() + rest.iter().map(|&x| term(f64::from(x))).sum::<f64>()
 }
 
-/// What came out of a decoder, channels already averaged.
+/// A decoded signal with averaged channels.
 struct Sound {
     mono: Vec<f32>,
     rate: u32,
     channels: usize,
 }
 
-/// Judges a decoded signal and brings it to [`SAMPLE_RATE`].
+/// Checks a decoded signal and resamples it to [`SAMPLE_RATE`].
 fn finish(path: &Path, sound: Sound) -> Result<(Vec<f32>, AudioInfo)> {
     let Sound { mono, rate, channels } = sound;
     let Some(&first) = mono.first() else {
         return Err(Error::file(path, "holds no samples"));
     };
-    // All at once first: a search that may end at every sample takes them one by one.
+    // A fold without early exit vectorizes, unlike `position`.
     let is_finite = mono.iter().fold(true, |all, x| all & x.is_finite());
     if !is_finite && let Some(at) = mono.iter().position(|x| !x.is_finite()) {
         let second = at as f64 / f64::from(rate);
         return Err(Error::file(path, format!("sample at {second:.3} s is NaN or infinite")));
     }
     if mono.iter().all(|&x| x == first) {
-        return Err(Error::file(path, "silent: all its samples are equal"));
+        return Err(Error::file(path, "silent: all samples are equal"));
     }
     let wave = match rate {
         SAMPLE_RATE => mono,
-        _ => resample(&mono, rate).map_err(|reason| Error::file(path, reason))?,
+        _ => resample(&mono, rate, SAMPLE_RATE).map_err(|reason| Error::file(path, reason))?,
     };
     let info = AudioInfo { samples: wave.len() as u64, rate, channels };
     Ok((wave, info))
 }
 
 fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
-    let mut format = recognise(source, path)?;
+    let mut format = detect_format(source, path)?;
     let track = audio_track(format.as_ref(), path)?;
     let (track_id, expected) = (track.id, frames(track));
     let CodecParameters::Audio(params) = codec(track, path)?.clone() else {
@@ -206,8 +205,8 @@ fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
     if let (Some(rate), Some(frames)) = (params.sample_rate, expected) {
         check_duration(frames, rate, path)?;
     }
-    // FLAC's MD5 of all samples is not checked, which would take a third of the time: each of its frames has a checksum
-    // of its own, and lost frames make the file too short.
+    // The MD5 of FLAC is not checked, which would take a third of the time: each frame has its own
+    // checksum, and lost frames make the file too short.
     let mut decoder = symphonia::default::get_codecs()
         .make_audio_decoder(&params, &AudioDecoderOptions::default())
         .map_err(|error| Error::file(path, format!("cannot be decoded: {error}")))?;
@@ -219,9 +218,10 @@ fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
             Ok(Some(packet)) if packet.track_id == track_id => packet,
             Ok(Some(_)) => continue,
             Ok(None) => break,
-            Err(error) => return Err(damaged(&sound, &error, path)),
+            Err(error) => return Err(decode_error(&sound, &error, path)),
         };
-        let decoded = decoder.decode(&packet).map_err(|error| damaged(&sound, &error, path))?;
+        let decoded =
+            decoder.decode(&packet).map_err(|error| decode_error(&sound, &error, path))?;
         let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count());
         if sound.rate == 0 {
             check_layout(rate, channels, path)?;
@@ -240,15 +240,15 @@ fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
         check_duration(sound.mono.len() as u64, rate, path)?;
     }
     if let Some(expected) = expected.filter(|_| is_exact(format.as_ref(), track_id)) {
-        // Lossy codecs work in blocks of up to 1152 frames, and not all containers tell what of the
-        // first and the last one to leave out.
+        // Lossy codecs work in blocks of up to 1152 frames, and not all containers say how much of the
+        // first and the last one is padding.
         let lossy = [CODEC_ID_MP3, CODEC_ID_AAC, CODEC_ID_VORBIS].contains(&params.codec);
         let slack = if lossy { 2 * 1152 } else { 0 };
         let got = sound.mono.len() as u64;
         if got + slack < expected {
             let seconds = |frames: u64| frames as f64 / f64::from(sound.rate);
             let (got, all) = (seconds(got), seconds(expected));
-            let reason = format!("truncated after {got:.2} s: its header promises {all:.2} s");
+            let reason = format!("truncated after {got:.2} s, but the header says {all:.2} s");
             return Err(Error::file(path, reason));
         }
         sound.mono.truncate(expected as usize);
@@ -256,11 +256,11 @@ fn decode(source: Box<dyn MediaSource>, path: &Path) -> Result<Sound> {
     Ok(sound)
 }
 
-/// Whether the length in the header is more than a guess from the size of the file.
+/// Returns true if the length in the header is exact, not estimated from the file size.
 fn is_exact(format: &dyn FormatReader, track_id: u32) -> bool {
     match format.format_info().format {
         FORMAT_ID_ADTS | FORMAT_ID_MP1 | FORMAT_ID_MP2 => false,
-        // An encoder that wrote delay and padding also wrote the number of frames.
+        // Encoders that write delay and padding also write the number of frames.
         FORMAT_ID_MP3 => {
             format.tracks().iter().any(|track| track.id == track_id && track.delay.is_some())
         }
@@ -268,7 +268,7 @@ fn is_exact(format: &dyn FormatReader, track_id: u32) -> bool {
     }
 }
 
-fn damaged(sound: &Sound, error: &DecodeError, path: &Path) -> Error {
+fn decode_error(sound: &Sound, error: &DecodeError, path: &Path) -> Error {
     let after = sound.mono.len() as f64 / f64::from(sound.rate.max(1));
     let reason = match error {
         DecodeError::IoError(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
@@ -278,14 +278,14 @@ fn damaged(sound: &Sound, error: &DecodeError, path: &Path) -> Error {
             return Error::io(path, io::Error::new(source.kind(), source.to_string()));
         }
         DecodeError::ResetRequired => {
-            format!("several streams in one file, a second one after {after:.2} s: split it")
+            format!("contains several streams, the second one after {after:.2} s; split the file")
         }
         error => format!("damaged after {after:.2} s: {error}"),
     };
     Error::file(path, reason)
 }
 
-fn recognise(source: Box<dyn MediaSource>, path: &Path) -> Result<Box<dyn FormatReader>> {
+fn detect_format(source: Box<dyn MediaSource>, path: &Path) -> Result<Box<dyn FormatReader>> {
     let mut hint = Hint::new();
     if let Some(extension) = path.extension().and_then(|extension| extension.to_str()) {
         hint.with_extension(extension);
@@ -312,7 +312,7 @@ fn codec<'a>(track: &'a Track, path: &Path) -> Result<&'a CodecParameters> {
     track.codec_params.as_ref().ok_or_else(unknown)
 }
 
-/// Frames (samples of one channel) at the file's own rate, if its header tells.
+/// Returns the number of frames (samples per channel) at the rate of the file, if the header has it.
 fn frames(track: &Track) -> Option<u64> {
     track.num_frames.or_else(|| {
         let rate = track.codec_params.as_ref()?.audio()?.sample_rate?;
@@ -327,21 +327,21 @@ fn check_layout(rate: u32, channels: usize, path: &Path) -> Result<()> {
         return Err(Error::file(path, format!("sampling rate {rate} Hz is outside {RATES:?}")));
     }
     if !(1..=MAX_CHANNELS).contains(&channels) {
-        return Err(Error::file(path, format!("{channels} channels; 1 to {MAX_CHANNELS} will do")));
+        return Err(Error::file(path, format!("{channels} channels; must be 1 to {MAX_CHANNELS}")));
     }
     Ok(())
 }
 
 fn check_duration(frames: u64, rate: u32, path: &Path) -> Result<()> {
     if frames / u64::from(rate.max(1)) >= MAX_SECONDS {
-        let reason = format!("claims to be longer than {} h: cut it up", MAX_SECONDS / 3600);
+        let reason = format!("longer than {} h; split it", MAX_SECONDS / 3600);
         return Err(Error::file(path, reason));
     }
     Ok(())
 }
 
 fn open(path: &Path) -> Result<Box<dyn MediaSource>> {
-    // Asked before it is opened: a pipe that nobody writes to would be waited for.
+    // Checked before opening: opening a named pipe without a writer would block.
     let meta = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if !meta.is_file() {
         return Err(Error::file(path, "is not a file"));
@@ -352,8 +352,8 @@ fn open(path: &Path) -> Result<Box<dyn MediaSource>> {
     Ok(Box::new(File::open(path).map_err(|source| Error::io(path, source))?))
 }
 
-/// A reader of known length, as decoders want it.
-struct Measured<R> {
+/// A reader of known length, which decoders need.
+struct SizedReader<R> {
     inner: R,
     len: u64,
 }
@@ -371,22 +371,22 @@ where
     if len == 0 {
         return Err(Error::file(name, "is empty (0 bytes)"));
     }
-    Ok(Box::new(Measured { inner, len }))
+    Ok(Box::new(SizedReader { inner, len }))
 }
 
-impl<R: Read> Read for Measured<R> {
+impl<R: Read> Read for SizedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.inner.read(buffer)
     }
 }
 
-impl<R: Seek> Seek for Measured<R> {
+impl<R: Seek> Seek for SizedReader<R> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.inner.seek(to)
     }
 }
 
-impl<R: Read + Seek + Send + Sync> MediaSource for Measured<R> {
+impl<R: Read + Seek + Send + Sync> MediaSource for SizedReader<R> {
     fn is_seekable(&self) -> bool {
         true
     }

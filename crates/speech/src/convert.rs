@@ -1,20 +1,21 @@
-//! Checkpoints of other programs: Hugging Face's Data2VecAudio, fairseq's data2vec 1.0 and 2.0 for speech.
+//! Conversion from and to Hugging Face's Data2VecAudio and fairseq's data2vec 1.0 and 2.0 for speech.
 
 mod export;
 mod labels;
 mod tables;
 
-use data2vec_core::convert::{
-    self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
+use data2vec_core::io::convert::{
+    self, ImportOptions, Imported, Marker, Settings, Source, pretrained_config,
 };
-use data2vec_core::head::{Activation, DenseConfig, HeadConfig, HeadInit, HeadTask, Pool};
+use data2vec_core::model::head::{Activation, DenseConfig, HeadConfig, HeadInit, HeadTask, Pool};
 use data2vec_core::{Error, Result, TransformerConfig};
 
-use crate::{ConvNorm, WaveCompat, WaveEncoder, WaveEncoderConfig};
+use crate::config::{ConvNorm, WaveCompat, WaveEncoderConfig};
+use crate::feature::WaveEncoder;
 
 pub use export::{to_fairseq, to_hugging_face};
 
-/// Whose names they are.
+/// Origin of the tensor names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     HuggingFace,
@@ -40,13 +41,14 @@ const MARKERS: [Marker<Layout>; 3] = [
     },
 ];
 
-/// Published strides; tensors do not tell them.
+/// Stride of the first convolution in published models; tensors do not contain it.
 const FIRST_STRIDE: i64 = 5;
+/// Stride of the other convolutions.
 const STRIDE: i64 = 2;
 
-/// Keys of Hugging Face's configuration without influence on what the model computes, or that are told by
-/// its tensors.
-const IDLE: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path bos_token_id \
+/// Keys of Hugging Face's configuration that do not change what the model computes or follow from the
+/// tensors.
+const IGNORED_KEYS: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path bos_token_id \
     eos_token_id pad_token_id tokenizer_class vocab_size hidden_size num_hidden_layers \
     intermediate_size conv_dim conv_kernel num_feat_extract_layers num_conv_pos_embeddings \
     conv_pos_kernel_size num_conv_pos_embedding_groups classifier_proj_size output_hidden_size \
@@ -56,26 +58,26 @@ const IDLE: &str = "architectures model_type torch_dtype dtype transformers_vers
     adapter_kernel_size adapter_stride num_adapter_layers label2id use_cache final_dropout \
     conv_pos_batch_norm is_encoder_decoder return_dict";
 
-/// Reads a checkpoint of speech; `None` if it is none.
+/// Imports a checkpoint for speech; returns `None` if it is for another modality.
 ///
 /// # Errors
-/// If it lacks a tensor, has one of another shape, or is of a kind that cannot be had here.
+/// Returns an error if a tensor is missing or has another shape, or a setting is not supported.
 pub fn import(
     source: &mut Source,
     options: &ImportOptions,
 ) -> Result<Option<Imported<WaveEncoderConfig>>> {
-    if let Some(own) = convert::import_own::<WaveEncoder>(source, options)? {
+    if let Some(own) = convert::import_native::<WaveEncoder>(source, options)? {
         return Ok(Some(own));
     }
-    let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
+    let Some((layout, prefix)) = source.detect_layout(&MARKERS) else { return Ok(None) };
     if options.teacher {
         match layout {
-            // The teacher is the transformer; the rest is the student's.
+            // The teacher has only a transformer; the rest is the student's.
             Layout::Fairseq1 => {
                 source.use_teacher(prefix, |name| format!("{prefix}encoder.{name}"))?
             }
-            Layout::Fairseq2 => source.use_teacher(prefix, convert::teachers_place(prefix))?,
-            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?, // has none
+            Layout::Fairseq2 => source.use_teacher(prefix, convert::ema_weight_name(prefix))?,
+            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?, // has no teacher
         }
     }
     let imported = match layout {
@@ -86,7 +88,7 @@ pub fn import(
     imported.map(Some)
 }
 
-/// What tensors tell of the waveform's convolutions, with `strides` where they are known.
+/// Infers the convolutions over the waveform from the tensors; `strides` if they are known.
 fn conv_layers(
     source: &Source,
     name: impl Fn(usize) -> String,
@@ -109,7 +111,7 @@ fn conv_layers(
     (0..count).map(layer).collect()
 }
 
-/// A post-norm transformer behind a norm, without dropout.
+/// Returns the settings of a post-norm transformer with an input norm, without dropout.
 fn transformer(
     dim: i64,
     depth: usize,
@@ -128,13 +130,13 @@ fn hugging_face(
 ) -> Result<Imported<WaveEncoderConfig>> {
     let settings = Settings::new(Some(&source.config));
     for (key, wanted) in [("hidden_act", "gelu"), ("feat_extract_activation", "gelu")] {
-        if let Some(other) = settings.text(key).filter(|value| *value != wanted) {
-            return Err(source.cannot(key, other));
+        if let Some(other) = settings.string(key).filter(|value| *value != wanted) {
+            return Err(source.unsupported(key, other));
         }
     }
     for key in ["conv_bias", "add_adapter", "use_weighted_layer_sum"] {
         if settings.flag(key) == Some(true) {
-            return Err(source.cannot(key, "true"));
+            return Err(source.unsupported(key, "true"));
         }
     }
     let named = |rest: &str| format!("{prefix}{rest}");
@@ -162,23 +164,23 @@ fn hugging_face(
         layer_drop: settings.probability("layerdrop"),
         ..transformer(dim, source.count(block), heads, hidden, eps)
     };
-    let (head, what) = hugging_face_head(source, &settings, options)?;
+    let (head, suffix) = hugging_face_head(source, &settings, options)?;
     let is_ctc = head.as_ref().is_some_and(|head| head.task == HeadTask::Ctc);
     let table = tables::hugging_face(prefix, is_ctc);
     let mut imported = convert::import::<WaveEncoder>(source, &table, features, transformer, head)?;
     if is_ctc {
         labels::blank_first(source, &mut imported.model);
     }
-    imported.what = format!("Hugging Face's Data2VecAudio{what}");
-    if eps != data2vec_core::nn::CONV_NORM_EPS {
+    imported.description = format!("Hugging Face's Data2VecAudio{suffix}");
+    if eps != data2vec_core::model::nn::CONV_NORM_EPS {
         let line = format!("the norm before the projection has epsilon 1e-5 here, {eps} there");
         imported.report.notes.push(line);
     }
-    imported.report.notes.extend(settings.unused(IDLE));
+    imported.report.notes.extend(settings.unused(IGNORED_KEYS));
     Ok(imported)
 }
 
-/// The head that is there, and what Hugging Face calls it.
+/// Returns the head, if there is one, and the suffix of the model's class name.
 fn hugging_face_head(
     source: &Source,
     settings: &Settings<'_>,
@@ -193,7 +195,7 @@ fn hugging_face_head(
     }
     let [dim, _] = source.size::<2>("projector.weight")?;
     let [outputs, _] = source.size::<2>("classifier.weight")?;
-    let (task, labels) = convert::classes(source, settings, options, outputs)?;
+    let (task, labels) = convert::class_labels(source, settings, options, outputs)?;
     let head = HeadConfig {
         task,
         pool: Pool::Mean,
@@ -214,12 +216,12 @@ fn ctc(source: &Source, weight: &str, options: &ImportOptions) -> Result<HeadCon
         norm_eps: None,
         dropout: 0.0,
         init: HeadInit::Xavier,
-        labels: labels::of_symbols(source, options, outputs)?,
+        labels: labels::find(source, options, outputs)?,
         dense: None,
     })
 }
 
-/// What the positional convolutions tell; the rest is 1.0's.
+/// Infers the positional convolutions from the tensors; other settings are those of 1.0.
 fn positions(
     source: &Source,
     dim: i64,
@@ -244,14 +246,14 @@ fn fairseq1(
     prefix: &str,
     options: &ImportOptions,
 ) -> Result<Imported<WaveEncoderConfig>> {
-    let settings = Settings::new(Some(pretraining(&source.config)));
+    let settings = Settings::new(Some(pretrained_config(&source.config)));
     let named = |rest: &str| format!("{prefix}{rest}");
     let conv = |i: usize| named(&format!("feature_extractor.conv_layers.{i}.0.weight"));
     let position = |i: usize| named(&format!("encoder.pos_conv.{i}.0.weight"));
     let block = |i: usize| named(&format!("encoder.layers.{i}.fc1.weight"));
     let [dim, _] = source.size::<2>(&named("post_extract_proj.weight"))?;
     let [hidden, _] = source.size::<2>(&block(0))?;
-    let strides = settings.text("conv_feature_layers").and_then(tables::strides);
+    let strides = settings.string("conv_feature_layers").and_then(tables::strides);
     let features = WaveEncoderConfig {
         normalize: normalize(source),
         conv_layers: conv_layers(source, conv, strides)?,
@@ -271,7 +273,7 @@ fn fairseq1(
     let (head, with) = fairseq_head(source, options)?;
     let table = tables::fairseq1(prefix);
     let mut imported = convert::import::<WaveEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("fairseq's data2vec 1.0 for speech{with}");
+    imported.description = format!("fairseq's data2vec 1.0 for speech{with}");
     Ok(imported)
 }
 
@@ -280,7 +282,7 @@ fn fairseq2(
     prefix: &str,
     options: &ImportOptions,
 ) -> Result<Imported<WaveEncoderConfig>> {
-    let settings = Settings::new(Some(pretraining(&source.config)));
+    let settings = Settings::new(Some(pretrained_config(&source.config)));
     let modalities = Settings::new(settings.get("modalities"));
     let own = Settings::new(modalities.get("audio"));
     let within = |rest: &str| format!("{prefix}modality_encoders.AUDIO.{rest}");
@@ -291,14 +293,14 @@ fn fairseq2(
     let [dim, _] = source.size::<2>(&within("project_features.2.weight"))?;
     let [hidden, _] = source.size::<2>(&block(0))?;
     let scale = source.tensors.get(&within("alibi_scale")).map(|scale| scale.numel() as i64);
-    let strides = own.text("feature_encoder_spec").and_then(tables::strides);
+    let strides = own.string("feature_encoder_spec").and_then(tables::strides);
     let features = WaveEncoderConfig {
         normalize: normalize(source),
         conv_layers: conv_layers(source, conv, strides)?,
         alibi: scale.is_some(),
         ..positions(source, dim, position)?
     };
-    // A learned scale for each head tells how many there are.
+    // ALiBi has a learned scale per head.
     let heads = options.heads.or(settings.integer("num_heads")).or(scale.filter(|&n| n > 1));
     let heads = source.heads(heads, dim)?;
     let eps = settings.number("norm_eps").unwrap_or(1e-5);
@@ -314,7 +316,7 @@ fn fairseq2(
     let (head, with) = fairseq_head(source, options)?;
     let table = tables::fairseq2(prefix, prenet, depth, features.pos_layers, heads);
     let mut imported = convert::import::<WaveEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("fairseq's data2vec 2.0 for speech{with}");
+    imported.description = format!("fairseq's data2vec 2.0 for speech{with}");
     Ok(imported)
 }
 
@@ -329,7 +331,7 @@ fn fairseq_head(
     }
 }
 
-/// Whether fairseq's task normalised recordings: all of data2vec did.
+/// Returns true if the fairseq task normalized recordings, as all of data2vec did.
 fn normalize(source: &Source) -> bool {
     let task = source.config.get("task").and_then(|task| task.get("normalize"));
     task.or(source.config.get("normalize")).and_then(|value| value.as_bool()).unwrap_or(true)

@@ -1,38 +1,37 @@
 //! Recordings as examples for pretraining.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use data2vec_core::{
-    Batch, Dataset, Error, Result,
-    random::{Purpose, hash, seed_for},
-};
+use data2vec_core::data::split::{Amount, stratified_split};
+use data2vec_core::random::{Purpose, hash, seed_for};
+use data2vec_core::{Batch, Dataset, Error, Result};
 use rand::{RngExt, rngs::StdRng};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use crate::{
-    Batching, HeldOut, LabelKind, SpeechDataConfig,
-    audio::{self, AudioInfo, EXTENSIONS, SAMPLE_RATE},
-    corpus, index,
-    store::Store,
-    transcripts,
-};
+use crate::audio::{self, AudioInfo, EXTENSIONS, SAMPLE_RATE};
+use crate::config::{Batching, LabelKind, SpeechDataConfig};
+use crate::listing::{self, durations::durations, store::Store};
+use crate::preprocess::pad;
+use crate::transcripts;
 
-/// By how many samples a file may differ from its manifest: decoders do not agree on what the
-/// codecs add at both ends. 0.2 s.
-const MANIFEST_SLACK: u64 = 3_200;
+/// Tolerated difference between a recording and its manifest in samples (0.2 s): decoders disagree
+/// on the padding that codecs add at both ends.
+const MANIFEST_TOLERANCE: u64 = 3_200;
+/// Fields of shards that hold a transcript.
+const TEXT_FIELDS: [&str; 5] = ["txt", "text", "transcript", "transcription", "sentence"];
+/// Fields of shards that hold a class.
+const CLASS_FIELDS: [&str; 3] = ["cls", "label", "class"];
 
-/// Recordings on disk: `load` gives one as samples at 16 kHz, cut to `max_seconds`; a batch is
+/// Unlabelled recordings: an example is its samples at 16 kHz, cropped to `max_seconds`, a batch
 /// `(B, S)` f32.
 ///
-/// A clone, and both sides of a [`split`](Self::split), share what was listed.
+/// Clones and both sides of a [`split`](Self::split) share one listing.
 #[derive(Clone, Debug)]
 pub struct SpeechDataset {
     corpus: Arc<Corpus>,
-    /// Which recordings of the corpus.
+    /// Indices into the recordings of the corpus.
     chosen: Arc<[u32]>,
     config: SpeechDataConfig,
     normalize: bool,
@@ -49,47 +48,49 @@ struct Corpus {
 
 #[derive(Debug)]
 struct Recording {
-    /// Relative.
+    /// Relative to the root of the store.
     path: PathBuf,
-    /// At 16 kHz.
+    /// Length at 16 kHz.
     samples: u64,
-    /// Its number in the store.
+    /// Index in the store.
     at: u32,
 }
 
 impl SpeechDataset {
-    /// Lists the recordings at `path`: a folder with audio anywhere below it (LibriSpeech's and
-    /// Libri-light's among them), a fairseq manifest (`.tsv`: a root, then `path<TAB>samples`),
-    /// one audio file, or shards ([`data2vec_source`]).
+    /// Lists the recordings at `path`.
     ///
-    /// Lengths come from the files' headers, or from the manifest, or from a field `json` with `samples` and
-    /// `sample_rate`. With `index_folder` they are remembered there, and the next start opens only new and
-    /// changed files.
+    /// `path` is one of: a directory with audio anywhere below it (LibriSpeech and Libri-light
+    /// included), a fairseq manifest (`.tsv`: a root, then `path<TAB>samples`), one audio file, or
+    /// shards ([`data2vec_source`]).
+    ///
+    /// Lengths come from the headers of the files, from the manifest, or from a field `json` with
+    /// `samples` and `sample_rate`. With `cache`, a directory, they are stored there, and the next
+    /// start opens only new and changed files.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
-    /// `path` cannot be read or holds no usable recording. Files that cannot be read are no error
-    /// here: see [`skipped`](Self::skipped).
+    /// Returns [`Error::Config`] if a setting is invalid, and [`Error::Io`], [`Error::File`] or
+    /// [`Error::Data`] if `path` cannot be read or contains no usable recording. Unreadable files
+    /// are no error, see [`skipped`](Self::skipped).
     pub fn open(
         path: impl AsRef<Path>,
         config: &SpeechDataConfig,
-        index_folder: Option<&Path>,
+        cache: Option<&Path>,
     ) -> Result<Self> {
         let path = path.as_ref();
         config.validate()?;
-        let listing = corpus::list(path, index_folder)?;
+        let listing = listing::list(path, cache)?;
         let (store, mut skipped) = (listing.store, listing.skipped);
         let from_manifest = listing.files.iter().any(|(_, samples)| samples.is_some());
-        let found = listing.files.len();
-        let (files, told): (Vec<_>, Vec<_>) = listing.files.into_iter().unzip();
-        let lengths = match told.into_iter().collect::<Option<Vec<u64>>>() {
-            Some(told) => told.into_iter().map(Ok).collect(),
-            None => index::durations(&store, &files, index_folder)?,
+        let count = listing.files.len();
+        let (files, listed): (Vec<_>, Vec<_>) = listing.files.into_iter().unzip();
+        let lengths = match listed.into_iter().collect::<Option<Vec<u64>>>() {
+            Some(lengths) => lengths.into_iter().map(Ok).collect(),
+            None => durations(&store, &files, cache)?,
         };
 
-        let (mut recordings, mut too_short) = (Vec::with_capacity(found), 0);
-        if u32::try_from(found).is_err() {
-            return Err(Error::file(path, "has more than 2^32 recordings: split it"));
+        let (mut recordings, mut too_short) = (Vec::with_capacity(count), 0);
+        if u32::try_from(count).is_err() {
+            return Err(Error::file(path, "contains more than 2^32 recordings; split it"));
         }
         for ((at, path), length) in (0..).zip(files).zip(lengths) {
             match length {
@@ -101,20 +102,15 @@ impl SpeechDataset {
             }
         }
         if recordings.is_empty() {
+            let least = config.min_seconds;
             let reason = match (skipped.first(), too_short) {
                 (None, 0) => format!("no audio in it (looked for {})", EXTENSIONS.join(", ")),
-                (None, n) => {
-                    format!(
-                        "all {n} recordings are shorter than min_seconds = {}",
-                        config.min_seconds
-                    )
-                }
+                (None, n) => format!("all {n} recordings are shorter than min_seconds = {least}"),
                 (Some((first, reason)), _) => {
                     let (first, bad) = (first.display(), skipped.len());
                     format!(
-                        "no usable audio in it: {bad} unreadable ({first}: {reason}), {too_short} \
-                         shorter than min_seconds = {}",
-                        config.min_seconds
+                        "no usable audio in it: {bad} unreadable ({first}: {reason}), \
+                         {too_short} shorter than min_seconds = {least}"
                     )
                 }
             };
@@ -128,93 +124,116 @@ impl SpeechDataset {
         })
     }
 
-    /// The same recordings with zero mean and unit variance each, over the whole of it before it is
-    /// cut: what an encoder whose settings say `normalize` was trained on.
+    /// Sets whether each recording is normalized to zero mean and unit variance before it is
+    /// cropped; equals `normalize` in the settings of the encoder.
     #[must_use]
     pub fn normalized(self, normalize: bool) -> Self {
         Self { normalize, ..self }
     }
 
-    /// The rest, and what is held out for validation: the same for the same paths and seed.
+    /// Splits off about `share` of the recordings: returns (train, held out).
+    ///
+    /// The same paths and `seed` give the same split. It depends on each recording's own path only,
+    /// so a growing corpus never moves a recording to the other side.
     ///
     /// # Errors
-    /// [`Error::Config`] if one side would be empty.
-    pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self)> {
-        let rank = |&chosen: &u32| {
-            let path = &self.corpus.recordings[chosen as usize].path;
-            // The same corpus splits the same on every system.
-            let path = path.to_string_lossy().replace('\\', "/");
-            seed_for(seed, Purpose::Split, &[hash(path.as_bytes())])
-        };
-        let mut ranked: Vec<(u64, u32)> =
-            self.chosen.iter().map(|chosen| (rank(chosen), *chosen)).collect();
-        ranked.sort_unstable();
-        let count = match held_out {
-            HeldOut::Count(count) => count,
-            HeldOut::Share(share) if (0.0..1.0).contains(&share) => {
-                let below = (share * 2_f64.powi(64)) as u64;
-                ranked.partition_point(|&(rank, _)| rank < below)
-            }
-            HeldOut::Share(share) => {
-                let reason = format!("must be at least 0 and below 1, not {share}");
-                return Err(Error::config("train.held_out", reason));
-            }
-        };
-        if count == 0 || count >= ranked.len() {
-            let share = match held_out {
-                HeldOut::Share(share) => format!("a share of {share} "),
-                HeldOut::Count(_) => String::new(),
-            };
+    /// Returns [`Error::Config`] if one side would be empty.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        if !(0.0..1.0).contains(&share) {
+            let reason = format!("must be at least 0 and below 1, not {share}");
+            return Err(Error::config("train.held_out", reason));
+        }
+        let below = (share * 2_f64.powi(64)) as u64;
+        let (held_out, train): (Vec<u32>, Vec<u32>) = self
+            .chosen
+            .iter()
+            .partition(|&&chosen| seed_for(seed, Purpose::Split, &[self.key(chosen)]) < below);
+        if held_out.is_empty() || train.is_empty() {
             let reason = format!(
-                "{share}holds out {count} of {} recordings; both sides need one at least (or, \
-                 without evaluations, 0)",
-                ranked.len()
+                "{share} holds out {} of {} recordings; both sides need at least one (0 turns \
+                 evaluation off)",
+                held_out.len(),
+                self.chosen.len()
             );
             return Err(Error::config("train.held_out", reason));
         }
-        let side = |ranked: &[(u64, u32)]| {
-            let mut chosen: Vec<u32> = ranked.iter().map(|&(_, chosen)| chosen).collect();
-            chosen.sort_unstable();
-            Self { chosen: chosen.into(), ..self.clone() }
-        };
-        Ok((side(&ranked[count..]), side(&ranked[..count])))
+        let side = |chosen: Vec<u32>| Self { chosen: chosen.into(), ..self.clone() };
+        Ok((side(train), side(held_out)))
     }
 
-    /// Where a recording is.
+    /// Returns the indices of a subsample in ascending order: a share of all recordings, or a number
+    /// of each class.
+    pub(crate) fn sample_indices(
+        &self,
+        amount: Amount,
+        classes: impl Fn(usize) -> u64,
+        seed: u64,
+    ) -> Vec<usize> {
+        let key = |index: usize| self.key(self.chosen[index]);
+        match amount {
+            Amount::Share(share) => {
+                let count = (share * self.len() as f64).round().max(1.0) as usize;
+                let rank = |index| (seed_for(seed, Purpose::Split, &[key(index)]), index);
+                let mut ranked: Vec<(u64, usize)> = (0..self.len()).map(rank).collect();
+                ranked.sort_unstable();
+                ranked.truncate(count);
+                let mut indices: Vec<usize> = ranked.into_iter().map(|(_, index)| index).collect();
+                indices.sort_unstable();
+                indices
+            }
+            Amount::Each(_) => {
+                let examples: Vec<(u64, u64)> =
+                    (0..self.len()).map(|index| (classes(index), key(index))).collect();
+                stratified_split(&examples, amount, seed).1
+            }
+        }
+    }
+
+    /// Returns a key of a recording that is the same on every system.
+    fn key(&self, chosen: u32) -> u64 {
+        let path = &self.corpus.recordings[chosen as usize].path;
+        hash(path.to_string_lossy().replace('\\', "/").as_bytes())
+    }
+
+    /// Returns the path of a recording.
     pub fn path(&self, index: usize) -> PathBuf {
         self.root().join(self.relative_path(index))
     }
 
-    /// Where a recording is, from the folder or the manifest's root on.
+    /// Returns the path of a recording relative to the directory or the root of the manifest.
     pub fn relative_path(&self, index: usize) -> &Path {
         &self.recording(index).path
     }
 
-    /// A recording's whole length in samples at 16 kHz, as its header or the manifest tells it.
+    /// Returns the full length of a recording in samples at 16 kHz, from its header or the
+    /// manifest.
     pub fn samples(&self, index: usize) -> u64 {
         self.recording(index).samples
     }
 
-    /// Length of all recordings together, in seconds.
+    /// Returns the total length of all recordings in seconds.
     pub fn seconds(&self) -> f64 {
         let samples: u64 = (0..self.chosen.len()).map(|index| self.samples(index)).sum();
         samples as f64 / f64::from(SAMPLE_RATE)
     }
 
-    /// How many recordings of the corpus were left out for being shorter than `min_seconds`.
+    /// Returns the number of recordings that were skipped because they are shorter than
+    /// `min_seconds`.
     pub fn too_short(&self) -> usize {
         self.corpus.too_short
     }
 
-    /// Files of the corpus that look like audio and could not be read, and why.
-    pub fn skipped(&self) -> &[(PathBuf, String)] {
-        &self.corpus.skipped
+    /// Returns one line for each unreadable audio file: `path: reason`.
+    pub fn skipped(&self) -> Vec<String> {
+        let line = |(path, reason): &(PathBuf, _)| format!("{}: {reason}", path.display());
+        self.corpus.skipped.iter().map(line).collect()
     }
 
-    /// One recording from beginning to end, normalised if the configuration says so.
+    /// Reads a full recording, normalized if [`normalized`](Self::normalized) is set.
     ///
     /// # Errors
-    /// As [`audio::read`], or if it is shorter than `min_seconds` or not as long as the manifest says.
+    /// Returns the errors of [`audio::read`], and [`Error::File`] if the recording is shorter than
+    /// `min_seconds` or its length differs from the manifest.
     pub fn read(&self, index: usize) -> Result<Vec<f32>> {
         let mut wave = self.decode(index)?.0;
         if self.normalize {
@@ -223,10 +242,10 @@ impl SpeechDataset {
         Ok(wave)
     }
 
-    /// Decodes a whole recording, to tell what it is: length, and its own rate and channels.
+    /// Decodes a full recording and returns its length, sampling rate and channels.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// Returns the errors of [`read`](Self::read).
     pub fn inspect(&self, index: usize) -> Result<AudioInfo> {
         Ok(self.decode(index)?.1)
     }
@@ -234,48 +253,48 @@ impl SpeechDataset {
     fn decode(&self, index: usize) -> Result<(Vec<f32>, AudioInfo)> {
         let (recording, path) = (self.recording(index), self.path(index));
         let (wave, info) = self.corpus.store.decode(recording.at as usize, &recording.path)?;
-        let (found, told) = (info.samples, self.samples(index));
-        if self.corpus.from_manifest && found.abs_diff(told) > MANIFEST_SLACK {
-            let reason = format!("{found} samples at {SAMPLE_RATE} Hz, the manifest says {told}");
+        let (found, listed) = (info.samples, self.samples(index));
+        if self.corpus.from_manifest && found.abs_diff(listed) > MANIFEST_TOLERANCE {
+            let reason =
+                format!("{found} samples at {SAMPLE_RATE} Hz, but {listed} in the manifest");
             return Err(Error::file(path, reason));
         }
         if found < self.config.min_samples() {
             let seconds = found as f64 / f64::from(SAMPLE_RATE);
             let least = self.config.min_seconds;
-            return Err(Error::file(path, format!("{seconds:.2} s, min_seconds is {least}")));
+            return Err(Error::file(path, format!("{seconds:.2} s, but min_seconds is {least}")));
         }
         Ok((wave, info))
     }
 
-    /// What is said in the recordings at `indices`, where that is told beside them; `path` is what was opened.
+    /// Returns the transcripts of the recordings at `indices`, where there are any. `path` is the
+    /// path that was opened.
     ///
     /// # Errors
-    /// If a file of transcripts cannot be read, or does not fit the recordings.
+    /// Returns an error if a transcript file is invalid or does not match the recordings.
     pub fn texts(&self, path: &Path, indices: &[usize]) -> Result<Vec<Option<String>>> {
         self.labels(LabelKind::Text, path, indices)
     }
 
-    /// Classes of the recordings at `indices`: those of tables, else the names of their folders.
+    /// Returns the classes of the recordings at `indices`: from tables, else the directory names.
+    /// `path` is the path that was opened.
     ///
     /// # Errors
-    /// As [`texts`](Self::texts).
+    /// Returns the errors of [`texts`](Self::texts).
     pub fn classes(&self, path: &Path, indices: &[usize]) -> Result<Vec<Option<String>>> {
         self.labels(LabelKind::Class, path, indices)
     }
 
-    /// A recording as it is stored, not decoded.
+    /// Reads a recording without decoding it.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Data`] if it cannot be read.
+    /// Returns [`Error::Io`] or [`Error::Data`] if it cannot be read.
     pub fn bytes(&self, index: usize) -> Result<Bytes> {
         let Recording { path, at, .. } = self.recording(index);
         self.corpus.store.bytes(*at as usize, path)
     }
 
-    /// Texts or classes of the recordings at `indices`, where they are told; `path` is what was opened.
-    ///
-    /// # Errors
-    /// If a shard or a file of labels cannot be read, or does not fit the recordings.
+    /// Returns the transcripts or classes of the recordings at `indices`, where there are any.
     pub(crate) fn labels(
         &self,
         kind: LabelKind,
@@ -284,28 +303,31 @@ impl SpeechDataset {
     ) -> Result<Vec<Option<String>>> {
         let paths: Vec<&Path> = indices.iter().map(|&index| self.relative_path(index)).collect();
         let mut labels = match (&self.corpus.store, kind) {
-            (Store::Folder(root), LabelKind::Text) => transcripts::texts(path, root, &paths)?,
-            (Store::Folder(root), LabelKind::Class) => transcripts::classes(path, root, &paths)?,
-            (shards, _) => {
-                let label = |&index: &usize| {
-                    let Recording { path, at, .. } = self.recording(index);
-                    let told = shards.label(*at as usize, kind)?;
-                    let folder = || (kind == LabelKind::Class).then(|| transcripts::folder(path));
-                    Ok(told.or_else(|| folder().flatten()))
-                };
-                return indices.iter().map(label).collect();
+            (Store::Directory(root), LabelKind::Text) => transcripts::texts(path, root, &paths)?,
+            (Store::Directory(root), LabelKind::Class) => transcripts::classes(path, root, &paths)?,
+            (Store::Shards(_), _) => {
+                return indices.iter().map(|&index| self.shard_label(kind, index)).collect();
             }
         };
         Ok(paths.into_iter().map(|path| labels.remove(path)).collect())
     }
 
-    /// What relative paths are relative to.
+    fn shard_label(&self, kind: LabelKind, index: usize) -> Result<Option<String>> {
+        let Recording { path, at, .. } = self.recording(index);
+        let field = |names| self.corpus.store.field(*at as usize, names);
+        match kind {
+            LabelKind::Text => field(&TEXT_FIELDS),
+            LabelKind::Class => Ok(field(&CLASS_FIELDS)?.or_else(|| transcripts::folder(path))),
+        }
+    }
+
+    /// Returns the root of relative paths.
     fn root(&self) -> &Path {
         self.corpus.store.root()
     }
 
-    /// Only the recordings at `indices`, in that order.
-    pub(crate) fn subset(&self, indices: &[usize]) -> Self {
+    /// Selects the recordings at `indices`, in that order.
+    pub(crate) fn select(&self, indices: &[usize]) -> Self {
         let chosen = indices.iter().map(|&index| self.chosen[index]).collect();
         Self { chosen, ..self.clone() }
     }
@@ -337,41 +359,30 @@ impl Dataset for SpeechDataset {
     }
 
     fn load(&self, index: usize, rng: &mut StdRng) -> Result<Vec<f32>> {
-        // Never longer than planned for, should an estimate have been short.
+        // Never longer than planned, even if the listed length was an estimate.
         let len = self.size(index) as usize;
         Ok(crop(self.read(index)?, len, rng))
     }
 
     fn collate(&self, examples: Vec<Vec<f32>>, rng: &mut StdRng) -> Result<Batch> {
-        let lengths = examples.iter().map(Vec::len);
-        let (shortest, longest) = (lengths.clone().min(), lengths.clone().max());
-        let (Some(shortest), Some(longest)) = (shortest, longest) else {
-            return Err(Error::Input("a batch of no recordings".into()));
-        };
-        let rows = examples.len();
-        let tensor = |flat: &[f32], len: usize| {
-            Tensor::from_slice(flat).reshape([rows as i64, len as i64]) // (B, S)
+        let Some(shortest) = examples.iter().map(Vec::len).min() else {
+            return Err(Error::Input("the batch has no recordings".into()));
         };
         match self.config.batching {
             Batching::Crop => {
-                let mut flat = Vec::with_capacity(rows * shortest);
+                let rows = examples.len() as i64;
+                let mut flat = Vec::with_capacity(examples.len() * shortest);
                 for example in examples {
                     flat.extend_from_slice(&crop(example, shortest, rng));
                 }
-                Batch::new(tensor(&flat, shortest))
+                Batch::new(Tensor::from_slice(&flat).reshape([rows, shortest as i64])) // (B, S)
             }
-            Batching::Pad => {
-                let mut flat = vec![0.0; rows * longest];
-                for (row, example) in flat.chunks_exact_mut(longest.max(1)).zip(&examples) {
-                    row[..example.len()].copy_from_slice(example);
-                }
-                Batch::padded(tensor(&flat, longest), lengths.map(|len| len as i64).collect())
-            }
+            Batching::Pad => pad(&examples, Device::Cpu),
         }
     }
 }
 
-/// `len` samples of `wave` from a random place; the whole of it if it is not longer.
+/// Crops `wave` to `len` samples at a random position; shorter waves are returned as they are.
 fn crop(mut wave: Vec<f32>, len: usize, rng: &mut StdRng) -> Vec<f32> {
     if wave.len() > len {
         let start = rng.random_range(0..=wave.len() - len);

@@ -1,17 +1,21 @@
-//! A pretrained encoder, from samples to features.
+//! Inference with a pretrained encoder: samples to features.
 
 use std::path::Path;
 
-use data2vec_core::{Batch, Encoder, EncoderConfig, Error, Precision, Result};
-use ndarray::{Array2, ArrayView1};
-use tch::{Device, Kind, Tensor};
+use data2vec_core::data::batch::to_array;
+use data2vec_core::{Encoder, EncoderConfig, EncoderOutput, Error, Precision, Result};
+use ndarray::{Array2, s};
+use tch::Device;
 
-use crate::{WaveEncoder, WaveEncoderConfig, audio};
+use crate::audio::SAMPLE_RATE;
+use crate::config::WaveEncoderConfig;
+use crate::feature::WaveEncoder;
+use crate::preprocess::{can_pad, pad, prepare};
 
-/// Longest recording that is encoded at once: attention's memory grows with the square of it.
+/// Maximum length of a recording in seconds: the memory of attention grows with its square.
 const MAX_SECONDS: f64 = 300.0;
 
-/// An exported speech encoder, ready for inference.
+/// A pretrained speech encoder for inference.
 #[derive(Debug)]
 pub struct SpeechEncoder {
     encoder: Encoder<WaveEncoder>,
@@ -20,67 +24,90 @@ pub struct SpeechEncoder {
 }
 
 impl SpeechEncoder {
-    /// Reads the folder that pretraining exported.
+    /// Loads an exported encoder from the directory `dir`.
     ///
     /// # Errors
-    /// If a file is missing or broken, or holds another kind of encoder.
+    /// Returns an error if a file is missing or invalid, or belongs to another feature encoder.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let (encoder, config) = Encoder::load(dir, device)?;
         Ok(Self { encoder, config, device })
     }
 
-    /// Computes in `precision` from now on; features are f32 in any. bf16 is the faster one on hardware that has it.
-    pub fn in_precision(self, precision: Precision) -> Self {
-        Self { encoder: self.encoder.in_precision(precision), ..self }
+    /// Sets the precision of inference; features are always f32. bf16 is faster on hardware that
+    /// supports it.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { encoder: self.encoder.with_precision(precision), ..self }
     }
 
-    /// What it was built with.
+    /// Returns the settings of the encoder.
     pub fn config(&self) -> &EncoderConfig<WaveEncoderConfig> {
         &self.config
     }
 
-    /// Number of blocks.
+    /// Returns the number of transformer blocks.
     pub fn depth(&self) -> usize {
         self.config.transformer.depth
     }
 
-    /// `(T, D)`: the last block's features of mono `samples` at 16 kHz, one vector each 20 ms in the
-    /// published sizes.
-    ///
-    /// # Errors
-    /// [`Error::Input`] for samples that are too few, too many, or not finite.
-    pub fn features(&self, samples: &[f32]) -> Result<Array2<f32>> {
-        self.layers(samples)?.pop().ok_or_else(|| Error::Input("an encoder without blocks".into()))
+    /// Returns the size of a feature vector (D).
+    pub fn dim(&self) -> usize {
+        self.config.transformer.dim as usize
     }
 
-    /// `(T, D)` of each block, first to last, of mono `samples` at 16 kHz.
+    /// Returns the features `(T, D)` of the last block for mono `samples` at 16 kHz, one row every
+    /// 20 ms in the published sizes.
     ///
     /// # Errors
-    /// As [`features`](Self::features).
+    /// Returns [`Error::Input`] if the samples are too few, too many or not finite.
+    pub fn features(&self, samples: &[f32]) -> Result<Array2<f32>> {
+        self.layers(samples)?.pop().ok_or_else(|| Error::Input("the encoder has no blocks".into()))
+    }
+
+    /// Returns the features `(T, D)` of each block, first to last, for mono `samples` at 16 kHz.
+    ///
+    /// # Errors
+    /// Returns the errors of [`features`](Self::features).
     pub fn layers(&self, samples: &[f32]) -> Result<Vec<Array2<f32>>> {
-        if let Some(at) = samples.iter().position(|x| !x.is_finite()) {
-            return Err(Error::Input(format!("sample {at} is not a number")));
-        }
-        let seconds = samples.len() as f64 / f64::from(audio::SAMPLE_RATE);
-        if seconds > MAX_SECONDS {
-            return Err(Error::Input(format!(
-                "{seconds:.0} s at once would take too much memory; cut it to {MAX_SECONDS} s"
-            )));
-        }
-        let mut samples = ArrayView1::from(samples).to_vec();
-        if self.config.features.normalize {
-            audio::normalize(&mut samples);
-        }
-        let inputs = Tensor::from_slice(&samples).unsqueeze(0).to_device(self.device); // (1, S)
-        let hidden = self.encoder.forward(&Batch::new(inputs)?)?;
+        let hidden = self.forward(&[samples])?;
         hidden.layers.iter().map(|layer| to_array(&layer.out.squeeze_dim(0))).collect()
     }
-}
 
-/// A tensor `(T, D)` as an array.
-pub(crate) fn to_array(x: &Tensor) -> Result<Array2<f32>> {
-    let (rows, columns) = x.size2()?;
-    let values = Vec::<f32>::try_from(x.to_device(Device::Cpu).to_kind(Kind::Float).flatten(0, 1))?;
-    Array2::from_shape_vec((rows as usize, columns as usize), values)
-        .map_err(|e| Error::Input(e.to_string()))
+    /// Returns the features `(T, D)` of each recording, computed in one padded batch.
+    ///
+    /// They equal those of [`features`](Self::features) up to rounding. Encoders with
+    /// [`WaveCompat::PaddingLeaks`](crate::WaveCompat::PaddingLeaks) encode recordings of different
+    /// lengths one after the other.
+    ///
+    /// # Errors
+    /// Returns the errors of [`features`](Self::features).
+    pub fn features_batch(&self, recordings: &[impl AsRef<[f32]>]) -> Result<Vec<Array2<f32>>> {
+        let recordings: Vec<&[f32]> = recordings.iter().map(AsRef::as_ref).collect();
+        if recordings.is_empty() {
+            return Ok(Vec::new());
+        }
+        if !can_pad(&recordings, &self.config.features) {
+            return recordings.into_iter().map(|samples| self.features(samples)).collect();
+        }
+        let EncoderOutput { layers, lengths, .. } = self.forward(&recordings)?;
+        let last = layers.last().ok_or_else(|| Error::Input("the encoder has no blocks".into()))?;
+        let row = |(row, &len): (i64, &i64)| {
+            Ok(to_array(&last.out.get(row))?.slice_move(s![..len as usize, ..]))
+        };
+        (0..).zip(&lengths).map(row).collect()
+    }
+
+    fn forward(&self, recordings: &[&[f32]]) -> Result<EncoderOutput> {
+        let prepared = recordings.iter().map(|samples| {
+            let seconds = samples.len() as f64 / f64::from(SAMPLE_RATE);
+            if seconds > MAX_SECONDS {
+                return Err(Error::Input(format!(
+                    "{seconds:.0} s are too long to encode at once; split the recording into parts \
+                     of at most {MAX_SECONDS} s"
+                )));
+            }
+            prepare(samples, &self.config.features)
+        });
+        let prepared = prepared.collect::<Result<Vec<_>>>()?;
+        self.encoder.forward(&pad(&prepared, self.device)?)
+    }
 }

@@ -1,88 +1,20 @@
-//! Waveform to one vector every 20 ms, and the positions of these vectors.
+//! The feature encoder: waveform to tokens, one every 20 ms, and their positions.
 
-use data2vec_core::nn::{
+use data2vec_core::model::nn::{
     CONV_NORM_EPS, Conv1d, Conv1dShape, Init, LayerNorm, Linear, conv_block, instance_norm,
-    keep_factor, time_conv,
+    padding_to_float, time_conv,
 };
 use data2vec_core::{
     Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, padding_mask,
 };
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-/// Normalisation in the convolutional feature encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ConvNorm {
-    /// Layer norm over channels after every convolution: all of data2vec.
-    Layer,
-    /// Each channel over time, after the first convolution alone: wav2vec 2.0 Base.
-    Group,
-}
+use crate::config::{ConvNorm, WaveEncoderConfig};
 
-/// Sizes of a [`WaveEncoder`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WaveEncoderConfig {
-    /// Zero mean and unit variance over each whole recording, before it is cut and encoded.
-    pub normalize: bool,
-    /// Channels, kernel width and stride of each convolution over the waveform.
-    pub conv_layers: Vec<[i64; 3]>,
-    /// Their normalisation.
-    pub conv_norm: ConvNorm,
-    /// Convolutions of the positional encoder; 0: none.
-    pub pos_layers: usize,
-    /// Their kernel width.
-    pub pos_kernel: i64,
-    /// Their groups; divides the transformer's width.
-    pub pos_groups: i64,
-    /// Attention falls with distance (ALiBi, Press et al. 2022), by a learned scale for each head.
-    pub alibi: bool,
-    /// Departures from the papers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub compat: Vec<WaveCompat>,
-}
-
-/// Released behaviour that departs from the papers' intent, for exact reproduction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum WaveCompat {
-    /// Padding is zero before the first positional convolution alone: what that makes of it reaches
-    /// the last real frames through the others, and how much padding there is changes them
-    /// (data2vec 1.0 in fairseq and in Hugging Face's transformers).
-    PaddingLeaks,
-}
-
-/// Most samples that a vector may see: days of sound.
-const LONGEST_FIELD: f64 = (1_u64 << 32) as f64;
-
-impl WaveEncoderConfig {
-    /// Vectors that `samples` give: each covers the same stretch of signal, none the end that is too
-    /// short for one.
-    pub fn frames(&self, samples: i64) -> i64 {
-        self.conv_layers.iter().fold(samples, |len, &[_, kernel, stride]| {
-            if len < kernel { 0 } else { (len - kernel) / stride + 1 }
-        })
-    }
-
-    /// Samples from one vector to the next.
-    pub fn hop(&self) -> i64 {
-        self.conv_layers.iter().map(|[_, _, stride]| stride).product()
-    }
-
-    /// Samples that one vector sees; shorter signals give none.
-    pub fn receptive_field(&self) -> i64 {
-        self.conv_layers
-            .iter()
-            .rev()
-            .fold(1, |len, [_, kernel, stride]| (len - 1) * stride + kernel)
-    }
-}
-
-/// One convolution over the waveform, with its normalisation.
+/// One convolution over the waveform with its normalization.
 #[derive(Debug)]
 struct WaveConv {
-    /// `(C_out, C_in, k)`
+    /// `(C_out, C_in, k)`.
     weight: Tensor,
     layer_norm: Option<LayerNorm>,
     /// Scale and shift `(C_out)` of the norm over time.
@@ -117,8 +49,8 @@ impl WaveConv {
         if len < self.kernel { 0 } else { (len - self.kernel) / self.stride + 1 }
     }
 
-    /// `(B, L, C_in)` to `(B, L', C_out)`. With channels last, norm and activation run along rows and
-    /// nothing is transposed.
+    /// Maps `(B, L, C_in)` to `(B, L', C_out)`. With channels last, norm and activation run along
+    /// rows and nothing is transposed.
     fn forward(&self, x: &Tensor, padding: Option<&Tensor>) -> Tensor {
         let mut y = time_conv(x, &self.weight, self.stride); // (B, L', C_out)
         if let Some(norm) = &self.layer_norm {
@@ -131,15 +63,15 @@ impl WaveConv {
     }
 }
 
-/// Convolutions over the waveform, a projection to the transformer's width, convolutional positions
-/// and, in 2.0, ALiBi.
+/// The feature encoder for speech: convolutions over the waveform, a projection to the
+/// transformer's width, convolutional positions and, in 2.0, ALiBi.
 #[derive(Debug)]
 pub struct WaveEncoder {
     convs: Vec<WaveConv>,
     norm: LayerNorm,
     proj: Linear,
     positions: Vec<Conv1d>,
-    /// `(H)` each: fixed slopes and their learned scale.
+    /// Fixed slopes and their learned scale, `(H)` each.
     alibi: Option<(Tensor, Tensor)>,
     padding_leaks: bool,
     receptive_field: i64,
@@ -147,37 +79,11 @@ pub struct WaveEncoder {
 
 impl FeatureEncoder for WaveEncoder {
     const NAME: &'static str = "wave";
-    const LOCAL: &'static [&'static str] = &["embed.conv_layers."];
+    const FRONT_END_PREFIXES: &'static [&'static str] = &["embed.conv_layers."];
     type Config = WaveEncoderConfig;
 
     fn validate(config: &Self::Config, transformer: &TransformerConfig) -> Result<()> {
-        let bad = |key: &str, reason: String| Err(Error::config(format!("features.{key}"), reason));
-        if config.conv_layers.is_empty() {
-            return bad("conv_layers", "at least one [channels, kernel, stride] is needed".into());
-        }
-        if let Some(layer) = config.conv_layers.iter().find(|l| l.iter().any(|&n| n < 1)) {
-            let reason = format!("{layer:?} is not [channels, kernel, stride], all at least 1");
-            return bad("conv_layers", reason);
-        }
-        let strides: f64 = config.conv_layers.iter().map(|[_, _, stride]| *stride as f64).product();
-        let kernels: f64 = config.conv_layers.iter().map(|[_, kernel, _]| *kernel as f64).sum();
-        if strides * kernels > LONGEST_FIELD {
-            let reason = "one vector would see more than any recording has; lower the strides";
-            return bad("conv_layers", reason.into());
-        }
-        if config.pos_layers > 0 {
-            if config.pos_kernel < 1 {
-                return bad("pos_kernel", format!("{} is below 1", config.pos_kernel));
-            }
-            if config.pos_groups < 1 || transformer.dim % config.pos_groups != 0 {
-                let (groups, dim) = (config.pos_groups, transformer.dim);
-                return bad(
-                    "pos_groups",
-                    format!("{groups} does not divide transformer.dim = {dim}"),
-                );
-            }
-        }
-        Ok(())
+        config.validate(transformer)
     }
 
     fn new(path: &nn::Path, config: &Self::Config, transformer: &TransformerConfig) -> Self {
@@ -209,7 +115,7 @@ impl FeatureEncoder for WaveEncoder {
                 let scale = positions.var("alibi_scale", &[transformer.heads], one);
                 (slopes.to_kind(Kind::Float).to_device(scale.device()), scale)
             }),
-            padding_leaks: config.compat.contains(&WaveCompat::PaddingLeaks),
+            padding_leaks: config.padding_leaks(),
             receptive_field: config.receptive_field(),
         }
     }
@@ -218,7 +124,7 @@ impl FeatureEncoder for WaveEncoder {
         let size = batch.inputs.size();
         if size.len() != 2 || batch.inputs.kind() != Kind::Float {
             return Err(Error::Input(format!(
-                "speech is (sequences, samples) of f32, not {size:?} of {:?}",
+                "speech must be (sequences, samples) of f32, not {size:?} of {:?}",
                 batch.inputs.kind()
             )));
         }
@@ -226,30 +132,30 @@ impl FeatureEncoder for WaveEncoder {
             batch.lengths().map_or_else(|| vec![size[1]; size[0] as usize], <[i64]>::to_vec);
         if let Some(short) = lengths.iter().find(|&&n| n < self.receptive_field) {
             return Err(Error::Input(format!(
-                "{short} samples are too few: one feature takes {}",
+                "{short} samples are too few: the encoder needs at least {}",
                 self.receptive_field
             )));
         }
-        // `validate` asks for at least one convolution.
+        // `validate` requires at least one convolution.
         let (x, lengths) = self.convolve(&batch.inputs, lengths).last().unwrap_or_default();
         Ok(Tokens::new(self.proj.forward(&self.norm.forward(&x)), Some(lengths))) // (B, T, D)
     }
 
-    fn add_positions(&self, tokens: &Tokens, _train: bool) -> Tensor {
+    fn add_positions(&self, tokens: &Tokens, _train: bool) -> Result<Tensor> {
         let padding = tokens.padding.as_ref().filter(|_| !self.padding_leaks);
-        let keep = keep_factor(padding, tokens.x.kind());
+        let keep = padding_to_float(padding, tokens.x.kind());
         let x = tokens.zero_padding(&tokens.x);
         let mut position = x.shallow_clone();
         for conv in &self.positions {
             position = conv_block(&position, conv, keep.as_ref()); // (B, T, D)
         }
-        if self.positions.is_empty() { x } else { x + position }
+        Ok(if self.positions.is_empty() { x } else { x + position })
     }
 
     fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
         let Some((slopes, scale)) = &self.alibi else { return Vec::new() };
-        let every = Tensor::arange(tokens.num_tokens(), (Kind::Int64, scale.device())).unsqueeze(0);
-        let at = ids_keep.unwrap_or(&every); // (1 or B, K)
+        let all = Tensor::arange(tokens.num_tokens(), (Kind::Int64, scale.device())).unsqueeze(0);
+        let at = ids_keep.unwrap_or(&all); // (1 or B, K)
         let distance = (at.unsqueeze(-1) - at.unsqueeze(-2)).abs().unsqueeze(1); // (1 or B, 1, K, K)
         let slope = (slopes * scale.clamp_min(0.0)).reshape([1, -1, 1, 1]); // (1, H, 1, 1)
         let bias = distance.to_kind(Kind::Float) * -slope; // (1 or B, H, K, K)
@@ -258,8 +164,9 @@ impl FeatureEncoder for WaveEncoder {
 }
 
 impl WaveEncoder {
-    /// What each convolution makes of waves `(B, S)`, of which row `b` has `lengths[b]` real samples,
-    /// in turn: `(B, L, C)`, and how much of each row is real.
+    /// Iterates over the outputs of the convolutions: `(B, L, C)` and the length of each row.
+    ///
+    /// `waves` is `(B, S)`; row `b` has `lengths[b]` samples, the rest is padding.
     pub fn convolve(
         &self,
         waves: &Tensor,
@@ -278,8 +185,8 @@ impl WaveEncoder {
     }
 }
 
-/// How fast each head's attention falls with distance. For a number of heads that is no power of two:
-/// the slopes of the next lower one, then every second of the next higher one's.
+/// Returns the ALiBi slope of each head. If `heads` is not a power of two: the slopes of the next
+/// lower power, then every second slope of the next higher one.
 fn alibi_slopes(heads: usize) -> Vec<f64> {
     let power_of_two = |n: usize| (1..=n).map(move |i| (-8.0 * i as f64 / n as f64).exp2());
     let below = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
@@ -291,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slopes_of_the_reference() {
+    fn alibi_slopes_match_reference() {
         // fairseq 3d262bb, `get_slopes`.
         assert_eq!(alibi_slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
         let twelve = alibi_slopes(12);
@@ -302,28 +209,5 @@ mod tests {
             assert!((slope - expected).abs() < 1e-7);
         }
         assert!((alibi_slopes(16)[15] - 0.00390625).abs() < 1e-12);
-    }
-
-    #[test]
-    fn lengths_of_the_reference() {
-        let mut conv_layers = vec![[512, 10, 5]];
-        conv_layers.extend([[512, 3, 2]; 4]);
-        conv_layers.extend([[512, 2, 2]; 2]);
-        let config = WaveEncoderConfig {
-            normalize: true,
-            conv_layers,
-            conv_norm: ConvNorm::Layer,
-            pos_layers: 5,
-            pos_kernel: 19,
-            pos_groups: 16,
-            alibi: false,
-            compat: vec![],
-        };
-        assert_eq!((config.hop(), config.receptive_field()), (320, 400));
-        for (samples, frames) in
-            [(399, 0), (400, 1), (16_000, 49), (32_000, 99), (250_000, 781), (320_000, 999)]
-        {
-            assert_eq!(config.frames(samples), frames);
-        }
     }
 }

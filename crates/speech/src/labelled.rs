@@ -1,61 +1,31 @@
-//! Recordings with what is said in them, or what they are, as examples for fine-tuning.
+//! Labelled recordings as examples for fine-tuning: transcripts or classes.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use data2vec_core::data::split::Amount;
+use data2vec_core::random::hash;
 use data2vec_core::{Dataset, Error, LabelledBatch, Result, Targets};
 use rand::rngs::StdRng;
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{
-    Batching, HeldOut, SpeechDataConfig, SpeechDataset, WaveEncoderConfig,
-    audio::{MAX_SECONDS, SAMPLE_RATE},
-    ctc::Labels,
-    transcripts::{self, Case, normalize},
-    vocabulary,
+use crate::audio::{MAX_SECONDS, SAMPLE_RATE};
+use crate::config::{
+    Batching, LabelKind, LabelledSpeechConfig, SpeechDataConfig, WaveEncoderConfig,
 };
+use crate::ctc::Labels;
+use crate::dataset::SpeechDataset;
+use crate::transcripts::{self, normalize};
+use crate::vocabulary;
 
-/// Which labelled recordings are used, and what their labels are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LabelledSpeechConfig {
-    /// What is learned.
-    pub label: LabelKind,
-    /// Shorter recordings are left out. Absent: those too short for a single frame.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_seconds: Option<f64>,
-    /// Longer recordings are left out if they have texts; of those with classes a piece is used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_seconds: Option<f64>,
-    /// What becomes of upper and lower case in texts.
-    #[serde(default)]
-    pub case: Case,
-    /// The symbols that texts are written in: Hugging Face's `vocab.json` or fairseq's `dict.ltr.txt`.
-    /// Absent: those of the texts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vocabulary: Option<PathBuf>,
-}
-
-/// What is learned of recordings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LabelKind {
-    /// What is said.
-    Text,
-    /// One of a set of classes: the label of a table `path<TAB>label`, or the name of the folder.
-    Class,
-}
-
-/// How many recordings are not used, and why.
+/// Number of recordings that were left out, by reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Without a label, or with one that says nothing.
+    /// Without a label, or with an empty one.
     pub unlabelled: usize,
-    /// With fewer frames than their text has symbols, and blanks between equal ones.
+    /// With fewer frames than CTC needs for their transcript: one per symbol, and a blank between
+    /// equal symbols.
     pub too_short_for_text: usize,
     /// Shorter than `min_seconds`.
     pub too_short: usize,
@@ -63,7 +33,7 @@ pub struct LeftOut {
     pub too_long: usize,
     /// Of a class that is not among the labels.
     pub other_class: usize,
-    /// Audio that cannot be read.
+    /// Unreadable audio.
     pub unreadable: usize,
 }
 
@@ -77,21 +47,22 @@ impl LeftOut {
             (self.other_class, "of another class"),
             (self.unreadable, "unreadable"),
         ];
-        let told = reasons.iter().filter(|(count, _)| *count > 0);
-        let told: Vec<String> = told.map(|(count, reason)| format!("{count} {reason}")).collect();
-        (!told.is_empty()).then(|| told.join(", "))
+        let counts = reasons.iter().filter(|(count, _)| *count > 0);
+        let parts: Vec<String> =
+            counts.map(|(count, reason)| format!("{count} {reason}")).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 }
 
-/// Recordings and their labels as they are written, before it is settled which numbers they have.
+/// Recordings with transcripts or class names, before these are encoded as label ids.
 ///
-/// Texts are normalised ([`normalize_text`](crate::normalize_text)). The way to examples:
-/// [`open`](Self::open), [`split`](Self::split), [`labels`](Self::labels) of the side to train on,
-/// [`dataset`](Self::dataset) of both with these labels.
+/// Transcripts are normalized ([`normalize_text`](crate::normalize_text)). To get examples:
+/// [`open`](Self::open), [`split`](Self::split), [`labels`](Self::labels) of the training side,
+/// [`dataset`](Self::dataset) of both sides with these labels.
 #[derive(Clone, Debug)]
 pub struct LabelledSpeech {
     audio: SpeechDataset,
-    /// Texts or classes, by relative path.
+    /// Transcripts or classes by relative path.
     labels: Arc<HashMap<PathBuf, String>>,
     config: LabelledSpeechConfig,
     features: WaveEncoderConfig,
@@ -99,40 +70,40 @@ pub struct LabelledSpeech {
 }
 
 impl LabelledSpeech {
-    /// Lists the recordings at `path` as [`SpeechDataset::open`] does, and finds their labels beside
-    /// them. Texts: `.ltr` or `.wrd` beside a fairseq manifest; tables `path<TAB>text` (`.tsv`);
-    /// LibriSpeech's `*.trans.txt`; `NAME.txt` or `NAME.lab` beside `NAME.wav`; Asterisk's
-    /// `core-sounds-*.txt`; Sphinx's `*.transcription`; the dialogues of Fish Fillets. Classes: tables
-    /// `path<TAB>label`, else the name of the folder that a recording is in. In shards: fields `txt` or
-    /// `cls`, columns `text` or `label` and the like, or these in a field `json`.
+    /// Lists the recordings at `path` as [`SpeechDataset::open`] does, and finds their labels.
+    ///
+    /// Transcripts: `.ltr` or `.wrd` beside a fairseq manifest; tables `path<TAB>text` (`.tsv`);
+    /// LibriSpeech's `*.trans.txt`; `NAME.txt` or `NAME.lab` beside `NAME.wav`. Classes: tables
+    /// `path<TAB>label`, else the directory names. In shards: fields `txt` or `cls`, columns such as
+    /// `text` or `label`, or these keys in a field `json`.
     ///
     /// # Errors
-    /// As [`SpeechDataset::open`], or if there are no labels, or a file of labels is broken.
+    /// Returns the errors of [`SpeechDataset::open`], and [`Error::File`] if there are no labels or
+    /// a label file is invalid.
     pub fn open(
         path: impl AsRef<Path>,
         config: &LabelledSpeechConfig,
         features: &WaveEncoderConfig,
-        index_folder: Option<&Path>,
+        cache: Option<&Path>,
     ) -> Result<Self> {
         let path = path.as_ref();
         let least = features.receptive_field() as f64 / f64::from(SAMPLE_RATE);
         let most = config.max_seconds.unwrap_or(MAX_SECONDS as f64);
-        let listed = SpeechDataConfig {
+        let data = SpeechDataConfig {
             min_seconds: config.min_seconds.unwrap_or(least).max(least),
             max_seconds: most,
             batching: Batching::Pad,
         };
-        let audio = SpeechDataset::open(path, &listed, index_folder)?;
-        let audio = audio.normalized(features.normalize);
+        let audio = SpeechDataset::open(path, &data, cache)?.normalized(features.normalize);
         let all: Vec<usize> = (0..audio.len()).collect();
-        let told = audio.labels(config.label, path, &all)?.into_iter().map(|label| {
+        let found = audio.labels(config.label, path, &all)?.into_iter().map(|label| {
             label.map(|label| match config.label {
                 LabelKind::Text => normalize(&label, config.case),
                 LabelKind::Class => label.trim().to_owned(),
             })
         });
         let labels: HashMap<PathBuf, String> = (0..audio.len())
-            .zip(told)
+            .zip(found)
             .filter_map(|(at, label)| Some((audio.relative_path(at).to_owned(), label?)))
             .collect();
         let mut left_out = LeftOut {
@@ -161,48 +132,83 @@ impl LabelledSpeech {
             };
             return Err(Error::file(path, reason));
         }
-        let audio = audio.subset(&kept);
+        let audio = audio.select(&kept);
         let (config, features) = (config.clone(), features.clone());
         Ok(Self { audio, labels: Arc::new(labels), config, features, left_out })
     }
 
-    /// The rest, and what is held out, as [`SpeechDataset::split`] splits.
+    /// Splits off about `share` of the recordings: returns (train, held out), see
+    /// [`SpeechDataset::split`].
     ///
     /// # Errors
-    /// [`Error::Config`] if one side would be empty.
-    pub fn split(&self, held_out: HeldOut, seed: u64) -> Result<(Self, Self)> {
-        let (rest, held_out) = self.audio.split(held_out, seed)?;
-        // What was left out is told once.
+    /// Returns [`Error::Config`] if one side would be empty.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let (train, held_out) = self.audio.split(share, seed)?;
+        // Only one side counts the recordings that were left out.
         let side = |audio, left_out| Self { audio, left_out, ..self.clone() };
-        Ok((side(rest, self.left_out), side(held_out, LeftOut::default())))
+        Ok((side(train, self.left_out), side(held_out, LeftOut::default())))
     }
 
-    /// How many recordings there are.
+    /// Returns a subset, e.g. 1 % of the recordings. Larger amounts with the same `seed` contain
+    /// smaller ones.
+    ///
+    /// [`Amount::Share`] is a share of all recordings, [`Amount::Each`] a number of each class, or of
+    /// all recordings with transcripts.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if the subset would be empty.
+    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        let valid = match amount {
+            Amount::Share(share) => share > 0.0 && share <= 1.0,
+            Amount::Each(count) => count > 0,
+        };
+        if !valid {
+            let reason = format!("{amount:?} leaves no recordings");
+            return Err(Error::config("label_share", reason));
+        }
+        if amount == Amount::Share(1.0) {
+            return Ok(self.clone());
+        }
+        let class = |index| match self.config.label {
+            LabelKind::Class => hash(self.label(index).as_bytes()),
+            LabelKind::Text => 0,
+        };
+        let audio = self.audio.select(&self.audio.sample_indices(amount, class, seed));
+        Ok(Self { audio, left_out: LeftOut::default(), ..self.clone() })
+    }
+
+    /// Returns the number of recordings.
     pub fn len(&self) -> usize {
         self.audio.len()
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no recordings.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The recordings.
+    /// Returns the recordings without labels.
     pub fn audio(&self) -> &SpeechDataset {
         &self.audio
     }
 
-    /// A recording's text, or class.
+    /// Returns one line for each unreadable audio file: `path: reason`.
+    pub fn skipped(&self) -> Vec<String> {
+        self.audio.skipped()
+    }
+
+    /// Returns the transcript or class of a recording.
     pub fn label(&self, index: usize) -> &str {
         self.labels.get(self.audio.relative_path(index)).map_or("", String::as_str)
     }
 
-    /// What the outputs of a head for these recordings mean. Of texts: the vocabulary that the
-    /// configuration names, or `<pad>`, `<s>`, `</s>`, `<unk>`, `|` and then the symbols from the most
-    /// to the least frequent. Of classes: their names, sorted.
+    /// Returns the labels of the outputs of a head for these recordings.
+    ///
+    /// For transcripts: the vocabulary file of the settings, or `<pad>`, `<s>`, `</s>`, `<unk>`, `|`
+    /// and the symbols from most to least frequent. For classes: their sorted names.
     ///
     /// # Errors
-    /// If the vocabulary cannot be read.
+    /// Returns [`Error::Io`] or [`Error::File`] if the vocabulary file cannot be read.
     pub fn labels(&self) -> Result<Vec<String>> {
         let all = (0..self.len()).map(|at| self.label(at));
         match (self.config.label, &self.config.vocabulary) {
@@ -211,23 +217,23 @@ impl LabelledSpeech {
                 Ok(classes.into_iter().map(str::to_owned).collect())
             }
             (LabelKind::Text, Some(path)) => vocabulary::read(path),
-            (LabelKind::Text, None) => Ok(vocabulary::of_texts(all)),
+            (LabelKind::Text, None) => Ok(vocabulary::from_texts(all)),
         }
     }
 
-    /// The recordings as examples, their labels numbered by `labels`.
+    /// Encodes the transcripts or classes as ids into `labels`.
     ///
     /// # Errors
-    /// [`Error::Config`] if no recording suits the labels.
+    /// Returns [`Error::Config`] if no recording fits the labels.
     pub fn dataset(&self, labels: &[String]) -> Result<TranscribedDataset> {
         let mut left_out = self.left_out;
         let (mut kept, mut targets, mut unknown) = (Vec::new(), Vec::new(), 0);
         match self.config.label {
             LabelKind::Class => {
-                let numbers: BTreeMap<&str, i64> =
-                    (0..).zip(labels).map(|(n, name)| (name.as_str(), n)).collect();
+                let ids: BTreeMap<&str, i64> =
+                    (0..).zip(labels).map(|(id, name)| (name.as_str(), id)).collect();
                 for at in 0..self.len() {
-                    match numbers.get(self.label(at)) {
+                    match ids.get(self.label(at)) {
                         Some(&class) => {
                             kept.push(at);
                             targets.push(vec![class]);
@@ -237,9 +243,9 @@ impl LabelledSpeech {
                 }
             }
             LabelKind::Text => {
-                let known = Labels::new(labels.to_vec())?;
+                let labels = Labels::new(labels.to_vec())?;
                 for at in 0..self.len() {
-                    let (ids, strange) = vocabulary::encode(self.label(at), &known);
+                    let (ids, unknown_symbols) = vocabulary::encode(self.label(at), &labels);
                     let repeats = ids.windows(2).filter(|pair| pair[0] == pair[1]).count();
                     let frames = self.features.frames(self.audio.samples(at) as i64);
                     if ids.is_empty() {
@@ -247,7 +253,7 @@ impl LabelledSpeech {
                     } else if frames < (ids.len() + repeats) as i64 {
                         left_out.too_short_for_text += 1;
                     } else {
-                        unknown += strange;
+                        unknown += unknown_symbols;
                         kept.push(at);
                         targets.push(ids);
                     }
@@ -260,7 +266,7 @@ impl LabelledSpeech {
         }
         Ok(TranscribedDataset {
             texts: kept.iter().map(|&at| self.label(at).to_owned()).collect(),
-            audio: self.audio.subset(&kept),
+            audio: self.audio.select(&kept),
             targets,
             kind: self.config.label,
             labels: labels.len(),
@@ -270,8 +276,9 @@ impl LabelledSpeech {
     }
 }
 
-/// Recordings with numbered labels: `load` gives the samples of a whole one at 16 kHz and its labels,
-/// a batch is `(B, S)` f32, padded, with [`Targets::Sequences`] for texts or [`Targets::Classes`].
+/// Recordings with label ids: an example is the samples of a full recording at 16 kHz and its label
+/// ids, a batch `(B, S)` f32, padded, with [`Targets::Sequences`] for transcripts or
+/// [`Targets::Classes`].
 #[derive(Clone, Debug)]
 pub struct TranscribedDataset {
     audio: SpeechDataset,
@@ -284,40 +291,41 @@ pub struct TranscribedDataset {
 }
 
 impl TranscribedDataset {
-    /// The recordings.
+    /// Returns the recordings without labels.
     pub fn audio(&self) -> &SpeechDataset {
         &self.audio
     }
 
-    /// A recording's normalised text, or class.
+    /// Returns the normalized transcript, or the class, of a recording.
     pub fn text(&self, index: usize) -> &str {
         &self.texts[index]
     }
 
-    /// A recording's labels as numbers; of a class one.
+    /// Returns the label ids of a recording; one for a class.
     pub fn target(&self, index: usize) -> &[i64] {
         &self.targets[index]
     }
 
-    /// Which recordings are not in it.
+    /// Returns the number of recordings that were left out, by reason.
     pub fn left_out(&self) -> LeftOut {
         self.left_out
     }
 
-    /// Symbols of the texts that are no label, and count as `<unk>`.
+    /// Returns the number of symbols of the transcripts that are no label; they are encoded as
+    /// `<unk>`.
     pub fn unknown_symbols(&self) -> usize {
         self.unknown
     }
 
-    /// In one line: recordings, minutes, labels, and what was left out.
+    /// Describes the data in one line: recordings, minutes, labels, and what was left out.
     pub fn summary(&self) -> String {
         let minutes = self.audio.seconds() / 60.0;
-        let what = match self.kind {
+        let noun = match self.kind {
             LabelKind::Text => "symbols",
             LabelKind::Class => "classes",
         };
         let mut summary =
-            format!("{} recordings, {minutes:.1} minutes, {} {what}", self.len(), self.labels);
+            format!("{} recordings, {minutes:.1} minutes, {} {noun}", self.len(), self.labels);
         if self.unknown > 0 {
             summary += &format!(", {} of their texts unknown", self.unknown);
         }

@@ -1,30 +1,40 @@
 #![doc = include_str!("../README.md")]
 
 pub mod audio;
+mod chunking;
+mod classifier;
 mod config;
 pub mod convert;
-mod corpus;
 pub mod ctc;
 mod dataset;
 mod encoder;
 mod feature;
-mod index;
 mod labelled;
+mod listing;
 pub mod lm;
 mod mask;
+mod modality;
+mod preprocess;
 mod recognizer;
 mod resample;
-mod store;
+mod spectrogram;
 pub mod subtitles;
 mod text_file;
 mod transcripts;
 mod vocabulary;
 
-pub use config::{Batching, HeldOut, SpeechDataConfig};
+pub use classifier::AudioClassifier;
+pub use config::{
+    Batching, ConvNorm, LabelKind, LabelledSpeechConfig, SpeechDataConfig, WaveCompat,
+    WaveEncoderConfig,
+};
+pub use data2vec_core::{Error, Precision, Result};
 pub use dataset::SpeechDataset;
 pub use encoder::SpeechEncoder;
-pub use feature::{ConvNorm, WaveCompat, WaveEncoder, WaveEncoderConfig};
-pub use labelled::{LabelKind, LabelledSpeech, LabelledSpeechConfig, LeftOut, TranscribedDataset};
+pub use feature::WaveEncoder;
+pub use labelled::{LabelledSpeech, LeftOut, TranscribedDataset};
 pub use mask::{BlockMask, SpanMask, SpeechMaskConfig};
-pub use recognizer::{AudioClassifier, Recognizer, Transcript, Word};
+pub use modality::{Speech, SpeechFinetuneMask};
+pub use recognizer::{Recognizer, Transcript, Word};
+pub use spectrogram::mel_filters;
 pub use transcripts::{Case, normalize as normalize_text};

@@ -1,37 +1,39 @@
-//! Where recordings are: a folder tree, a manifest, one file, or shards.
+//! Finds the recordings at a path: a directory, a manifest or table, a file, or shards.
 
-use std::{
-    collections::HashSet,
-    fs,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 use data2vec_core::{Error, Result};
-use data2vec_source::{has_shards, is_of_shards};
+use data2vec_source::{has_shards, is_shard_path};
 
-use crate::{
-    audio::EXTENSIONS,
-    store::{Store, open_shards},
-    text_file::read_text,
-};
+use crate::audio::EXTENSIONS;
+use crate::text_file::read_text;
 
-/// Audio files below a root, by path relative to it.
+pub(crate) mod durations;
+pub(crate) mod store;
+
+use store::Store;
+
+/// Recordings found at a path.
 #[derive(Debug)]
 pub(crate) struct Listing {
-    /// What has the files, in this order.
-    pub store: Store,
-    /// Relative (or absolute) path, and the length in samples if a manifest tells it.
-    pub files: Vec<(PathBuf, Option<u64>)>,
-    /// What could not be looked into, and why.
-    pub skipped: Vec<(PathBuf, String)>,
+    /// Holds the recordings, in the order of `files`.
+    pub(crate) store: Store,
+    /// Path relative to the root of the store (or absolute), and the length in samples if a manifest
+    /// has it.
+    pub(crate) files: Vec<(PathBuf, Option<u64>)>,
+    /// Paths that cannot be read, with the reason.
+    pub(crate) skipped: Vec<(PathBuf, String)>,
 }
 
-/// Audio at `path`: a folder (LibriSpeech's or any other), a fairseq manifest or a table of
-/// labels (`.tsv`), a file, or shards and folders that have shards and no audio files. What is remembered of
-/// shards is kept in `cache`.
+/// Lists the recordings at `path`: a directory tree (LibriSpeech or any other), a fairseq manifest
+/// or a table of labels (`.tsv`), one audio file, shards, or a directory with shards and no audio
+/// files. `cache` is the directory of the shard index.
 pub(crate) fn list(path: &Path, cache: Option<&Path>) -> Result<Listing> {
-    if is_of_shards(path) {
+    if is_shard_path(path) {
         return shards(path, cache);
     }
     let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
@@ -43,31 +45,32 @@ pub(crate) fn list(path: &Path, cache: Option<&Path>) -> Result<Listing> {
     if has_extension(path, &["tsv"]) {
         return if table_kind(path)?.is_some() { table(path) } else { manifest(path) };
     }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::file(path, "is neither a folder nor a file"));
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::file(path, "is neither a directory nor a file"));
     };
     let files = vec![(PathBuf::from(name), None)];
-    Ok(Listing::in_folder(folder, files))
+    Ok(Listing::in_directory(directory, files))
 }
 
 fn shards(path: &Path, cache: Option<&Path>) -> Result<Listing> {
-    let shards = open_shards(path, cache)?;
+    let shards = store::open_shards(path, cache)?;
     let files = (0..shards.len()).map(|at| (PathBuf::from(shards.path(at)), None)).collect();
-    let skipped = shards.lacking().iter().map(|why| (path.to_owned(), why.clone())).collect();
+    let missing = shards.missing().iter();
+    let skipped = missing.map(|reason| (path.to_owned(), reason.clone())).collect();
     Ok(Listing { store: Store::Shards(Box::new(shards)), files, skipped })
 }
 
 impl Listing {
-    fn in_folder(root: &Path, files: Vec<(PathBuf, Option<u64>)>) -> Self {
-        Self { store: Store::Folder(root.to_owned()), files, skipped: Vec::new() }
+    fn in_directory(root: &Path, files: Vec<(PathBuf, Option<u64>)>) -> Self {
+        Self { store: Store::Directory(root.to_owned()), files, skipped: Vec::new() }
     }
 }
 
-/// All audio below `root`, in the order of the sorted names. Links are followed, each folder is
-/// entered once; hidden files and folders are left out.
+/// Lists all audio files below `root`, in the order of sorted names. Follows links, visits each
+/// directory once, and ignores hidden files and directories.
 fn walk(root: &Path) -> Result<Listing> {
-    let mut found = Listing::in_folder(root, Vec::new());
-    let mut entered = HashSet::new();
+    let mut found = Listing::in_directory(root, Vec::new());
+    let mut visited = HashSet::new();
     let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
     while let Some(relative) = stack.pop() {
         let path = root.join(&relative);
@@ -85,13 +88,13 @@ fn walk(root: &Path) -> Result<Listing> {
         };
         if !meta.is_dir() {
             if is_audio {
-                found.files.push((relative, None)); // else a transcript, a licence, a cover
+                found.files.push((relative, None)); // others are transcripts, licences, covers
             }
             continue;
         }
         let names = fs::canonicalize(&path).and_then(|real| {
-            let first_time = entered.insert(real);
-            if first_time { entries(&path) } else { Ok(Vec::new()) }
+            let is_new = visited.insert(real);
+            if is_new { sorted_names(&path) } else { Ok(Vec::new()) }
         });
         match names {
             Ok(names) => stack.extend(names.into_iter().rev().map(|name| relative.join(name))),
@@ -102,10 +105,11 @@ fn walk(root: &Path) -> Result<Listing> {
     Ok(found)
 }
 
-/// Sorted names in a folder, without hidden ones (macOS leaves `._name.wav` beside `name.wav`).
-fn entries(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
+/// Returns the sorted names in a directory, without hidden ones (macOS leaves `._name.wav` beside
+/// `name.wav`).
+fn sorted_names(directory: &Path) -> std::io::Result<Vec<OsString>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         if !name.as_encoded_bytes().starts_with(b".") {
             names.push(name);
@@ -115,7 +119,7 @@ fn entries(folder: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     Ok(names)
 }
 
-/// What a `.tsv` tells of recordings.
+/// Kind of label in a `.tsv` table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Table {
     /// `path<TAB>text`
@@ -124,7 +128,7 @@ pub(crate) enum Table {
     Label,
 }
 
-/// Which table a `.tsv` is, if its first line says that it is one.
+/// Returns the kind of a `.tsv` table; `None` if the first line is not the header of one.
 pub(crate) fn table_kind(path: &Path) -> Result<Option<Table>> {
     let mut start = Vec::new();
     fs::File::open(path)
@@ -138,25 +142,25 @@ pub(crate) fn table_kind(path: &Path) -> Result<Option<Table>> {
     })
 }
 
-/// The files of a table, relative to it.
+/// Lists the files of a table; their paths are relative to it.
 fn table(path: &Path) -> Result<Listing> {
     let text = read_text(path)?;
     let lines = text.lines().skip(1).filter(|line| !line.trim().is_empty());
     let file = |line: &str| line.split('\t').next().unwrap_or_default().to_owned();
     let files = lines.map(|line| (PathBuf::from(file(line).trim_start_matches("./")), None));
-    Ok(Listing::in_folder(path.parent().unwrap_or(Path::new("")), files.collect()))
+    Ok(Listing::in_directory(path.parent().unwrap_or(Path::new("")), files.collect()))
 }
 
-/// fairseq's manifest: the root on line 1, then `path<TAB>samples`.
+/// Lists the files of a fairseq manifest: the root on line 1, then `path<TAB>samples`.
 fn manifest(path: &Path) -> Result<Listing> {
     let text = read_text(path)?;
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
     if first.trim().is_empty() || first.contains('\t') {
-        let reason = "line 1: must be the folder that the paths below it are relative to";
+        let reason = "line 1: must be the directory that the paths below are relative to";
         return Err(Error::file(path, reason));
     }
-    // `join` keeps an absolute root; a relative one counts from the manifest.
+    // `join` keeps an absolute root; a relative one is relative to the manifest.
     let root = path.parent().unwrap_or(Path::new("")).join(first.trim_end());
     let mut files = Vec::new();
     for (number, line) in (2..).zip(lines) {
@@ -174,7 +178,7 @@ fn manifest(path: &Path) -> Result<Listing> {
         };
         files.push(entry);
     }
-    Ok(Listing::in_folder(&root, files))
+    Ok(Listing::in_directory(&root, files))
 }
 
 fn has_extension(path: &Path, extensions: &[&str]) -> bool {

@@ -1,17 +1,17 @@
-//! Words with times as subtitles: SubRip (`.srt`) and WebVTT (`.vtt`).
+//! Subtitles from transcripts: SubRip (`.srt`) and WebVTT (`.vtt`).
 
 use std::fmt::Write;
 
-use crate::Transcript;
+use crate::recognizer::Transcript;
 
-/// When a subtitle ends and the next one begins.
+/// Limits of a subtitle.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SubtitleConfig {
-    /// None is shown longer, unless a single word takes longer.
+    /// Maximum duration in seconds; a single word may take longer.
     pub max_seconds: f64,
-    /// None has more characters, unless a single word has.
+    /// Maximum number of characters; a single word may have more.
     pub max_characters: usize,
-    /// A pause of this many seconds ends one.
+    /// Pause in seconds that ends a subtitle.
     pub max_pause: f64,
 }
 
@@ -21,31 +21,31 @@ impl Default for SubtitleConfig {
     }
 }
 
-/// A line and when it is shown, in seconds.
+/// A subtitle with its times in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cue {
-    /// Its words.
+    /// The text.
     pub text: String,
-    /// When its first word begins.
+    /// Start of the first word.
     pub start: f64,
-    /// When its last word ends.
+    /// End of the last word.
     pub end: f64,
 }
 
-/// Puts the words of a transcript into cues that do not overlap, with what stands between words in its
-/// text.
+/// Groups the words of a transcript into subtitles that do not overlap. Words are joined by spaces if
+/// the transcript has any.
 pub fn cues(transcript: &Transcript, config: &SubtitleConfig) -> Vec<Cue> {
     let space = if transcript.text.contains(' ') { " " } else { "" };
     let mut cues: Vec<Cue> = Vec::new();
     for word in &transcript.words {
         let (start, end) = (f64::from(word.start), f64::from(word.end));
-        let room = cues.last_mut().filter(|cue| {
+        let open = cues.last_mut().filter(|cue| {
             let characters = cue.text.chars().count() + space.len() + word.text.chars().count();
             characters <= config.max_characters
                 && end - cue.start <= config.max_seconds
                 && start - cue.end < config.max_pause
         });
-        match room {
+        match open {
             Some(cue) => {
                 cue.text.push_str(space);
                 cue.text.push_str(&word.text);
@@ -57,30 +57,30 @@ pub fn cues(transcript: &Transcript, config: &SubtitleConfig) -> Vec<Cue> {
     cues
 }
 
-/// Cues as a `.srt` file.
+/// Formats subtitles as a `.srt` file.
 pub fn srt(cues: &[Cue]) -> String {
     let mut text = String::new();
     for (number, cue) in (1..).zip(cues) {
-        let (start, end) = (clock(cue.start, ','), clock(cue.end, ','));
-        // Writing to a string does not fail.
+        let (start, end) = (timestamp(cue.start, ','), timestamp(cue.end, ','));
+        // Writing to a string cannot fail.
         let _ = write!(text, "{number}\n{start} --> {end}\n{}\n\n", cue.text);
     }
     text
 }
 
-/// Cues as a `.vtt` file.
+/// Formats subtitles as a `.vtt` file.
 pub fn vtt(cues: &[Cue]) -> String {
     let mut text = String::from("WEBVTT\n\n");
     for cue in cues {
-        let (start, end) = (clock(cue.start, '.'), clock(cue.end, '.'));
+        let (start, end) = (timestamp(cue.start, '.'), timestamp(cue.end, '.'));
         let shown = cue.text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
         let _ = write!(text, "{start} --> {end}\n{shown}\n\n");
     }
     text
 }
 
-/// `01:02:03,004`
-fn clock(seconds: f64, point: char) -> String {
+/// Formats a time, e.g. `01:02:03,004`.
+fn timestamp(seconds: f64, point: char) -> String {
     let ms = (seconds * 1000.0).round().max(0.0) as u64;
     let (hours, minutes, seconds) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
     format!("{hours:02}:{minutes:02}:{seconds:02}{point}{:03}", ms % 1000)
@@ -89,7 +89,7 @@ fn clock(seconds: f64, point: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Word;
+    use crate::recognizer::Word;
 
     fn word(text: &str, start: f32, end: f32) -> Word {
         Word { text: text.into(), start, end, score: 1.0 }
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn cues_end_at_pauses_and_when_they_are_full() {
+    fn cues_end_at_pauses_and_limits() {
         let words = [
             word("SO", 0.5, 0.75),
             word("IT", 0.75, 1.0),
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_of_vtt_are_escaped() {
+    fn vtt_escapes_markup() {
         let cue = Cue { text: "A < B & C".into(), start: 0.0, end: 0.9996 };
         assert_eq!(vtt(&[cue]), "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nA &lt; B &amp; C\n\n");
         assert_eq!(srt(&[]), "");

@@ -1,12 +1,13 @@
-//! Text files of users.
+//! Reads text files that users wrote.
 
-use std::{fs, path::Path};
+use std::fs;
+use std::path::Path;
 
 use data2vec_core::{Error, Result};
 
-/// A whole text, without the mark that some editors set before it.
+/// Reads a text file, without a byte order mark.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    // Asked before it is opened: a pipe that nobody writes to would be waited for.
+    // Checked before opening: reading a named pipe without a writer would block.
     let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if !meta.is_file() {
         return Err(Error::file(path, "is not a file"));

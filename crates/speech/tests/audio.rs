@@ -1,8 +1,10 @@
-//! Decoding, resampling, normalising; what is refused, and with which words.
+//! Audio files: decoding, resampling, normalization, errors.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{f64::consts::TAU, fs, io::Cursor};
+use std::f64::consts::TAU;
+use std::fs;
+use std::io::Cursor;
 
 use data2vec_speech::audio::{SAMPLE_RATE, normalize, probe, read, read_from};
 use proptest::prelude::*;
@@ -21,7 +23,7 @@ const LOSSY: [&str; 7] = [
     "sweep-ima.wav",
 ];
 
-/// What the fixtures were made from: 0.5 s from 200 to 3000 Hz.
+/// Returns the signal of the fixtures: 0.5 s from 200 to 3000 Hz.
 fn sweep() -> Vec<f32> {
     let phase = |t: f64| TAU * (200.0 * t + 2800.0 * t * t);
     (0..8000).map(|at| (0.5 * phase(f64::from(at) / 16_000.0).sin()) as f32).collect()
@@ -31,12 +33,12 @@ fn bytes(content: Vec<u8>) -> data2vec_core::Result<Vec<f32>> {
     read_from(Cursor::new(content), "x.wav")
 }
 
-fn refusal(content: Vec<u8>) -> String {
+fn error(content: Vec<u8>) -> String {
     bytes(content).unwrap_err().to_string()
 }
 
 #[test]
-fn lossless_files_give_their_samples() {
+fn decodes_lossless_files_exactly() {
     for name in LOSSLESS {
         let wave = read(fixture(name)).unwrap();
         assert_eq!(wave.len(), 8000, "{name}");
@@ -46,11 +48,11 @@ fn lossless_files_give_their_samples() {
 }
 
 #[test]
-fn lossy_files_sound_the_same() {
+fn decodes_lossy_files_closely() {
     let sweep = sweep();
     for name in LOSSY {
         let wave = read(fixture(name)).unwrap();
-        // Some containers do not tell the encoder's delay, of up to 1024 + 1105 samples.
+        // Some containers lack the delay of the encoder, up to 1024 + 1105 samples.
         let correlation = |lag: usize| {
             let pairs = || wave.iter().skip(lag).zip(&sweep).map(|(&a, &b)| (a as f64, b as f64));
             let dot: f64 = pairs().map(|(a, b)| a * b).sum();
@@ -64,7 +66,7 @@ fn lossy_files_sound_the_same() {
 }
 
 #[test]
-fn headers_tell_the_length_that_decoding_gives() {
+fn probed_length_matches_decoded_length() {
     for name in LOSSLESS.iter().chain(&LOSSY) {
         let info = probe(fixture(name)).unwrap();
         let len = read(fixture(name)).unwrap().len() as u64;
@@ -82,27 +84,27 @@ fn headers_tell_the_length_that_decoding_gives() {
 }
 
 #[test]
-fn a_tone_keeps_its_phase_at_any_rate() {
+fn resampling_keeps_phase_of_tones() {
     for rate in [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 15_999] {
         let len = rate as usize * 3 / 4;
         let wave = bytes(wav(rate, 1, &tone(440.0, rate, len))).unwrap();
         assert_eq!(wave.len(), (len as f64 * 16_000.0 / f64::from(rate)).round() as usize);
         let expected = |at: usize| 0.5 * (TAU * 440.0 * at as f64 / 16_000.0).sin();
-        let inner = 800..wave.len() - 800; // the ends feel the silence around them
+        let inner = 800..wave.len() - 800; // the filter mixes silence into the ends
         let off = inner.map(|at| (f64::from(wave[at]) - expected(at)).abs()).fold(0.0, f64::max);
         assert!(off < 1e-3, "{rate} Hz: off by {off}");
     }
 }
 
 #[test]
-fn what_16_khz_cannot_carry_is_filtered_out() {
+fn resampling_removes_frequencies_above_nyquist() {
     let wave = bytes(wav(48_000, 1, &tone(11_000.0, 48_000, 48_000))).unwrap();
     let loudest = wave[800..wave.len() - 800].iter().fold(0.0_f32, |max, x| max.max(x.abs()));
     assert!(loudest < 1e-3, "an alias of {loudest}");
 }
 
 #[test]
-fn channels_are_averaged() {
+fn averages_channels() {
     let (left, right) = (noise(1, 500), noise(2, 500));
     let both: Vec<i16> = left.iter().zip(&right).flat_map(|(&l, &r)| [l, r]).collect();
     let wave = bytes(wav(16_000, 2, &both)).unwrap();
@@ -112,7 +114,7 @@ fn channels_are_averaged() {
 }
 
 #[test]
-fn normalized_waves_have_mean_0_and_variance_1() {
+fn normalizes_to_mean_0_and_variance_1() {
     let mut wave = bytes(wav(16_000, 1, &tone(300.0, 16_000, 16_000))).unwrap();
     let before = wave.clone();
     normalize(&mut wave);
@@ -121,7 +123,7 @@ fn normalized_waves_have_mean_0_and_variance_1() {
     let var = wave.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n - mean * mean;
     assert!(mean.abs() < 1e-6 && (var - 0.125 / (0.125 + 1e-5)).abs() < 1e-5, "{mean} {var}");
     assert!((wave[100] / before[100] - 1.0 / 0.125_01_f32.sqrt()).abs() < 1e-3);
-    // The epsilon keeps a nearly silent one from blowing up.
+    // The epsilon limits the gain of nearly silent recordings.
     let mut quiet = [1e-6, -1e-6];
     normalize(&mut quiet);
     assert!((quiet[0] - 1e-6 / 1e-5_f32.sqrt()).abs() < 1e-6);
@@ -129,7 +131,7 @@ fn normalized_waves_have_mean_0_and_variance_1() {
 }
 
 #[test]
-fn what_is_not_sound_is_refused_with_the_reason() {
+fn rejects_invalid_audio() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.wav");
     assert!(read(&path).unwrap_err().to_string().contains("a.wav: No such file"));
@@ -138,14 +140,14 @@ fn what_is_not_sound_is_refused_with_the_reason() {
     assert!(read(folder.path()).unwrap_err().to_string().ends_with("is not a file"));
 
     let words = "It was the best of times, it was the worst of times. ".repeat(50);
-    assert!(refusal(words.into_bytes()).contains("not audio of a known format"));
-    assert!(refusal(wav(16_000, 1, &[])).contains("no samples"));
-    assert!(refusal(wav(16_000, 1, &[0; 900])).contains("silent"));
-    assert!(refusal(wav(16_000, 1, &[7; 900])).contains("silent"));
+    assert!(error(words.into_bytes()).contains("not audio of a known format"));
+    assert!(error(wav(16_000, 1, &[])).contains("no samples"));
+    assert!(error(wav(16_000, 1, &[0; 900])).contains("silent"));
+    assert!(error(wav(16_000, 1, &[7; 900])).contains("silent"));
     let opposite: Vec<i16> = noise(1, 500).iter().flat_map(|&x| [x, -x]).collect();
-    assert!(refusal(wav(16_000, 2, &opposite)).contains("silent"));
-    assert!(refusal(wav(0, 1, &noise(1, 500))).contains("Hz"));
-    assert!(refusal(wav(2_000_000_000, 1, &noise(1, 500))).contains("Hz"));
+    assert!(error(wav(16_000, 2, &opposite)).contains("silent"));
+    assert!(error(wav(0, 1, &noise(1, 500))).contains("Hz"));
+    assert!(error(wav(2_000_000_000, 1, &noise(1, 500))).contains("Hz"));
 
     let mut floats: Vec<f32> = noise(1, 16_000).iter().map(|&x| f32::from(x) / 32_768.0).collect();
     let float_wav = |samples: &[f32]| {
@@ -154,27 +156,27 @@ fn what_is_not_sound_is_refused_with_the_reason() {
     };
     assert_eq!(bytes(float_wav(&floats)).unwrap(), floats);
     floats[8_000] = f32::NAN;
-    assert!(refusal(float_wav(&floats)).contains("sample at 0.500 s is NaN or infinite"));
+    assert!(error(float_wav(&floats)).contains("sample at 0.500 s is NaN or infinite"));
     floats[8_000] = f32::INFINITY;
-    assert!(refusal(float_wav(&floats)).contains("NaN or infinite"));
+    assert!(error(float_wav(&floats)).contains("NaN or infinite"));
 }
 
 #[test]
-fn a_file_that_was_cut_off_is_refused() {
+fn rejects_truncated_files() {
     let mut whole = wav(16_000, 1, &noise(3, 32_000));
     whole.truncate(44 + 32_000);
-    let refusal = refusal(whole);
-    assert!(refusal.contains("truncated after"), "{refusal}");
+    let error = error(whole);
+    assert!(error.contains("truncated after"), "{error}");
     for name in LOSSLESS.iter().chain(&LOSSY) {
         let whole = fs::read(fixture(name)).unwrap();
         let cut = whole[..whole.len() * 6 / 10].to_vec();
         match read_from(Cursor::new(cut), name) {
             Err(error) => {
                 let error = error.to_string();
-                let told = ["truncated after", "cut off", "damaged"];
-                assert!(told.iter().any(|words| error.contains(words)), "{error}");
+                let expected = ["truncated after", "cut off", "damaged"];
+                assert!(expected.iter().any(|words| error.contains(words)), "{error}");
             }
-            // Nothing in these says how long they should be.
+            // These formats do not contain their length.
             Ok(wave) => assert!(
                 ["sweep-noxing.mp3", "sweep.aac"].contains(name),
                 "{name}: {} samples of a part",
@@ -185,7 +187,7 @@ fn a_file_that_was_cut_off_is_refused() {
 }
 
 #[test]
-fn damage_in_a_checked_file_is_refused() {
+fn rejects_damaged_flac() {
     let whole = fs::read(fixture("sweep.flac")).unwrap();
     // The first frame, behind 8 kB of padding, begins with its sync code.
     let first = whole.windows(2).rposition(|pair| pair == [0, 0]).unwrap() + 2;
@@ -195,14 +197,14 @@ fn damage_in_a_checked_file_is_refused() {
         let mut cut = whole.clone();
         cut.drain(at..(at + 1500).min(whole.len()));
         for (damaged, damage) in [(flipped, "a wrong byte"), (cut, "a gap")] {
-            let refused = read_from(Cursor::new(damaged), "x.flac");
-            assert!(refused.is_err(), "{damage} at {at} went unnoticed");
+            let result = read_from(Cursor::new(damaged), "x.flac");
+            assert!(result.is_err(), "{damage} at {at} was not detected");
         }
     }
 }
 
 #[test]
-fn reading_twice_gives_the_same() {
+fn decoding_is_deterministic() {
     let content = wav(44_100, 2, &noise(5, 44_100));
     assert_eq!(bytes(content.clone()).unwrap(), bytes(content).unwrap());
     let path = fixture("sweep.ogg");
@@ -215,7 +217,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn hostile_bytes_are_an_error_and_never_a_panic(
+    fn damaged_files_never_panic(
         which in 0_usize..9,
         flips in prop::collection::vec((0.0_f64..1.0, any::<u8>()), 0..12),
         early in any::<bool>(),
@@ -234,7 +236,7 @@ proptest! {
     }
 
     #[test]
-    fn noise_in_place_of_a_file_is_an_error(content in prop::collection::vec(any::<u8>(), 0..600)) {
+    fn random_bytes_never_panic(content in prop::collection::vec(any::<u8>(), 0..600)) {
         for name in ["x.wav", "x.mp3", "x.ogg", "x.m4a", "x.flac", "x.aac", "x"] {
             let _ = read_from(Cursor::new(content.clone()), name);
         }

@@ -1,8 +1,10 @@
-//! Decoders against pyctcdecode, and against all there is to be found.
+//! CTC decoders: comparison with pyctcdecode and with exhaustive search.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use data2vec_core::Error;
 use data2vec_speech::{
@@ -26,8 +28,8 @@ fn lm() -> Arc<LanguageModel> {
     Arc::new(LanguageModel::load(golden("small.arpa")).unwrap())
 }
 
-/// Nothing is given up.
-fn everything() -> BeamConfig {
+/// Returns settings without pruning.
+fn exhaustive() -> BeamConfig {
     BeamConfig {
         beam: 1_000_000,
         min_label: f32::NEG_INFINITY,
@@ -76,7 +78,7 @@ struct Best {
 }
 
 #[test]
-fn as_pyctcdecode() {
+fn matches_pyctcdecode() {
     let text = std::fs::read_to_string(golden("decoders.json")).unwrap();
     let goldens: Goldens = serde_json::from_str(&text).unwrap();
     let (labels, lm) = (Labels::new(goldens.labels).unwrap(), lm());
@@ -87,8 +89,8 @@ fn as_pyctcdecode() {
         assert_eq!(greedy(log_probs.view(), &labels).unwrap().text, case.greedy);
 
         let mut config = match case.kind.as_str() {
-            "all" => everything(),
-            _ => BeamConfig { beam: 1_000, ..everything() },
+            "all" => exhaustive(),
+            _ => BeamConfig { beam: 1_000, ..exhaustive() },
         };
         config.sentence = false;
         let lm = case.lm.as_ref().map(|_| Arc::clone(&lm));
@@ -106,7 +108,7 @@ fn as_pyctcdecode() {
             }
         } else {
             pruned += 1;
-            // Two ways to prune leave out different shares of the same text.
+            // Different pruning drops different alignments of the same text.
             let (score, best) = (found[0].score, case.best[0].score);
             assert!((score - best).abs() < 0.05 * best.abs(), "{score} {best}");
         }
@@ -114,7 +116,7 @@ fn as_pyctcdecode() {
     assert!(complete >= 10 && pruned >= 10);
 }
 
-/// All labellings of all frames: texts and their probabilities.
+/// Returns all texts and their probabilities, by enumerating all alignments.
 fn all_texts(log_probs: &Array2<f32>, labels: &Labels) -> BTreeMap<Vec<String>, f64> {
     let (frames, columns) = log_probs.dim();
     let mut texts = BTreeMap::new();
@@ -139,7 +141,7 @@ fn all_texts(log_probs: &Array2<f32>, labels: &Labels) -> BTreeMap<Vec<String>, 
     texts
 }
 
-/// [`BeamConfig`]'s formula, word by word.
+/// Computes the formula of [`BeamConfig`] word by word.
 fn bonus(words: &[String], lm: &LanguageModel, config: &BeamConfig) -> f64 {
     let mut state = if config.sentence { lm.begin() } else { LmState::default() };
     let (mut log10, mut bonus) = (0.0, 0.0);
@@ -156,7 +158,7 @@ fn bonus(words: &[String], lm: &LanguageModel, config: &BeamConfig) -> f64 {
     bonus + f64::from(config.lm_weight) * std::f64::consts::LN_10 * log10
 }
 
-fn agree(found: &[Decoded], mut expected: Vec<(Vec<String>, f64)>) {
+fn assert_matches(found: &[Decoded], mut expected: Vec<(Vec<String>, f64)>) {
     expected.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     assert_eq!(found.len(), expected.len());
     for (found, (words, score)) in found.iter().zip(&expected) {
@@ -166,36 +168,36 @@ fn agree(found: &[Decoded], mut expected: Vec<(Vec<String>, f64)>) {
 }
 
 #[test]
-fn everything_is_found_and_weighed() {
+fn beam_search_matches_exhaustive_search() {
     let (labels, lm) = (labels(&["<pad>", "|", "a", "b"]), lm());
     for seed in 0..6 {
         let log_probs = random(6, 4, 2.0, seed);
         let texts = all_texts(&log_probs, &labels);
         for sentence in [false, true] {
             let config =
-                BeamConfig { sentence, lm_weight: 0.7, unknown_score: -3.0, ..everything() };
+                BeamConfig { sentence, lm_weight: 0.7, unknown_score: -3.0, ..exhaustive() };
             let plain = BeamSearch::new(labels.clone(), config.clone(), None, None).unwrap();
             let expected = texts.iter().map(|(words, p)| (words.clone(), p.ln()));
-            agree(&plain.decode(log_probs.view()).unwrap(), expected.collect());
+            assert_matches(&plain.decode(log_probs.view()).unwrap(), expected.collect());
 
-            let weighed = BeamSearch::new(labels.clone(), config.clone(), Some(lm.clone()), None);
+            let scored = BeamSearch::new(labels.clone(), config.clone(), Some(lm.clone()), None);
             let expected =
                 texts.iter().map(|(words, p)| (words.clone(), p.ln() + bonus(words, &lm, &config)));
-            agree(&weighed.unwrap().decode(log_probs.view()).unwrap(), expected.collect());
+            assert_matches(&scored.unwrap().decode(log_probs.view()).unwrap(), expected.collect());
         }
     }
 }
 
 #[test]
-fn a_lexicon_leaves_only_its_words() {
+fn lexicon_restricts_words() {
     let (labels, lm) = (labels(&["<pad>", "|", "a", "b"]), lm());
-    // Three spellings; two words are spelled alike.
+    // Three spellings; two words share one.
     let lines = ["ab", "BA\tb a |", "ba", "bab b a b |"];
     let lexicon = Arc::new(Lexicon::new(lines, &labels).unwrap());
     assert_eq!((lexicon.len(), lexicon.left_out()), (4, 0));
     for seed in 10..16 {
         let log_probs = random(6, 4, 2.0, seed);
-        let config = everything();
+        let config = exhaustive();
         let mut expected: Vec<(Vec<String>, f64)> = Vec::new();
         for (words, p) in all_texts(&log_probs, &labels) {
             if words.iter().all(|word| ["ab", "ba", "bab"].contains(&word.as_str())) {
@@ -218,9 +220,9 @@ fn a_lexicon_leaves_only_its_words() {
         }
         let search =
             BeamSearch::new(labels.clone(), config, Some(lm.clone()), Some(lexicon.clone()));
-        agree(&search.unwrap().decode(log_probs.view()).unwrap(), expected);
+        assert_matches(&search.unwrap().decode(log_probs.view()).unwrap(), expected);
     }
-    // A word that never gets complete is cut off.
+    // An incomplete last word is removed.
     let search =
         BeamSearch::new(labels.clone(), BeamConfig::default(), None, Some(lexicon)).unwrap();
     let certain = certain(&[2, 3, 1, 3], 4);
@@ -239,7 +241,7 @@ fn a_lexicon_leaves_only_its_words() {
     ));
 }
 
-/// Frames that are almost certain of one label each.
+/// Returns log-probabilities with one almost certain label per frame.
 fn certain(frames: &[usize], labels: usize) -> Array2<f32> {
     Array2::from_shape_fn((frames.len(), labels), |(frame, label)| {
         if frames[frame] == label { 0.99_f32.ln() } else { (0.01 / (labels - 1) as f32).ln() }
@@ -247,7 +249,7 @@ fn certain(frames: &[usize], labels: usize) -> Array2<f32> {
 }
 
 #[test]
-fn words_have_times() {
+fn words_have_frames() {
     let labels = labels(&["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B"]);
     //            0  1  2  3  4  5  6  7  8  9 10 11 12 13
     let frames = [0, 5, 5, 0, 5, 4, 4, 0, 6, 1, 3, 0, 4, 0];
@@ -262,7 +264,7 @@ fn words_have_times() {
         assert_eq!(times, [(1, 5), (8, 11)]);
         assert!(found.words.iter().all(|word| (word.score - 0.99).abs() < 1e-6), "{found:?}");
     }
-    // Without a label between words, each symbol is one.
+    // Without a separator, each symbol is a word.
     let labels = self::labels(&["<pad>", "你", "好"]);
     let log_probs = certain(&[1, 0, 2, 2], 3);
     let config = BeamConfig { lm_weight: 0.1, unknown_score: 0.0, ..BeamConfig::default() };
@@ -278,7 +280,7 @@ fn words_have_times() {
 }
 
 #[test]
-fn nothing_is_said_in_no_frames_and_impossible_input_is_refused() {
+fn decodes_no_frames_and_rejects_invalid_input() {
     let labels = labels(&["<pad>", "|", "a"]);
     let search = BeamSearch::new(labels.clone(), BeamConfig::default(), Some(lm()), None).unwrap();
     let empty = Array2::<f32>::zeros((0, 3));
@@ -303,7 +305,7 @@ fn nothing_is_said_in_no_frames_and_impossible_input_is_refused() {
 }
 
 #[test]
-fn a_long_recording_is_no_matter_of_the_stack() {
+fn long_recordings_do_not_overflow_the_stack() {
     let labels = labels(&["<pad>", "|", "a", "b"]);
     let frames: Vec<usize> = (0..200_000).map(|at| [2, 3, 1, 0][at % 4]).collect();
     let config = BeamConfig { beam: 2, ..BeamConfig::default() };
@@ -314,17 +316,17 @@ fn a_long_recording_is_no_matter_of_the_stack() {
 
 proptest! {
     #[test]
-    fn a_beam_is_never_better_than_everything(seed in 0_u64..1_000, beam in 1_usize..8) {
+    fn pruned_score_is_at_most_exhaustive_score(seed in 0_u64..1_000, beam in 1_usize..8) {
         let labels = labels(&["<pad>", "|", "a", "b"]);
         let log_probs = random(8, 4, 3.0, seed);
         let best = |config| {
             let search = BeamSearch::new(labels.clone(), config, None, None).unwrap();
             search.decode(log_probs.view()).unwrap().remove(0)
         };
-        let all = best(everything());
-        let some = best(BeamConfig { beam, ..everything() });
+        let all = best(exhaustive());
+        let some = best(BeamConfig { beam, ..exhaustive() });
         prop_assert!(some.score <= all.score + 1e-9);
         prop_assert!(greedy(log_probs.view(), &labels).unwrap().score <= all.score + 1e-9);
-        prop_assert_eq!(best(BeamConfig { beam, ..everything() }), some);
+        prop_assert_eq!(best(BeamConfig { beam, ..exhaustive() }), some);
     }
 }

@@ -1,49 +1,25 @@
-//! Labels beside recordings, vocabularies, what is left out, batches.
+//! Labelled recordings: finding labels, vocabularies, splits and batches.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::path::{Path, PathBuf};
 
+use data2vec_core::data::split::Amount;
 use data2vec_core::{Dataset, Error, Targets};
 use data2vec_speech::{
-    Case, ConvNorm, HeldOut, LabelKind, LabelledSpeech, LabelledSpeechConfig, LeftOut,
-    TranscribedDataset, WaveEncoderConfig, normalize_text,
+    Case, LabelKind, LabelledSpeech, LabelledSpeechConfig, LeftOut, TranscribedDataset,
+    normalize_text,
 };
 use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 
 mod support;
-use support::{noise, wav};
-
-/// A frame every 320 samples, the first one after 400.
-fn features() -> WaveEncoderConfig {
-    let mut conv_layers = vec![[8, 10, 5]];
-    conv_layers.extend([[8, 3, 2]; 4]);
-    conv_layers.extend([[8, 2, 2]; 2]);
-    WaveEncoderConfig {
-        normalize: true,
-        conv_layers,
-        conv_norm: ConvNorm::Layer,
-        pos_layers: 1,
-        pos_kernel: 3,
-        pos_groups: 2,
-        alibi: false,
-        compat: Vec::new(),
-    }
-}
+use support::{noise, tiny_features, wav};
 
 fn config(label: LabelKind) -> LabelledSpeechConfig {
-    LabelledSpeechConfig {
-        label,
-        min_seconds: None,
-        max_seconds: None,
-        case: Case::Upper,
-        vocabulary: None,
-    }
+    LabelledSpeechConfig { label, ..LabelledSpeechConfig::default() }
 }
 
 fn put(folder: &Path, name: &str, frames: usize) {
@@ -53,7 +29,7 @@ fn put(folder: &Path, name: &str, frames: usize) {
     fs::write(path, wav(16_000, 1, &noise(samples as u32, samples))).unwrap();
 }
 
-/// Recordings of 40 frames each, and files of text.
+/// Writes recordings of 40 frames each, and text files.
 fn corpus(recordings: &[&str], texts: &[(&str, &str)]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in recordings {
@@ -68,10 +44,10 @@ fn corpus(recordings: &[&str], texts: &[(&str, &str)]) -> TempDir {
 }
 
 fn open(path: &Path, label: LabelKind) -> data2vec_core::Result<LabelledSpeech> {
-    LabelledSpeech::open(path, &config(label), &features(), None)
+    LabelledSpeech::open(path, &config(label), &tiny_features(), None)
 }
 
-/// Paths and labels, in order.
+/// Returns paths and labels in order.
 fn labels(data: &LabelledSpeech) -> Vec<(String, String)> {
     let path = |at| data.audio().relative_path(at).display().to_string().replace('\\', "/");
     (0..data.len()).map(|at| (path(at), data.label(at).to_owned())).collect()
@@ -86,7 +62,7 @@ fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn transcripts_are_found_where_corpora_keep_them() {
+fn finds_transcripts_of_common_layouts() {
     let libri = corpus(
         &["19/198/19-198-0000.wav", "19/198/19-198-0001.wav", "19/5/19-5-0000.wav"],
         &[
@@ -110,41 +86,10 @@ fn transcripts_are_found_where_corpora_keep_them() {
     assert_eq!(texts(table.path()), pairs(&found));
     let found = [("a.wav", "ONE"), ("b.wav", "TWO")];
     assert_eq!(texts(&table.path().join("x/any.tsv")), pairs(&found));
-
-    let prompts = corpus(
-        &["en/activated.wav", "en/letters/at.wav", "en/beep.wav", "en/silence/1.wav", "en/x.wav"],
-        &[(
-            "core-sounds-en.txt",
-            "\u{feff}; Core: sounds\n\nactivated: It's \"Activated\".\nletters/at: at [@]\n\
-             beep: [a beep]\nsilence/1: (a second)\nx: <beep>\n",
-        )],
-    );
-    let found = [("en/activated.wav", "IT'S ACTIVATED"), ("en/letters/at.wav", "AT")];
-    assert_eq!(texts(prompts.path()), pairs(&found));
-
-    let sphinx = corpus(
-        &["001.wav", "002.wav"],
-        &[("cards.transcription", "<s> ten of clubs  </s> (001)\n")],
-    );
-    assert_eq!(texts(sphinx.path()), pairs(&[("001.wav", "TEN OF CLUBS")]));
-
-    let game = corpus(
-        &["sound/reef/nl/r-1.wav", "sound/reef/nl/s-1.wav", "sound/share/border/nl/b.wav"],
-        &[
-            (
-                "script/reef/dialogs_nl.lua",
-                "\ndialogId(\"r-1\", \"font_small\", \"A \\\"ship\\\"?\")\ndialogStr(\"Een \\\"schip\\\"?\")\n",
-            ),
-            ("script/other/dialogs_nl.lua", "dialogId(\"r-1\")\ndialogStr(\"no\")\n"),
-            ("script/share/border_dialogs_nl.lua", "dialogId(\"b\")\ndialogStr(\"Ja\\nja.\")\n"),
-        ],
-    );
-    let found = [("sound/reef/nl/r-1.wav", "EEN SCHIP"), ("sound/share/border/nl/b.wav", "JA JA")];
-    assert_eq!(texts(game.path()), pairs(&found));
 }
 
 #[test]
-fn a_manifest_has_its_labels_beside_it() {
+fn reads_labels_beside_manifest() {
     let folder = corpus(&["a.wav", "b.wav"], &[]);
     let samples = 400 + 320 * 39;
     let root = folder.path().display();
@@ -164,7 +109,7 @@ fn a_manifest_has_its_labels_beside_it() {
 }
 
 #[test]
-fn classes_come_from_tables_or_folders() {
+fn reads_classes_from_tables_or_directories() {
     let folder = corpus(&["yes/a.wav", "yes/b.wav", "no/a.wav"], &[]);
     let data = open(folder.path(), LabelKind::Class).unwrap();
     let found = [("no/a.wav", "no"), ("yes/a.wav", "yes"), ("yes/b.wav", "yes")];
@@ -189,7 +134,7 @@ fn classes_come_from_tables_or_folders() {
     assert_eq!(data.labels().unwrap(), ["glad", "sad"]);
 }
 
-/// The targets of a batch of all recordings.
+/// Returns the targets of a batch of all recordings.
 fn batch(data: &TranscribedDataset) -> Targets {
     let mut rng = StdRng::seed_from_u64(1);
     let examples = (0..data.len()).map(|at| data.load(at, &mut rng).unwrap()).collect();
@@ -197,7 +142,7 @@ fn batch(data: &TranscribedDataset) -> Targets {
 }
 
 #[test]
-fn symbols_are_numbered_by_frequency_and_short_recordings_left_out() {
+fn orders_symbols_by_frequency_and_leaves_out_short_recordings() {
     let folder =
         corpus(&["a.wav", "e.wav"], &[("a.txt", "bee"), ("b.txt", "abba"), ("c.txt", "ox")]);
     let path = folder.path();
@@ -231,18 +176,14 @@ fn symbols_are_numbered_by_frequency_and_short_recordings_left_out() {
         }
         other => panic!("{other:?}"),
     }
-    // Labels of another set: what it lacks is unknown.
-    let strange = data.dataset(&["<pad>", "<unk>", "B", "E"].map(String::from)).unwrap();
-    assert_eq!((strange.target(0), strange.unknown_symbols()), (&[2, 3, 3][..], 4));
-    assert!(
-        strange.summary().contains("4 symbols, 4 of their texts unknown"),
-        "{}",
-        strange.summary()
-    );
+    // With the labels of another data set, missing symbols are unknown.
+    let other = data.dataset(&["<pad>", "<unk>", "B", "E"].map(String::from)).unwrap();
+    assert_eq!((other.target(0), other.unknown_symbols()), (&[2, 3, 3][..], 4));
+    assert!(other.summary().contains("4 symbols, 4 of their texts unknown"), "{}", other.summary());
 
     let limits = |min_seconds, max_seconds| {
         let config = LabelledSpeechConfig { min_seconds, max_seconds, ..config(LabelKind::Text) };
-        LabelledSpeech::open(path, &config, &features(), None)
+        LabelledSpeech::open(path, &config, &tiny_features(), None)
     };
     let short = limits(None, Some(0.3)).unwrap();
     let short = short.dataset(&symbols).unwrap().left_out();
@@ -257,15 +198,15 @@ fn symbols_are_numbered_by_frequency_and_short_recordings_left_out() {
 }
 
 #[test]
-fn sides_are_those_of_pretraining() {
+fn split_matches_unlabelled_split() {
     let names: Vec<String> = (0..20).map(|at| format!("{at}.wav")).collect();
     let folder = corpus(&names.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
     for at in 0..20 {
         fs::write(folder.path().join(format!("{at}.txt")), "a").unwrap();
     }
     let data = open(folder.path(), LabelKind::Text).unwrap();
-    let (train, held_out) = data.split(HeldOut::Share(0.3), 7).unwrap();
-    let (_, alone) = data.audio().split(HeldOut::Share(0.3), 7).unwrap();
+    let (train, held_out) = data.split(0.3, 7).unwrap();
+    let (_, alone) = data.audio().split(0.3, 7).unwrap();
     let paths = |n: usize, path: &dyn Fn(usize) -> PathBuf| (0..n).map(path).collect::<Vec<_>>();
     assert_eq!(
         paths(held_out.len(), &|at| held_out.audio().path(at)),
@@ -275,27 +216,45 @@ fn sides_are_those_of_pretraining() {
 }
 
 #[test]
-fn vocabularies_of_others_are_read() {
+fn subsample_is_nested_and_per_class() {
+    let class = |at: usize| if at < 15 { "yes" } else { "no" };
+    let names: Vec<String> = (0..20).map(|at| format!("{}/{at}.wav", class(at))).collect();
+    let folder = corpus(&names.iter().map(String::as_str).collect::<Vec<_>>(), &[]);
+    let data = open(folder.path(), LabelKind::Class).unwrap();
+    let subset = |amount| labels(&data.subsample(amount, 3).unwrap());
+    let (few, more) = (subset(Amount::Share(0.2)), subset(Amount::Share(0.5)));
+    assert_eq!((few.len(), more.len()), (4, 10));
+    assert!(few.iter().all(|one| more.contains(one)));
+    assert_eq!(subset(Amount::Share(0.001)).len(), 1);
+    assert_eq!(subset(Amount::Share(1.0)), labels(&data));
+
+    let each = subset(Amount::Each(3));
+    let count = |class: &str| each.iter().filter(|(_, label)| label == class).count();
+    assert_eq!((count("yes"), count("no")), (3, 3));
+    for amount in [Amount::Share(0.0), Amount::Share(1.5), Amount::Each(0)] {
+        assert!(matches!(data.subsample(amount, 3), Err(Error::Config { .. })), "{amount:?}");
+    }
+}
+
+#[test]
+fn reads_vocabularies_of_hugging_face_and_fairseq() {
     let folder = corpus(&["a.wav"], &[("a.txt", "ab c")]);
     let with = |text: &str| {
         let path = folder.path().join("vocabulary");
         fs::write(&path, text).unwrap();
         let config = LabelledSpeechConfig { vocabulary: Some(path), ..config(LabelKind::Text) };
-        LabelledSpeech::open(folder.path(), &config, &features(), None).unwrap().labels()
+        LabelledSpeech::open(folder.path(), &config, &tiny_features(), None).unwrap().labels()
     };
     let hugging_face = r#"{"|": 0, "A": 1, "[UNK]": 2, "[PAD]": 3}"#;
     assert_eq!(with(hugging_face).unwrap(), ["<pad>", "|", "A", "<unk>"]);
     let fairseq = "| 94802\nE 51860\nT 38431\n";
     assert_eq!(with(fairseq).unwrap(), ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T"]);
     for (text, words) in [
-        (
-            r#"{"A": 0, "B": 2, "<pad>": 1, "C": 4}"#,
-            "\"C\" has the number 4, where 3 is the next one",
-        ),
+        (r#"{"A": 0, "B": 2, "<pad>": 1, "C": 4}"#, "\"C\" has id 4, but the next id is 3"),
         (r#"{"A": 0, "B": 1}"#, "has no <pad>"),
-        (r#"{"A": "x"}"#, "no map of symbols to numbers"),
+        (r#"{"A": "x"}"#, "not a map from symbols to ids"),
         ("A 1 2\n", "line 1: must be `SYMBOL COUNT`"),
-        ("A 1\nA 2\n", "stands there twice"),
+        ("A 1\nA 2\n", "occurs twice"),
     ] {
         let refused = with(text).unwrap_err().to_string();
         assert!(refused.contains(words), "{refused}");
@@ -303,7 +262,7 @@ fn vocabularies_of_others_are_read() {
 }
 
 #[test]
-fn texts_are_normalised_in_any_script() {
+fn normalizes_text_of_any_script() {
     for (text, case, expected) in [
         ("Don't ‘stop’ -- P.M.!", Case::Lower, "don't stop p m"),
         ("Call-forward 1,000 times", Case::Keep, "Call forward 1 000 times"),
@@ -317,7 +276,7 @@ fn texts_are_normalised_in_any_script() {
 }
 
 #[test]
-fn broken_transcripts_are_named() {
+fn rejects_invalid_transcript_files() {
     let folder = corpus(&["a.wav"], &[("t.tsv", "path\ttext\na.wav one\n")]);
     let refused = open(folder.path(), LabelKind::Text).unwrap_err();
     assert!(matches!(refused, Error::File { .. }));
@@ -330,7 +289,7 @@ fn broken_transcripts_are_named() {
 
 proptest! {
     #[test]
-    fn normalising_twice_changes_nothing(text in "\\PC{0,40}") {
+    fn normalization_is_idempotent(text in "\\PC{0,40}") {
         for case in [Case::Upper, Case::Lower, Case::Keep] {
             let once = normalize_text(&text, case);
             prop_assert_eq!(&normalize_text(&once, case), &once);

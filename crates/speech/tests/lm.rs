@@ -1,12 +1,10 @@
-//! Language models against KenLM, and what becomes of broken files.
+//! Language models: comparison with KenLM, invalid files.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use data2vec_speech::lm::{LanguageModel, LmState};
 use flate2::{Compression, write::GzEncoder};
@@ -26,9 +24,9 @@ struct Goldens {
 #[derive(Deserialize)]
 struct Sentence {
     text: String,
-    /// With beginning, with end, score.
+    /// With the beginning, with the end, score.
     whole: Vec<(bool, bool, f32)>,
-    /// Score, length of the n-gram, whether it is unknown.
+    /// Score, length of the n-gram, unknown or not.
     words: Vec<(f32, usize, bool)>,
 }
 
@@ -55,7 +53,7 @@ fn check(lm: &LanguageModel) {
 }
 
 #[test]
-fn scores_are_those_of_kenlm() {
+fn scores_match_kenlm() {
     for name in ["small.arpa", "small.probing", "small.trie"] {
         check(&LanguageModel::load(golden(name)).unwrap());
     }
@@ -82,7 +80,7 @@ const UNIGRAMS: &str =
     "\\data\\\nngram 1=4\n\n\\1-grams:\n-1\t<s>\n-1 </s>\n-0.5\ta\n-2\tb\n\n\\end\\\n";
 
 #[test]
-fn a_model_of_single_words() {
+fn scores_unigram_model() {
     let lm = loaded(UNIGRAMS.as_bytes()).unwrap();
     assert_eq!((lm.order(), lm.contains("a"), lm.contains("c")), (1, true, false));
     assert_eq!(lm.sentence("a b", true, true), -3.5);
@@ -90,7 +88,7 @@ fn a_model_of_single_words() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_told_in_a_line() {
+fn rejects_invalid_files_with_location() {
     let bigram = |line: &str| {
         let sections = format!("\n\\2-grams:\n{line}\n\n\\end\\");
         UNIGRAMS.replace("ngram 1=4", "ngram 1=4\nngram 2=1").replace("\n\\end\\", &sections)
@@ -99,16 +97,16 @@ fn what_is_wrong_with_a_file_is_told_in_a_line() {
     for (text, words) in [
         (String::new(), "line 1: the file ends where `\\data\\`"),
         ("no model\n".into(), "`\\data\\`"),
-        (UNIGRAMS.replace("1=4", "1=5"), "line 10: 4 1-grams, the header promises 5"),
+        (UNIGRAMS.replace("1=4", "1=5"), "line 10: 4 1-grams, but the header says 5"),
         (UNIGRAMS.replace("1=4", "1=3"), "line 8: more 1-grams than the 3"),
         (UNIGRAMS.replace("1=4", "2=4"), "line 2: should be `ngram 1=…`"),
         (UNIGRAMS.replace("-2\tb", "2\tb"), "line 8: should be `a log10 of at most 0"),
         (UNIGRAMS.replace("-2\tb", "NaN\tb"), "line 8"),
         (UNIGRAMS.replace("-2\tb", "-2"), "line 8"),
         (UNIGRAMS.replace("-2\tb", "-2\tb\t-1\t-1"), "line 8"),
-        (UNIGRAMS.replace("-2\tb", "-2\ta"), "line 8: the word \"a\" for the second time"),
+        (UNIGRAMS.replace("-2\tb", "-2\ta"), "line 8: the word \"a\" occurs twice"),
         (UNIGRAMS.replace("\n\\end\\\n", ""), "the file ends where the next section"),
-        (UNIGRAMS.replace("</s>", "c"), "does not know </s>"),
+        (UNIGRAMS.replace("</s>", "c"), "lacks the word </s>"),
         (bigram("-0.1 a c"), "line 12: the word \"c\" is not among the 1-grams"),
         (bigram("-0.1 a"), "line 12"),
     ] {
@@ -127,14 +125,14 @@ fn what_is_wrong_with_a_file_is_told_in_a_line() {
         loaded(&bytes).unwrap_err()
     };
     assert!(with(49, b'6').contains("another version than 5"), "{}", with(49, b'6'));
-    assert!(with(60, 9).contains("machine of another kind"));
+    assert!(with(60, 9).contains("another kind of machine"));
     assert!(
-        with(96, 3).contains("a trie with quantization, which are not read"),
+        with(96, 3).contains("a trie with quantization, which are not supported"),
         "{}",
         with(96, 3)
     );
     assert!(with(96, 99).contains("an unknown kind"));
-    assert!(with(88, 1).contains("it takes 2 at least"));
+    assert!(with(88, 1).contains("at least 2 are needed"));
     assert!(with(115, 0x10).contains("more than it has bytes"), "{}", with(115, 0x10));
     for cut in [40, 100, 120, 400, 1_000] {
         let refused = loaded(&probing[..cut]).unwrap_err();
@@ -151,9 +149,8 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// A file with other bytes in it is refused, or gives scores, whatever they are worth.
     #[test]
-    fn a_damaged_file_never_panics(
+    fn damaged_files_never_panic(
         name in prop::sample::select(vec!["small.arpa", "small.probing", "small.trie"]),
         changes in prop::collection::vec((0.0_f64..1.0, any::<u8>()), 1..6),
         early in any::<bool>(),

@@ -1,4 +1,4 @@
-//! Masks against statistics of the reference's generators, and their promises.
+//! Masks: comparison with statistics of the reference, and invariants.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -8,23 +8,23 @@ use proptest::prelude::*;
 use rand::{SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
-/// Draws of each case; with the reference's 500 to 1500 they set the tolerances.
+/// Draws per case; with the 500 to 1500 of the reference, they set the tolerances.
 const DRAWS: usize = 1500;
-/// Standard errors that a statistic may be off. There are about 300 comparisons: at 4.5 one of them
-/// is off by chance in 1 of 500 seeds, and the seed is fixed.
+/// Tolerance in standard errors. With about 300 comparisons, one exceeds 4.5 by chance in 1 of 500
+/// seeds; the seed is fixed.
 const SIGMA: f64 = 4.5;
 
 fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
-/// Lengths of the runs of hidden tokens in a row.
+/// Returns the lengths of the runs of masked tokens in a row.
 fn runs(row: &[bool]) -> Vec<usize> {
-    row.split(|&hidden| !hidden).map(<[bool]>::len).filter(|&len| len > 0).collect()
+    row.split(|&masked| !masked).map(<[bool]>::len).filter(|&len| len > 0).collect()
 }
 
 #[test]
-fn masks_are_distributed_as_the_reference() {
+fn distributions_match_reference() {
     let golden: Value = serde_json::from_str(include_str!("masks.json")).unwrap();
     for (name, case) in golden["draws"].as_object().unwrap() {
         let config: SpeechMaskConfig = serde_json::from_value(case["mask"].clone()).unwrap();
@@ -41,24 +41,24 @@ fn masks_are_distributed_as_the_reference() {
         let mut columns = vec![0.0; len];
         for _ in 0..DRAWS {
             let mask = config.sample(&lengths, lengths[0], &mut rng).unwrap();
-            for (row, &real) in mask.hidden().rows().into_iter().zip(&lengths) {
+            for (row, &real) in mask.masked().rows().into_iter().zip(&lengths) {
                 let row = row.to_vec();
-                let hidden = row.iter().filter(|&&hidden| hidden).count();
-                share += hidden as f64 / real as f64 / (DRAWS * rows) as f64;
+                let masked = row.iter().filter(|&&masked| masked).count();
+                share += masked as f64 / real as f64 / (DRAWS * rows) as f64;
                 let runs = runs(&row);
                 run_count += runs.len() as f64 / (DRAWS * rows) as f64;
                 for run in runs {
                     run_lengths[run] += 1.0;
                 }
-                for (column, &hidden) in columns.iter_mut().zip(&row) {
-                    *column += f64::from(u8::from(hidden)) / (DRAWS * rows) as f64;
+                for (column, &masked) in columns.iter_mut().zip(&row) {
+                    *column += f64::from(u8::from(masked)) / (DRAWS * rows) as f64;
                 }
             }
-            let first = mask.hidden().row(0).iter().filter(|&&hidden| hidden).count();
+            let first = mask.masked().row(0).iter().filter(|&&masked| masked).count();
             count += first as f64 / DRAWS as f64;
         }
 
-        // Rows of a batch share their count, so a batch is one draw, not `rows` of them.
+        // Rows of a batch share their count, so a batch counts as one draw.
         for (what, mine, key) in
             [("share", share, "share"), ("count", count, "count"), ("runs", run_count, "runs")]
         {
@@ -74,7 +74,7 @@ fn masks_are_distributed_as_the_reference() {
             theirs_cdf += golden;
             worst = worst.max((mine - theirs_cdf).abs());
         }
-        // Runs of one batch hang together: each batch counts as one draw of a share of at most 1/2.
+        // Runs of a batch are correlated: each batch counts as one draw of a share of at most 1/2.
         let tolerance = 1.63 * both(1.0).sqrt() / 2.0; // Kolmogorov-Smirnov at 1%
         assert!(worst <= tolerance, "{name}: run lengths off by {worst}, allowed {tolerance}");
         let last = columns[len - 10..].to_vec();
@@ -90,7 +90,7 @@ fn masks_are_distributed_as_the_reference() {
             }
         }
         if let SpeechMaskConfig::Spans(_) = config {
-            assert_eq!(columns[len - 1], 0.0, "{name}: the last frame was hidden");
+            assert_eq!(columns[len - 1], 0.0, "{name}: the last frame was masked");
         }
     }
 }
@@ -108,15 +108,15 @@ fn draw(config: &SpeechMaskConfig, lengths: &[i64], tokens: i64, seed: u64) -> M
 }
 
 fn counts(mask: &Mask) -> Vec<usize> {
-    let count = |row: ndarray::ArrayView1<bool>| row.iter().filter(|&&hidden| hidden).count();
-    mask.hidden().rows().into_iter().map(count).collect()
+    let count = |row: ndarray::ArrayView1<bool>| row.iter().filter(|&&masked| masked).count();
+    mask.masked().rows().into_iter().map(count).collect()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn neither_padding_nor_a_whole_row_is_hidden(
+    fn never_masks_padding_or_a_full_row(
         lengths in prop::collection::vec(2_i64..300, 1..5),
         padding in 0_i64..20,
         probability in 0.01_f64..0.99,
@@ -132,12 +132,12 @@ proptest! {
         let tokens = lengths.iter().max().unwrap() + padding;
         let mask = draw(&config, &lengths, tokens, seed);
         let counts = counts(&mask);
-        for ((row, &real), &count) in mask.hidden().rows().into_iter().zip(&lengths).zip(&counts) {
+        for ((row, &real), &count) in mask.masked().rows().into_iter().zip(&lengths).zip(&counts) {
             let real = real as usize;
-            prop_assert!(row.iter().skip(real).all(|&hidden| !hidden), "padding is hidden");
+            prop_assert!(row.iter().skip(real).all(|&masked| !masked), "padding is masked");
             prop_assert!(count > 0 && count < real);
             match kind {
-                0 | 1 => prop_assert!(!row[real - 1], "the last frame is hidden"),
+                0 | 1 => prop_assert!(!row[real - 1], "the last frame is masked"),
                 _ => prop_assert_eq!(
                     count, ((real as f64 * probability) as usize).clamp(1, real - 1)
                 ),
@@ -150,34 +150,34 @@ proptest! {
     }
 
     #[test]
-    fn without_equal_counts_no_span_is_shorter_than_its_length(
+    fn spans_have_full_length_without_equal_counts(
         len in 60_i64..400, length in 1_usize..12, seed in any::<u64>(),
     ) {
         let mask = draw(&spans(0.4, length, false), &[len], len, seed);
-        prop_assert!(runs(&mask.hidden().row(0).to_vec()).iter().all(|&run| run >= length));
+        prop_assert!(runs(&mask.masked().row(0).to_vec()).iter().all(|&run| run >= length));
     }
 }
 
 #[test]
-fn counts_of_the_released_recipes() {
+fn counts_match_released_recipes() {
     // 2.0 base and large, 20 s and 15.6 s.
     assert_eq!(counts(&draw(&blocks(0.5, 5, 0.05), &[999, 781], 999, 1)), [499, 390]);
     assert_eq!(counts(&draw(&blocks(0.55, 5, 0.1), &[999], 999, 1)), [549]);
 }
 
 #[test]
-fn a_row_without_room_is_an_error() {
+fn rejects_rows_without_room() {
     for config in [spans(0.65, 10, true), blocks(0.5, 5, 0.05)] {
         for lengths in [[50, 1], [50, 0], [50, -1], [51, 50]] {
             let drawn = config.sample(&lengths, 50, &mut StdRng::seed_from_u64(0));
             assert!(matches!(drawn, Err(Error::Input(_))), "{lengths:?}");
         }
-        assert_eq!(draw(&config, &[2, 2], 9, 3).num_hidden(), 2);
+        assert_eq!(draw(&config, &[2, 2], 9, 3).num_masked(), 2);
     }
 }
 
 #[test]
-fn impossible_settings_are_named() {
+fn rejects_invalid_settings() {
     let key = |config: SpeechMaskConfig| match config.validate() {
         Err(Error::Config { key, .. }) => key,
         other => panic!("{other:?}"),

@@ -1,18 +1,19 @@
-//! Features of one image: `cargo run --release -p data2vec-vision --example extract_image_features --
-//! ENCODER_FOLDER IMAGE`.
+//! Prints the features of one image: `cargo run --release -p data2vec-vision --example
+//! extract_image_features -- ENCODER_DIR IMAGE`.
 
-#![allow(clippy::print_stdout, reason = "a program talks to its user")]
+#![allow(clippy::print_stdout, reason = "a command-line program")]
 
 use anyhow::{Context, Result};
 use data2vec_vision::{Pixels, VisionEncoder};
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let (folder, file) = args.next().zip(args.next()).context("usage: ENCODER_FOLDER IMAGE")?;
-    let encoder = VisionEncoder::load(folder, tch::Device::Cpu)?;
+    let (dir, file) =
+        args.next().zip(args.next()).context("usage: extract_image_features ENCODER_DIR IMAGE")?;
+    let encoder = VisionEncoder::load(dir, tch::Device::Cpu)?;
     let features = encoder.features(&Pixels::read(file)?)?; // (T, D)
     let [rows, columns] = encoder.config().features.grid();
-    println!("{rows} × {columns} patches, {} numbers each", features.ncols());
+    println!("{rows} × {columns} patches, {} features each", features.ncols());
     for (patch, vector) in features.rows().into_iter().enumerate() {
         let norm = vector.dot(&vector).sqrt();
         println!(

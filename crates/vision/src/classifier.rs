@@ -1,35 +1,35 @@
-//! A fine-tuned model, from pixels to classes.
+//! Inference with a fine-tuned classifier: images to classes.
 
 use std::fs;
 use std::path::Path;
 
-use data2vec_core::{Error, HeadTask, Precision, Result, Tuned};
+use data2vec_core::data::batch::to_array;
+use data2vec_core::{Error, FinetunedModel, HeadTask, Precision, Result};
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::encoder::to_array;
-use crate::images;
+use crate::feature::PatchEncoder;
 use crate::labelled::LabelledImages;
-use crate::{PatchEncoder, Pixels};
+use crate::pixels::Pixels;
 
-/// File in a model's folder that tells what is done to images; without it, all that fits is looked at.
+/// File name of the preprocessing settings in a model directory; if absent, the center crop is 1.
 const PREPROCESS: &str = "preprocess.toml";
 
-/// What is done to images before the encoder sees them.
+/// Preprocessing of images before the encoder.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Preprocess {
-    /// Share of the shorter side that is looked at, as [`Pixels::centre`] has it.
+    /// Center crop as a share of the shorter side, see [`Pixels::center_crop`].
     crop: f64,
 }
 
 impl LabelledImages {
-    /// Writes to a model's folder what [`ImageClassifier`] needs besides, so that it sees images as
-    /// they are evaluated.
+    /// Writes the preprocessing settings to the model directory `dir`, so that
+    /// [`ImageClassifier`] prepares images as evaluation does.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be written.
+    /// Returns [`Error::Io`] if the file cannot be written.
     pub fn export(&self, dir: &Path) -> Result<()> {
         let path = dir.join(PREPROCESS);
         let preprocess = Preprocess { crop: self.eval_crop() };
@@ -38,79 +38,93 @@ impl LabelledImages {
     }
 }
 
-/// An image model that was fine-tuned to tell classes apart.
+/// A fine-tuned image classifier for inference.
 #[derive(Debug)]
 pub struct ImageClassifier {
-    model: Tuned<PatchEncoder>,
+    model: FinetunedModel<PatchEncoder>,
     crop: f64,
     device: Device,
 }
 
 impl ImageClassifier {
-    /// Reads the folder of a fine-tuned model.
+    /// Loads a fine-tuned model from the directory `dir`.
     ///
     /// # Errors
-    /// If a file is missing or broken, holds another kind of encoder, or the model was not tuned to
-    /// tell classes apart.
+    /// Returns an error if a file is missing or invalid, belongs to another feature encoder, or
+    /// the head is not for classification.
     pub fn load(dir: impl AsRef<Path>, device: Device) -> Result<Self> {
         let dir = dir.as_ref();
-        let model = Tuned::<PatchEncoder>::load(dir, device)?;
-        images::check(&model.config().features)?;
+        let model = FinetunedModel::<PatchEncoder>::load(dir, device)?;
+        model.config().features.validate_for_files()?;
         let task = model.head_config().task;
         if task != HeadTask::Classification {
-            let reason = format!("its head is for {task:?}, not for classification");
+            let reason = format!("the head is for {task:?}, not for classification");
             return Err(Error::file(dir, reason));
         }
         let path = dir.join(PREPROCESS);
         let crop = match fs::read_to_string(&path) {
             Ok(text) => {
-                let broken = |e: toml::de::Error| Error::file(&path, e.message());
-                toml::from_str::<Preprocess>(&text).map_err(broken)?.crop
+                let invalid = |e: toml::de::Error| Error::file(&path, e.message());
+                toml::from_str::<Preprocess>(&text).map_err(invalid)?.crop
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => 1.0,
             Err(e) => return Err(Error::io(path, e)),
         };
         if !(0.1..=1.0).contains(&crop) {
-            return Err(Error::file(path, format!("crop: {crop} is no share from 0.1 to 1")));
+            return Err(Error::file(path, format!("crop must be from 0.1 to 1, not {crop}")));
         }
         Ok(Self { model, crop, device })
     }
 
-    /// Computes in `precision` from now on; answers are f32 in any. bf16 is the faster one on hardware that has it.
-    pub fn in_precision(self, precision: Precision) -> Self {
-        Self { model: self.model.in_precision(precision), ..self }
+    /// Sets the precision of inference; scores are always f32. bf16 is faster on hardware that
+    /// supports it.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { model: self.model.with_precision(precision), ..self }
     }
 
-    /// Names of the classes, as [`logits`](Self::logits) has them.
+    /// Returns the class names, in the order of [`logits`](Self::logits).
     pub fn labels(&self) -> &[String] {
         self.model.labels()
     }
 
-    /// Every class and its probability, the most probable first.
+    /// Returns all classes with their probabilities, most probable first.
     ///
     /// # Errors
-    /// [`Error::Torch`] if the device refuses.
+    /// Returns [`Error::Torch`] if a LibTorch operation fails.
     pub fn classify(&self, image: &Pixels) -> Result<Vec<(String, f64)>> {
-        let shares = self.scores(std::slice::from_ref(image))?.softmax(-1, Kind::Double);
-        Ok(self.model.ranked(Vec::try_from(shares.flatten(0, -1))?))
+        let probabilities = self.scores(std::slice::from_ref(image))?.softmax(-1, Kind::Double);
+        Ok(self.model.rank_labels(Vec::try_from(probabilities.flatten(0, -1))?))
     }
 
-    /// `(B, classes)`: the scores of each image, of which a softmax makes probabilities.
+    /// Classifies several images in one batch, see [`classify`](Self::classify).
     ///
     /// # Errors
-    /// [`Error::Input`] if there is no image.
+    /// Returns the errors of [`classify`](Self::classify).
+    pub fn classify_batch(&self, images: &[Pixels]) -> Result<Vec<Vec<(String, f64)>>> {
+        if images.is_empty() {
+            return Ok(Vec::new());
+        }
+        let probabilities = self.scores(images)?.softmax(-1, Kind::Double); // (B, classes)
+        let rank = |row| Ok(self.model.rank_labels(Vec::try_from(probabilities.get(row))?));
+        (0..probabilities.size()[0]).map(rank).collect()
+    }
+
+    /// Returns the scores before softmax, `(B, classes)`.
+    ///
+    /// # Errors
+    /// Returns [`Error::Input`] if `images` is empty.
     pub fn logits(&self, images: &[Pixels]) -> Result<Array2<f32>> {
         to_array(&self.scores(images)?)
     }
 
-    /// `(B, classes)`
+    /// Returns the scores before softmax, `(B, classes)`, on the model's device.
     fn scores(&self, images: &[Pixels]) -> Result<Tensor> {
         let features = &self.model.config().features;
         let [height, width] = features.image_size.map(|side| side as usize);
         let mut values = Vec::new();
         for image in images {
             let image = image.clone().with_channels(features.channels as usize)?;
-            let image = image.centre(self.crop, height, width);
+            let image = image.center_crop(self.crop, height, width);
             values.extend(image.normalized(&features.mean, &features.std, false));
         }
         let batch = features.batch(&values)?.to_device(self.device);

@@ -1,20 +1,22 @@
-//! Checkpoints of other programs: Hugging Face's Data2VecVision, the BEiT fork of data2vec 1.0, and
-//! fairseq's data2vec 2.0 for images.
+//! Import of image checkpoints: Hugging Face's Data2VecVision, BEiT's fork (data2vec 1.0), fairseq
+//! (data2vec 2.0).
 
 mod export;
 mod tables;
 
-use data2vec_core::convert::{
-    self, ImportOptions, Imported, Marker, Settings, Source, pretraining,
+use data2vec_core::io::convert::{
+    self, ImportOptions, Imported, Marker, Settings, Source, pretrained_config,
 };
-use data2vec_core::head::{HeadConfig, HeadInit, Pool};
+use data2vec_core::model::head::{HeadConfig, HeadInit, Pool};
 use data2vec_core::{Error, NormPlacement, Result, TransformerConfig, WeightInit};
 
-use crate::{PatchEncoder, PatchEncoderConfig, Positions};
+use crate::config::PatchEncoderConfig;
+use crate::feature::PatchEncoder;
+use crate::positions::Positions;
 
 pub use export::{to_fairseq, to_hugging_face};
 
-/// Whose names they are.
+/// Naming scheme of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     HuggingFace,
@@ -36,46 +38,46 @@ const MARKERS: [Marker<Layout>; 3] = [
     },
 ];
 
-/// ImageNet's mean and standard deviation of each colour: pretraining, and all of 2.0.
+/// Mean and standard deviation of ImageNet: pretraining, and all of data2vec 2.0.
 const IMAGENET: [[f64; 3]; 2] = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]];
-/// Those of 1.0's fine-tuned models.
+/// Mean and standard deviation of fine-tuned models of data2vec 1.0.
 const HALF: [[f64; 3]; 2] = [[0.5; 3], [0.5; 3]];
 
-/// Epsilon of the reference's norms.
+/// Epsilon of the references' norms.
 const EPS: f64 = 1e-6;
 
-/// Side of all published models' images.
+/// Image side of all published models.
 const SIDE: i64 = 224;
-/// Largest side that a configuration is believed.
+/// Largest image side accepted from a config.
 const MAX_SIDE: i64 = 4096;
 
-/// Keys of Hugging Face's configuration without influence on what the model computes, or that are told by
-/// its tensors.
-const IDLE: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path hidden_size \
+/// Keys of Hugging Face's config that do not affect the computation, or that the tensors determine.
+const IGNORED: &str = "architectures model_type torch_dtype dtype transformers_version _name_or_path hidden_size \
     num_hidden_layers intermediate_size hidden_dropout_prob initializer_range patch_size num_channels \
     use_mask_token use_relative_position_bias use_shared_relative_position_bias out_indices out_features \
     stage_names pool_scales use_auxiliary_head auxiliary_loss_weight auxiliary_channels auxiliary_num_convs \
     auxiliary_concat_input semantic_loss_ignore_index label2id return_dict vocab_size reshape_hidden_states \
     add_fpn";
 
-/// Reads a checkpoint of images; `None` if it is none.
+/// Imports a checkpoint; returns `None` if it is not an image model.
 ///
 /// # Errors
-/// If it lacks a tensor, has one of another shape, or is of a kind that cannot be had here.
+/// Returns an error if a tensor is missing or has another shape, or a setting is not supported.
 pub fn import(
     source: &mut Source,
     options: &ImportOptions,
 ) -> Result<Option<Imported<PatchEncoderConfig>>> {
-    if let Some(own) = convert::import_own::<PatchEncoder>(source, options)? {
+    if let Some(own) = convert::import_native::<PatchEncoder>(source, options)? {
         return Ok(Some(own));
     }
-    let Some((layout, prefix)) = source.layout(&MARKERS) else { return Ok(None) };
+    let Some((layout, prefix)) = source.detect_layout(&MARKERS) else { return Ok(None) };
     if options.teacher {
         match layout {
             Layout::Beit | Layout::Fairseq2 => {
-                source.use_teacher(prefix, convert::teachers_place(prefix))?;
+                source.use_teacher(prefix, convert::ema_weight_name(prefix))?;
             }
-            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?, // has none
+            // Fails: these checkpoints have no teacher.
+            Layout::HuggingFace => source.use_teacher(prefix, str::to_owned)?,
         }
     }
     let imported = match layout {
@@ -86,7 +88,7 @@ pub fn import(
     imported.map(Some)
 }
 
-/// BEiT's transformer, as 1.0 has it, without drop path.
+/// Returns the transformer settings of data2vec 1.0 (BEiT), without drop path.
 fn transformer(
     dim: i64,
     depth: usize,
@@ -101,8 +103,10 @@ fn transformer(
     }
 }
 
-/// What the patches' map tells, and `tables`, the names that a shared and the first block's own table of
-/// relative positions would have.
+/// Derives the feature settings from the tensors.
+///
+/// `patches` names the patch embedding; `tables` name the relative position bias shared by all
+/// blocks and that of the first block.
 fn features(
     source: &Source,
     patches: &str,
@@ -116,8 +120,8 @@ fn features(
         [true, false] => Positions::Relative,
         [false, true] => Positions::RelativeBlocks,
         [true, true] => {
-            let reason = "has a bias of relative positions for all blocks and one for each: it can be \
-                          either here";
+            let reason = "has both a shared relative position bias and one per block; only one of \
+                          them is supported";
             return Err(Error::file(&source.path, reason));
         }
         [false, false] => Positions::SinCos,
@@ -126,7 +130,7 @@ fn features(
     let image_size = match positions {
         Positions::SinCos => image.unwrap_or([SIDE; 2]),
         Positions::Relative | Positions::RelativeBlocks => {
-            // (2h - 1) · (2w - 1) rows, and three for CLS
+            // (2h − 1) · (2w − 1) rows, and three for CLS
             let table = tables[usize::from(present[1])];
             let [rows, _] = source.size::<2>(table)?;
             let side = (((rows - 3).max(0) as f64).sqrt().round() as i64 + 1) / 2 * patch;
@@ -134,21 +138,21 @@ fn features(
             let [h, w] = size.map(|side| 2 * (side / patch.max(1)) - 1);
             if h * w + 3 != rows {
                 let reason =
-                    format!("`{table}` has {rows} rows, which {size:?} pixels do not have");
+                    format!("`{table}` has {rows} rows, which does not match {size:?} pixels");
                 return Err(Error::file(&source.path, reason));
             }
             size
         }
     };
-    let colours = |values: [f64; 3]| match channels {
+    let per_channel = |values: [f64; 3]| match channels {
         3 => values.to_vec(),
         n => vec![values.iter().sum::<f64>() / 3.0; n as usize],
     };
     Ok(PatchEncoderConfig {
         image_size,
         channels,
-        mean: colours(mean),
-        std: colours(std),
+        mean: per_channel(mean),
+        std: per_channel(std),
         patch_size: patch,
         positions,
     })
@@ -160,11 +164,11 @@ fn hugging_face(
     options: &ImportOptions,
 ) -> Result<Imported<PatchEncoderConfig>> {
     let settings = Settings::new(Some(&source.config));
-    if let Some(other) = settings.text("hidden_act").filter(|value| *value != "gelu") {
-        return Err(source.cannot("hidden_act", other));
+    if let Some(other) = settings.string("hidden_act").filter(|value| *value != "gelu") {
+        return Err(source.unsupported("hidden_act", other));
     }
     if settings.flag("use_absolute_position_embeddings") == Some(true) {
-        return Err(source.cannot("use_absolute_position_embeddings", "true"));
+        return Err(source.unsupported("use_absolute_position_embeddings", "true"));
     }
     let named = |rest: &str| format!("{prefix}{rest}");
     let block = |i: usize| named(&format!("encoder.layer.{i}.intermediate.dense.weight"));
@@ -179,7 +183,7 @@ fn hugging_face(
     let patches = named("embeddings.patch_embeddings.projection.weight");
     let mut features = features(source, &patches, [&tables[0], &tables[1]], image, HALF)?;
     if features.positions == Positions::SinCos {
-        let reason = "has no bias of relative positions: it does not know where a patch is";
+        let reason = "has no relative position bias, which data2vec 1.0 needs";
         return Err(Error::file(&source.path, reason));
     }
     let preprocessor = source.json("preprocessor_config.json")?;
@@ -203,19 +207,19 @@ fn hugging_face(
         layer_scale: scaled.then(|| settings.number("layer_scale_init_value").unwrap_or(0.1)),
         ..transformer(dim, source.count(block), source.heads(heads, dim)?, hidden, eps)
     };
-    // Without pooling of patches, it is CLS that is classified, after a norm of its own.
+    // Without mean pooling, the classifier uses the CLS token after a norm of its own.
     let mean = settings.flag("use_mean_pooling").unwrap_or(true);
     let head = head(source, &settings, options, "classifier.weight", mean, eps)?;
     let what = if head.is_some() { "ForImageClassification" } else { "Model" };
     let table = tables::hugging_face(prefix, &features, dim, mean);
     let mut imported =
         convert::import::<PatchEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("Hugging Face's Data2VecVision{what}");
-    imported.report.notes.extend(settings.unused(IDLE));
+    imported.description = format!("Hugging Face's Data2VecVision{what}");
+    imported.report.notes.extend(settings.unused(IGNORED));
     Ok(imported)
 }
 
-/// The head on the tensor `weight`, if there is one.
+/// Returns the settings of the head whose weight is the tensor `weight`, if it exists.
 fn head(
     source: &Source,
     settings: &Settings<'_>,
@@ -228,7 +232,7 @@ fn head(
         return Ok(None);
     }
     let [outputs, _] = source.size::<2>(weight)?;
-    let (task, labels) = convert::classes(source, settings, options, outputs)?;
+    let (task, labels) = convert::class_labels(source, settings, options, outputs)?;
     Ok(Some(HeadConfig {
         task,
         pool: if mean { Pool::Mean } else { Pool::Prefix },
@@ -244,14 +248,14 @@ fn beit(source: &Source, options: &ImportOptions) -> Result<Imported<PatchEncode
     let settings = Settings::new(Some(&source.config));
     let block = |i: usize| format!("blocks.{i}.mlp.fc1.weight");
     let tables = [tables::BEIT_BIAS.to_owned(), format!("blocks.0.attn.{}", tables::TABLE)];
-    let tuned = source.tensors.contains_key("head.weight");
-    let imagenet = settings.flag("imagenet_default_mean_and_std").unwrap_or(!tuned);
-    let colours = if imagenet { IMAGENET } else { HALF };
+    let finetuned = source.tensors.contains_key("head.weight");
+    let imagenet = settings.flag("imagenet_default_mean_and_std").unwrap_or(!finetuned);
+    let mean_std = if imagenet { IMAGENET } else { HALF };
     let image = settings.integer("input_size").map(|side| [side; 2]);
     let patches = "patch_embed.proj.weight";
-    let features = features(source, patches, [&tables[0], &tables[1]], image, colours)?;
+    let features = features(source, patches, [&tables[0], &tables[1]], image, mean_std)?;
     if features.positions == Positions::SinCos {
-        let reason = "has no bias of relative positions: it is no data2vec";
+        let reason = "has no relative position bias; it is not a data2vec model";
         return Err(Error::file(&source.path, reason));
     }
     let [dim, ..] = source.size::<4>(patches)?;
@@ -271,7 +275,7 @@ fn beit(source: &Source, options: &ImportOptions) -> Result<Imported<PatchEncode
     let table = tables::beit(&features, dim, mean);
     let mut imported =
         convert::import::<PatchEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("data2vec 1.0 for images (BEiT's fork){what}");
+    imported.description = format!("data2vec 1.0 for images (BEiT's fork){what}");
     Ok(imported)
 }
 
@@ -280,15 +284,15 @@ fn fairseq2(
     prefix: &str,
     options: &ImportOptions,
 ) -> Result<Imported<PatchEncoderConfig>> {
-    let settings = Settings::new(Some(pretraining(&source.config)));
+    let settings = Settings::new(Some(pretrained_config(&source.config)));
     let modalities = Settings::new(settings.get("modalities"));
     let own = Settings::new(modalities.get("image"));
     let within = |rest: &str| format!("{prefix}modality_encoders.IMAGE.{rest}");
     let patches = within("local_encoder.proj.weight");
     let [dim, _, patch, _] = source.size::<4>(&patches)?;
-    // Positions are fixed; how many there are tells the image's size.
-    let places = source.tensors.get(&within("fixed_positional_encoder.positions"));
-    let side = places.map(|places| ((places.numel() as i64 / dim) as f64).sqrt().round() as i64);
+    // Positions are fixed; their number determines the image size.
+    let positions = source.tensors.get(&within("fixed_positional_encoder.positions"));
+    let side = positions.map(|x| ((x.numel() as i64 / dim) as f64).sqrt().round() as i64);
     let image = side.map(|side| side * patch).or(own.integer("input_size")).map(|side| [side; 2]);
     let features = features(source, &patches, ["", ""], image, IMAGENET)?;
     let prenet = source.count(|i| within(&format!("context_encoder.blocks.{i}.mlp.fc1.weight")));
@@ -311,6 +315,6 @@ fn fairseq2(
     let table = tables::fairseq2(prefix, prenet, depth, &features, dim);
     let mut imported =
         convert::import::<PatchEncoder>(source, &table, features, transformer, head)?;
-    imported.what = format!("fairseq's data2vec 2.0 for images{what}");
+    imported.description = format!("fairseq's data2vec 2.0 for images{what}");
     Ok(imported)
 }

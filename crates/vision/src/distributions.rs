@@ -1,23 +1,23 @@
-//! Random numbers of the distributions that `rand` itself does not have.
+//! Random distributions that `rand` does not provide.
 
 use std::f64::consts::TAU;
 
 use rand::{Rng, RngExt};
 
-/// From N(0, 1): a direction's cosine times the length (Box and Muller 1958).
+/// Samples from N(0, 1) (Box and Muller 1958).
 pub(crate) fn normal(rng: &mut impl Rng) -> f64 {
-    let length = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt(); // never the logarithm of 0
+    let length = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt(); // avoids ln(0)
     length * (TAU * rng.random::<f64>()).cos()
 }
 
-/// From Beta(`alpha`, `alpha`), for `alpha` of 0.1 and more.
+/// Samples from Beta(`alpha`, `alpha`); `alpha` must be at least 0.1.
 pub(crate) fn symmetric_beta(alpha: f64, rng: &mut impl Rng) -> f64 {
     if alpha > 0.5 {
-        // A coordinate of a point in a disc (Ulrich 1984).
+        // A coordinate of a random point in a disc (Ulrich 1984).
         let square = 1.0 - rng.random::<f64>().powf(2.0 / (2.0 * alpha - 1.0));
         return 0.5 + 0.5 * square.sqrt() * (TAU * rng.random::<f64>()).cos();
     }
-    // Two powers of even numbers whose sum is below 1 (Jöhnk 1964): more than three in four are.
+    // Rejection sampling (Jöhnk 1964) accepts more than three of four pairs.
     loop {
         let a = (1.0 - rng.random::<f64>()).powf(1.0 / alpha);
         let b = (1.0 - rng.random::<f64>()).powf(1.0 / alpha);
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
     use rand::{SeedableRng, rngs::StdRng};
 
-    /// Mean, variance and fourth central moment of many draws.
+    /// Returns mean, variance and fourth central moment of 100,000 samples.
     fn moments(draw: impl FnMut() -> f64) -> [f64; 3] {
         let draws: Vec<f64> = std::iter::repeat_with(draw).take(100_000).collect();
         let mean = draws.iter().sum::<f64>() / 1e5;
@@ -41,9 +41,9 @@ mod tests {
     }
 
     #[test]
-    fn draws_have_their_distribution_s_moments() {
+    fn samples_have_the_moments_of_their_distribution() {
         let mut rng = StdRng::seed_from_u64(1);
-        // Five standard errors.
+        // Tolerances are five standard errors.
         let [mean, variance, fourth] = moments(|| normal(&mut rng));
         assert!(mean.abs() < 0.016 && (variance - 1.0).abs() < 0.023, "{mean} {variance}");
         assert!((fourth - 3.0).abs() < 0.16, "{fourth}");

@@ -1,19 +1,21 @@
-//! Random erasing: part of an image becomes noise (Zhong et al. 2017), as timm's `pixel` mode.
+//! Random erasing (Zhong et al. 2017): a rectangle of the image becomes noise, as in timm's `pixel`
+//! mode.
 
 use rand::{Rng, RngExt};
 
-use crate::noise::normal;
+use crate::distributions::normal;
 use crate::resample::Crop;
 
-/// Share of the image that is erased, at least and at most.
+/// Smallest and largest erased share of the image's area.
 const AREA: [f64; 2] = [0.02, 1.0 / 3.0];
-/// Height over width, at least and at most; even in the logarithm.
+/// Smallest and largest aspect ratio (height / width); log-uniform.
 const ASPECT: [f64; 2] = [0.3, 1.0 / 0.3];
-/// Draws of a rectangle that may not fit before the image stays as it is.
+/// Number of random rectangles tried before the image is left unchanged.
 const ATTEMPTS: usize = 10;
 
-/// A random rectangle to erase in an image of that size; `None` if none of ten fits.
-pub fn erased_part(height: usize, width: usize, rng: &mut impl Rng) -> Option<Crop> {
+/// Samples a rectangle to erase from an image of `height` × `width` pixels; `None` if none of ten
+/// samples fits.
+pub fn sample_erase_box(height: usize, width: usize, rng: &mut impl Rng) -> Option<Crop> {
     let between = |[a, b]: [f64; 2], rng: &mut _| a + (b - a) * RngExt::random::<f64>(rng);
     for _ in 0..ATTEMPTS {
         let area = (height * width) as f64 * between(AREA, rng);
@@ -29,18 +31,18 @@ pub fn erased_part(height: usize, width: usize, rng: &mut impl Rng) -> Option<Cr
     None
 }
 
-/// With the chance `chance`, replaces a part of the image `(C, H, W)` by noise from N(0, 1), another
-/// for each value.
+/// Erases a random rectangle of the image `(C, H, W)` with the given `probability`; each erased
+/// value is drawn from N(0, 1).
 pub(crate) fn erase(
     values: &mut [f32],
     [height, width]: [usize; 2],
-    chance: f64,
+    probability: f64,
     rng: &mut impl Rng,
 ) {
-    if rng.random::<f64>() >= chance {
+    if rng.random::<f64>() >= probability {
         return;
     }
-    let Some(part) = erased_part(height, width, rng) else { return };
+    let Some(part) = sample_erase_box(height, width, rng) else { return };
     for plane in values.chunks_exact_mut(height * width) {
         for row in plane.chunks_exact_mut(width).skip(part.top).take(part.height) {
             for value in &mut row[part.left..part.left + part.width] {

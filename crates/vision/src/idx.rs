@@ -1,4 +1,4 @@
-//! IDX files, as MNIST and its successors come in.
+//! IDX files, the format of MNIST and its successors.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
@@ -9,12 +9,12 @@ use flate2::read::MultiGzDecoder;
 
 use crate::pixels::Pixels;
 
-/// Most bytes that a file may hold: its header can claim any number.
+/// Largest number of values in a file; the header can claim any size.
 const MAX_BYTES: u64 = 1 << 36;
-/// Pictures shrink to a third or a tenth; what grows more than this is made to fill memories.
-const LARGEST_RATIO: u64 = 200;
+/// Largest gzip ratio. Images compress 3 to 10 times; a file beyond this is a decompression bomb.
+const MAX_RATIO: u64 = 200;
 
-/// Grey images of one size, and their labels if those are there.
+/// Grayscale images of one size, with labels if there is a file of labels.
 #[derive(Debug)]
 pub(crate) struct Idx {
     pub(crate) path: PathBuf,
@@ -24,28 +24,33 @@ pub(crate) struct Idx {
     labels: Option<Vec<u8>>,
 }
 
-/// Images of an IDX data set in the folder `path`: those for training, or the only ones.
+/// Returns the file of training images in a directory, or its only file of images; `None` if there
+/// is none.
 pub(crate) fn find(folder: &Path) -> Result<Option<PathBuf>> {
-    let mut found = images(folder)?;
+    let mut found = image_files(folder)?;
     let train = found.iter().position(|path| name(path).starts_with("train"));
     match (train, found.len()) {
         (Some(at), _) => Ok(Some(found.swap_remove(at))),
         (None, 0) => Ok(None),
         (None, 1) => Ok(found.pop()),
-        (None, n) => Err(Error::file(folder, format!("holds {n} IDX files of images; name one"))),
+        (None, n) => {
+            Err(Error::file(folder, format!("contains {n} IDX files of images; pass one of them")))
+        }
     }
 }
 
-/// The other images in the folder of those to train on, if there is one file of them and it has labels.
-pub(crate) fn beside(train: &Path) -> Result<Option<PathBuf>> {
+/// Returns the validation images next to the training images: the only other file of images in the
+/// directory, if it has labels.
+pub(crate) fn find_validation(train: &Path) -> Result<Option<PathBuf>> {
     let Some(folder) = train.parent() else { return Ok(None) };
-    let others: Vec<PathBuf> = images(folder)?.into_iter().filter(|path| path != train).collect();
+    let others: Vec<PathBuf> =
+        image_files(folder)?.into_iter().filter(|path| path != train).collect();
     let [other] = others.as_slice() else { return Ok(None) };
-    Ok(labels_beside(other).is_some().then(|| other.clone()))
+    Ok(labels_path(other).is_some().then(|| other.clone()))
 }
 
-/// Files of images in a folder, sorted.
-fn images(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Returns the files of images in a directory, sorted.
+fn image_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -55,7 +60,7 @@ fn images(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether the file's name is that of an IDX file.
+/// Returns true if the file name is that of an IDX file.
 pub(crate) fn is_idx(path: &Path) -> bool {
     let name = name(path);
     let name = name.strip_suffix(".gz").unwrap_or(&name);
@@ -67,10 +72,10 @@ fn name(path: &Path) -> String {
 }
 
 impl Idx {
-    /// Reads images from `path`, and labels from the file beside it that is named alike.
+    /// Reads the images at `path`, and the labels from the file of the matching name next to it.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let (size, values) = read(path, 3)?;
-        let labels = match labels_beside(path) {
+        let labels = match labels_path(path) {
             Some(path) => Some(read(&path, 1).and_then(|(labels, values)| {
                 if labels != size[..1] {
                     let reason = format!("{} labels for {} images", labels[0], size[0]);
@@ -97,15 +102,16 @@ impl Idx {
         self.labels.as_ref().map(|labels| usize::from(labels[index]))
     }
 
-    /// One more than the largest label.
+    /// Returns the number of classes: the largest label plus 1.
     pub(crate) fn classes(&self) -> usize {
         let largest = self.labels.as_ref().and_then(|labels| labels.iter().max());
         largest.map_or(0, |&label| usize::from(label) + 1)
     }
 }
 
-/// `train-images-idx3-ubyte` has its labels in `train-labels-idx1-ubyte`, compressed or not.
-fn labels_beside(images: &Path) -> Option<PathBuf> {
+/// Returns the file of labels of a file of images, e.g. `train-labels-idx1-ubyte` of
+/// `train-images-idx3-ubyte`, gzipped or not.
+fn labels_path(images: &Path) -> Option<PathBuf> {
     let name = images.file_name()?.to_str()?;
     let labels = name.replace("images", "labels").replace("idx3", "idx1");
     let plain = labels.strip_suffix(".gz").unwrap_or(&labels);
@@ -114,12 +120,12 @@ fn labels_beside(images: &Path) -> Option<PathBuf> {
     candidates.map(|name| images.with_file_name(name)).find(|path| path.is_file())
 }
 
-/// The sizes, `dimensions` of them, and the bytes of an IDX file, gzipped or not.
+/// Reads an IDX file of bytes, gzipped or not: returns its size and its values.
 fn read(path: &Path, dimensions: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let io = |e: std::io::Error| match e.kind() {
         std::io::ErrorKind::UnexpectedEof => Error::file(path, "ends early"),
         std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData => {
-            Error::file(path, format!("broken gzip: {e}"))
+            Error::file(path, format!("invalid gzip: {e}"))
         }
         _ => Error::io(path, e),
     };
@@ -136,10 +142,10 @@ fn read(path: &Path, dimensions: usize) -> Result<(Vec<usize>, Vec<u8>)> {
 
     let mut head = [0; 4];
     reader.read_exact(&mut head).map_err(io)?;
-    // Two zeros, the kind of number (8: unsigned bytes), the number of dimensions.
+    // Two zeros, the data type (8: unsigned byte), the number of dimensions.
     if head[..3] != [0, 0, 8] || usize::from(head[3]) != dimensions {
         let reason = format!(
-            "is no IDX file of bytes in {dimensions} dimensions (it begins with {head:02x?})"
+            "is not an IDX file of bytes in {dimensions} dimensions (starts with {head:02x?})"
         );
         return Err(Error::file(path, reason));
     }
@@ -151,20 +157,28 @@ fn read(path: &Path, dimensions: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     }
     let total = size.iter().try_fold(1_u64, |all, &n| all.checked_mul(n as u64));
     let total = match total {
-        Some(0) => return Err(Error::file(path, format!("is empty: its size is {size:?}"))),
+        Some(0) => {
+            return Err(Error::file(path, format!("is empty: the header gives size {size:?}")));
+        }
         Some(total) if total <= MAX_BYTES => total,
-        _ => return Err(Error::file(path, format!("claims an impossible size, {size:?}"))),
+        _ => {
+            return Err(Error::file(
+                path,
+                format!("the header gives an impossible size, {size:?}"),
+            ));
+        }
     };
-    if gzipped && total > stored.saturating_mul(LARGEST_RATIO).max(1 << 24) {
-        let reason = format!("claims {size:?}, more than {LARGEST_RATIO} times the file's size");
+    if gzipped && total > stored.saturating_mul(MAX_RATIO).max(1 << 24) {
+        let reason =
+            format!("the header gives size {size:?}, more than {MAX_RATIO} times the file's size");
         return Err(Error::file(path, reason));
     }
     let mut values = Vec::new();
-    // One byte more tells a file that is too long, without reading all that it unpacks to.
+    // One extra byte detects a file that is too long without decompressing all of it.
     reader.take(total + 1).read_to_end(&mut values).map_err(io)?;
     if values.len() as u64 != total {
         let how = if (values.len() as u64) < total { "ends early" } else { "is too long" };
-        return Err(Error::file(path, format!("{how}: its header says {size:?}")));
+        return Err(Error::file(path, format!("{how}: the header gives size {size:?}")));
     }
     Ok((size, values))
 }

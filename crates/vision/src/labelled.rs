@@ -1,64 +1,63 @@
 //! Images with classes, as examples for fine-tuning and evaluation.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use data2vec_core::split::{Amount, stratified};
+use data2vec_core::data::split::{Amount, stratified_split};
 use data2vec_core::{Dataset, Error, LabelledBatch, Result, Targets};
 use rand::{RngExt, rngs::StdRng};
 use tch::Tensor;
 
+use crate::config::{AugmentConfig, PatchEncoderConfig};
 use crate::erase::erase;
-use crate::feature::PatchEncoderConfig;
-use crate::images::{self, Images};
-use crate::mixup::soft_classes;
+use crate::listing::Images;
+use crate::mixup::soft_labels;
 
-mod config;
-mod layout;
+mod listing;
 
-pub use config::AugmentConfig;
-use layout::Listing;
-pub use layout::has_sides;
-pub(crate) use layout::{sorted, table_in};
+use listing::Listing;
+pub use listing::has_validation_split;
 
-/// Images with classes: `load` gives one as `(C, H, W)` values with its class, a batch is
-/// `(B, C, H, W)` f32 with classes `(B)`, or shares of classes `(B, C)` where they are mixed or smoothed.
+/// Images with classes.
 ///
-/// A clone, and all parts of one, share what was listed.
+/// An example is `(C, H, W)` values and a class. A batch is `(B, C, H, W)` f32 with classes `(B)`,
+/// or with class probabilities `(B, classes)` if mixing or label smoothing is on. Clones and all
+/// parts share one listing.
 #[derive(Clone, Debug)]
 pub struct LabelledImages {
     images: Arc<Images>,
-    /// The class of each of them.
+    /// Class of each image in `images`.
     labels: Arc<[u32]>,
     classes: Arc<[String]>,
-    /// Which of them.
+    /// Indices into `images`.
     chosen: Arc<[u32]>,
     config: AugmentConfig,
     features: PatchEncoderConfig,
     augment: bool,
 }
 
-/// One image of [`LabelledImages`].
+/// An example of [`LabelledImages`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelledImage {
     /// `(C, H, W)`
     pub values: Vec<f32>,
-    /// Number of its class.
+    /// Index of the class.
     pub class: usize,
 }
 
 impl LabelledImages {
-    /// Lists the images at `path`, and those for validation if it has such of its own: a folder with a
-    /// folder for each class; ImageNet's with one in `train` and one in `val`; a folder with a
-    /// `labels.tsv` (or such a file) of `path<TAB>label` a line; IDX images with their labels beside
-    /// them, and those of `t10k` for validation; or shards with a field `cls` or `label`.
+    /// Lists the images at `path`; returns (train, validation), where validation is present only
+    /// if `path` has its own.
     ///
-    /// Images for validation are seen without augmentation.
+    /// `path` is one of: a directory with one directory per class; a directory with `train` and
+    /// `val`, as ImageNet has; a directory with a `labels.tsv` (or such a file) of
+    /// `path<TAB>label` lines; IDX images with their labels, and `t10k` for validation; shards
+    /// with a field `cls` or `label`. Validation images are not augmented.
     ///
     /// # Errors
-    /// [`Error::Config`] if the configuration is impossible, [`Error::Io`] or [`Error::File`] if
-    /// something cannot be read, an image has no class, or there are not at least two classes.
+    /// Returns [`Error::Config`] if a setting is invalid, [`Error::Io`] or [`Error::File`] if a
+    /// file cannot be read, an image has no class, or there are fewer than two classes.
     pub fn open(
         path: impl AsRef<Path>,
         config: &AugmentConfig,
@@ -66,43 +65,41 @@ impl LabelledImages {
         cache: Option<&Path>,
     ) -> Result<(Self, Option<Self>)> {
         config.validate()?;
-        images::check(features)?;
-        let (train, validation) = layout::sides(path.as_ref())?;
-        let of = |listing: Listing| -> Result<Self> {
-            Ok(Self {
-                chosen: listing.images.all(),
-                images: Arc::new(listing.images),
-                labels: listing.labels.into(),
-                classes: listing.classes.into(),
-                config: config.clone(),
-                features: features.clone(),
-                augment: true,
-            })
+        features.validate_for_files()?;
+        let (train, validation) = listing::train_and_validation(path.as_ref())?;
+        let from_listing = |listing: Listing| Self {
+            chosen: listing.images.indices(),
+            images: Arc::new(listing.images),
+            labels: listing.labels.into(),
+            classes: listing.classes.into(),
+            config: config.clone(),
+            features: features.clone(),
+            augment: true,
         };
-        let train = of(Listing::read(&train, cache)?.check()?)?;
+        let train = from_listing(Listing::open(&train, cache)?.check()?);
         let validation = match validation {
             Some(path) => {
-                let listing = Listing::read(&path, cache)?;
-                Some(of(listing)?.with_classes(&train.classes)?.without_augmentation())
+                let validation = from_listing(Listing::open(&path, cache)?);
+                Some(validation.with_classes(&train.classes)?.without_augmentation())
             }
             None => None,
         };
         Ok((train, validation))
     }
 
-    /// The same images with the numbers of `classes`, a fine-tuned model's.
+    /// Returns the same images, labelled by index into `classes`, e.g. those of a fine-tuned model.
     ///
     /// # Errors
-    /// [`Error::File`] if the class of an image is not among them.
+    /// Returns [`Error::File`] if the class of an image is not in `classes`.
     pub fn with_classes(&self, classes: &[String]) -> Result<Self> {
-        let numbers: HashMap<_, _> = classes.iter().zip(0..).collect();
+        let indices: HashMap<_, _> = classes.iter().zip(0..).collect();
         let label = |&label: &u32| {
             let name = &self.classes[label as usize];
-            numbers.get(name).copied().ok_or_else(|| {
+            indices.get(name).copied().ok_or_else(|| {
                 let known = classes.iter().take(10).map(String::as_str).collect::<Vec<_>>();
                 let more = if classes.len() > known.len() { ", …" } else { "" };
                 let reason = format!(
-                    "class `{name}` is none of the {} known ones: {}{more}",
+                    "class `{name}` is not one of the {} known classes: {}{more}",
                     classes.len(),
                     known.join(", ")
                 );
@@ -113,86 +110,89 @@ impl LabelledImages {
         Ok(Self { labels: labels?.into(), classes: classes.into(), ..self.clone() })
     }
 
-    /// The rest, and the share `held_out` of each class for validation, at least one of each that has
-    /// two: the same for the same names and seed. Images of the second are seen without augmentation.
+    /// Splits off the given `share` of each class, at least one image where a class has two:
+    /// returns (train, held out).
+    ///
+    /// The same paths and `seed` give the same split. Held-out images are not augmented.
     ///
     /// # Errors
-    /// [`Error::Config`] if one side would be empty.
-    pub fn split(&self, held_out: f64, seed: u64) -> Result<(Self, Self)> {
-        let (rest, held) = if held_out > 0.0 && held_out < 1.0 {
-            stratified(&self.ranked(), Amount::Share(held_out), seed)
+    /// Returns [`Error::Config`] if one side would be empty.
+    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let (train, held_out) = if share > 0.0 && share < 1.0 {
+            stratified_split(&self.classes_and_keys(), Amount::Share(share), seed)
         } else {
             (Vec::new(), Vec::new())
         };
-        if rest.is_empty() || held.is_empty() {
+        if train.is_empty() || held_out.is_empty() {
             let reason = format!(
-                "{held_out} of {} images does not leave one at least on both sides",
+                "{share} of {} images leaves one side empty; both sides need at least one",
                 self.len()
             );
             return Err(Error::config("train.held_out", reason));
         }
-        Ok((self.part(&rest), self.part(&held).without_augmentation()))
+        Ok((self.select(&train), self.select(&held_out).without_augmentation()))
     }
 
-    /// Few of each class: what a model learns from 1 % of the labels. A larger amount holds all of a
-    /// smaller one's images.
+    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
+    /// contain smaller ones.
     ///
     /// # Errors
-    /// [`Error::Config`] if nothing would be left.
-    pub fn few(&self, amount: Amount, seed: u64) -> Result<Self> {
-        let possible = match amount {
+    /// Returns [`Error::Config`] if the subset would be empty.
+    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        let valid = match amount {
             Amount::Share(share) => share > 0.0 && share <= 1.0,
             Amount::Each(count) => count > 0,
         };
-        if !possible {
-            let reason = format!("{amount:?} of each class is nothing to learn from");
+        if !valid {
+            let reason = format!("{amount:?} of each class leaves no images");
             return Err(Error::config("label_share", reason));
         }
         if amount == Amount::Share(1.0) {
             return Ok(self.clone());
         }
-        Ok(self.part(&stratified(&self.ranked(), amount, seed).1))
+        Ok(self.select(&stratified_split(&self.classes_and_keys(), amount, seed).1))
     }
 
-    /// Class and identity of each image.
-    fn ranked(&self) -> Vec<(u64, u64)> {
-        let of =
+    /// Returns class and identity of each image, as [`stratified_split`] expects them.
+    fn classes_and_keys(&self) -> Vec<(u64, u64)> {
+        let entry =
             |&at: &u32| (u64::from(self.labels[at as usize]), self.images.identity(at as usize));
-        self.chosen.iter().map(of).collect()
+        self.chosen.iter().map(entry).collect()
     }
 
-    /// The images in these places.
-    fn part(&self, places: &[usize]) -> Self {
-        let chosen = places.iter().map(|&place| self.chosen[place]).collect();
+    /// Returns the examples at `indices`.
+    fn select(&self, indices: &[usize]) -> Self {
+        let chosen = indices.iter().map(|&index| self.chosen[index]).collect();
         Self { chosen, ..self.clone() }
     }
 
-    /// The same images as they are: the middle of each, as large as `eval_crop` says.
+    /// Returns the same images without augmentation: center crops of size
+    /// [`AugmentConfig::eval_crop`].
     pub fn without_augmentation(&self) -> Self {
         Self { augment: false, ..self.clone() }
     }
 
-    /// Names of the classes, by their numbers.
+    /// Returns the class names, in the order of class indices.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The image's class.
+    /// Returns the class of an image as an index into [`classes`](Self::classes).
     pub fn class(&self, index: usize) -> usize {
         self.labels[self.at(index)] as usize
     }
 
-    /// See [`AugmentConfig::eval_crop`].
+    /// Returns [`AugmentConfig::eval_crop`].
     pub(crate) fn eval_crop(&self) -> f64 {
         self.config.eval_crop
     }
 
-    /// What could not be looked into, and why.
-    pub fn skipped(&self) -> &[(PathBuf, String)] {
+    /// Returns one line for each skipped file or directory: `path: reason`.
+    pub fn skipped(&self) -> Vec<String> {
         self.images.skipped()
     }
 
-    /// The image's number among all.
+    /// Returns the image's index in the listing.
     fn at(&self, index: usize) -> usize {
         self.chosen[index] as usize
     }
@@ -223,17 +223,17 @@ impl Dataset for LabelledImages {
         let pixels = self.images.read(self.at(index))?.with_channels(features.channels as usize)?;
         let [height, width] = features.image_size.map(|side| side as usize);
         if !self.augment {
-            let pixels = pixels.centre(config.eval_crop, height, width);
+            let pixels = pixels.center_crop(config.eval_crop, height, width);
             let values = pixels.normalized(&features.mean, &features.std, false);
             return Ok(LabelledImage { values, class });
         }
-        let crop = config.cropping().crop(pixels.height(), pixels.width(), rng);
+        let crop = config.cropping().sample_crop(pixels.height(), pixels.width(), rng);
         let mut pixels = pixels.resized(crop, height, width);
-        // Whether it is flipped before or after random changes, none of which knows left from right,
-        // makes no difference.
+        // timm flips before RandAugment. Its operations are symmetric, so flipping later is
+        // equivalent, and normalization flips for free.
         let flip = rng.random::<f64>() < config.flip;
         if let Some(rand_augment) = &config.rand_augment {
-            pixels = rand_augment.apply(pixels, &features.mean_colour(), rng);
+            pixels = rand_augment.apply(pixels, &features.mean_color(), rng);
         }
         let mut values = pixels.normalized(&features.mean, &features.std, flip);
         erase(&mut values, [height, width], config.erasing, rng);
@@ -244,25 +244,18 @@ impl Dataset for LabelledImages {
         let classes: Vec<usize> = examples.iter().map(|example| example.class).collect();
         let mut values =
             examples.into_iter().flat_map(|example| example.values).collect::<Vec<_>>();
-        let targets = if self.augment && self.config.softens() {
+        let targets = if self.augment && self.config.has_soft_labels() {
             let [height, width] = self.features.image_size.map(|side| side as usize);
-            let mix = self.config.draw_mix(height, width, rng);
+            let mix = self.config.sample_mix(height, width, rng);
             mix.apply(&mut values, self.features.channels as usize, [height, width]);
-            let own = mix.own(height, width);
+            let own = mix.own_share(height, width);
             let count = self.classes.len();
-            let shares = soft_classes(&classes, count, own, self.config.label_smoothing);
-            Targets::Shares(Tensor::from_slice(&shares).reshape([-1, count as i64])) // (B, C)
+            let labels = soft_labels(&classes, count, own, self.config.label_smoothing);
+            Targets::SoftLabels(Tensor::from_slice(&labels).reshape([-1, count as i64])) // (B, C)
         } else {
             let classes: Vec<i64> = classes.iter().map(|&class| class as i64).collect();
             Targets::Classes(Tensor::from_slice(&classes)) // (B)
         };
         Ok(LabelledBatch { batch: self.features.batch(&values)?, targets })
-    }
-}
-
-impl PatchEncoderConfig {
-    /// The colour that is 0 after normalisation, as far as 8 bits tell.
-    fn mean_colour(&self) -> Vec<u8> {
-        self.mean.iter().map(|&mean| (255.0 * mean).round_ties_even() as u8).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Where images come from: a folder of files, an IDX file, or shards.
+//! Finds the images at a path: a directory of files, an IDX file, or shards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use data2vec_core::random::hash;
 use data2vec_core::{Error, Result};
-use data2vec_source::{has_shards, is_of_shards};
+use data2vec_source::{has_shards, is_shard_path};
 
-use crate::feature::PatchEncoderConfig;
-use crate::folder::Folder;
 use crate::idx::{self, Idx};
-use crate::labelled::table_in;
+use crate::labels;
 use crate::pixels::Pixels;
-use crate::shards::Shards;
 
-/// Images as they are stored, numbered.
+mod folder;
+mod shards;
+
+use folder::Folder;
+use shards::Shards;
+
+/// An indexed list of stored images.
 #[derive(Debug)]
 pub struct Images {
     store: Store,
@@ -23,26 +26,29 @@ pub struct Images {
 
 #[derive(Debug)]
 enum Store {
-    /// Files below a folder.
+    /// Files in a directory tree.
     Folder(Folder),
-    /// One file with all of them.
+    /// One IDX file.
     Idx(Idx),
-    /// Examples of shards.
+    /// Examples in shards.
     Shards(Box<Shards>),
 }
 
 impl Images {
-    /// Lists the images at `path`: a folder with images anywhere below it, one image file, an IDX
-    /// file (gzipped or not), a folder with one (`train-images-idx3-ubyte` is chosen), or shards
-    /// ([`data2vec_source`]) and a folder with shards and no images. What is remembered of shards is kept in
-    /// `cache`, or without one in the user's own folder for such.
+    /// Lists the images at `path`.
+    ///
+    /// `path` is one of: a directory with images anywhere below it, one image file, an IDX file
+    /// (gzipped or not), a directory with IDX files (`train-images-idx3-ubyte` is chosen), shards
+    /// ([`data2vec_source`]), or a directory with shards and no images. `cache` is the directory
+    /// of the shard index; by default the user's cache directory.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::File`] or [`Error::Data`] if `path` cannot be read or holds no image.
+    /// Returns [`Error::Io`], [`Error::File`] or [`Error::Data`] if `path` cannot be read or
+    /// contains no image.
     pub fn open(path: impl AsRef<Path>, cache: Option<&Path>) -> Result<Self> {
         let path = path.as_ref();
-        let shards = || Self::of(Store::Shards(Box::new(Shards::open(path, cache)?)));
-        if is_of_shards(path) {
+        let shards = || Self::new(Store::Shards(Box::new(Shards::open(path, cache)?)));
+        if is_shard_path(path) {
             return shards();
         }
         let is_dir = fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir();
@@ -62,23 +68,24 @@ impl Images {
                 Store::Folder(folder)
             }
         };
-        Self::of(store)
+        Self::new(store)
     }
 
-    /// The files that a folder was found to have.
-    pub(crate) fn of_folder(folder: Folder) -> Result<Self> {
-        Self::of(Store::Folder(folder))
+    /// Creates a list of the image `files`, relative to `root`, without looking for them.
+    pub(crate) fn from_files(root: PathBuf, files: Vec<PathBuf>) -> Result<Self> {
+        let folder = Folder { root, files, skipped: Vec::new(), classes: Vec::new() };
+        Self::new(Store::Folder(folder))
     }
 
-    fn of(store: Store) -> Result<Self> {
+    fn new(store: Store) -> Result<Self> {
         let images = Self { store };
         match u32::try_from(images.len()) {
             Ok(_) => Ok(images),
-            Err(_) => Err(Error::file(images.path(), "has more than 2^32 images: split it")),
+            Err(_) => Err(Error::file(images.path(), "contains more than 2^32 images; split it")),
         }
     }
 
-    /// How many images there are.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         match &self.store {
             Store::Folder(folder) => folder.files.len(),
@@ -87,68 +94,71 @@ impl Images {
         }
     }
 
-    /// Whether there is none.
+    /// Returns true if there are no images.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The numbers of all images.
-    pub(crate) fn all(&self) -> Arc<[u32]> {
+    /// Returns the indices of all images.
+    pub(crate) fn indices(&self) -> Arc<[u32]> {
         (0..self.len() as u32).collect()
     }
 
-    /// The folder or the file.
+    /// Returns the path of the directory, file or shards.
     pub(crate) fn path(&self) -> &Path {
         match &self.store {
             Store::Folder(folder) => &folder.root,
             Store::Idx(idx) => &idx.path,
-            Store::Shards(shards) => shards.files.place(),
+            Store::Shards(shards) => shards.files.location(),
         }
     }
 
-    /// An image as it is stored.
+    /// Reads the image at index `at` in its stored size.
     ///
     /// # Errors
-    /// As [`Pixels::read`].
+    /// Returns the errors of [`Pixels::read`].
     pub fn read(&self, at: usize) -> Result<Pixels> {
         match &self.store {
             Store::Folder(folder) => Pixels::read(folder.root.join(&folder.files[at])),
             Store::Idx(idx) => idx.image(at),
             Store::Shards(shards) => {
                 let bytes = shards.files.read(at).map_err(Error::data)?;
-                Pixels::read_from(&bytes, shards.files.place().join(shards.files.path(at)))
+                Pixels::read_from(&bytes, shards.files.location().join(shards.files.path(at)))
             }
         }
     }
 
-    /// What to call an image in a message.
+    /// Returns the name of an image for messages: its path, or the IDX file and its index.
     pub fn name(&self, at: usize) -> String {
         match &self.store {
             Store::Folder(folder) => folder.root.join(&folder.files[at]).display().to_string(),
             Store::Idx(idx) => format!("{}, image {at}", idx.path.display()),
             Store::Shards(shards) => {
-                shards.files.place().join(shards.files.path(at)).display().to_string()
+                shards.files.location().join(shards.files.path(at)).display().to_string()
             }
         }
     }
 
-    /// An image's class, if it has one: the folder right below the root that holds it, its label in the file
-    /// beside the IDX file, or what its example in a shard says.
+    /// Returns the class of an image as an index into [`classes`](Self::classes); `None` if it has
+    /// none.
+    ///
+    /// The class is the top-level directory, the label in the file next to the IDX file, or the
+    /// class field of the example in a shard.
     ///
     /// # Errors
-    /// [`Error::Data`] if a shard cannot be read.
+    /// Returns [`Error::Data`] if a shard cannot be read.
     pub fn label(&self, at: usize) -> Result<Option<usize>> {
         Ok(match &self.store {
             Store::Folder(folder) => folder.label(at),
             Store::Idx(idx) => idx.label(at),
-            Store::Shards(shards) => shards.labels()?.of[at].map(|label| label as usize),
+            Store::Shards(shards) => shards.labels()?.indices[at].map(|label| label as usize),
         })
     }
 
-    /// Names of the classes; in IDX files, their numbers.
+    /// Returns the class names; classes of IDX files are named by their number.
     ///
     /// # Errors
-    /// [`Error::Data`] if a shard cannot be read.
+    /// Returns [`Error::Data`] if a shard cannot be read.
     pub fn classes(&self) -> Result<Vec<String>> {
         Ok(match &self.store {
             Store::Folder(folder) => folder.classes.clone(),
@@ -157,14 +167,14 @@ impl Images {
         })
     }
 
-    /// The class of each image by name, where it is known: as [`label`](Self::label), or in a folder with a
-    /// `labels.tsv` what that says.
+    /// Returns the class name of each image, where known: from `labels.tsv` if the directory has
+    /// one, else as [`label`](Self::label) does.
     ///
     /// # Errors
-    /// If the table, or a shard, cannot be read.
-    pub fn names_of_classes(&self) -> Result<Vec<Option<String>>> {
+    /// Returns an error if `labels.tsv` or a shard cannot be read.
+    pub fn class_names(&self) -> Result<Vec<Option<String>>> {
         if let Store::Folder(folder) = &self.store
-            && let Some(table) = table_in(&folder.root)?
+            && let Some(table) = labels::read_in(&folder.root)?
         {
             return Ok(folder.files.iter().map(|file| table.get(file).cloned()).collect());
         }
@@ -173,12 +183,12 @@ impl Images {
         (0..self.len()).map(name).collect()
     }
 
-    /// An image's relative path, and its file as it is stored; of those in IDX files, a PNG that is named by
-    /// its number.
+    /// Reads the file of an image: returns its relative path and its bytes. Images in IDX files
+    /// are encoded as PNG and named by their index.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub fn file(&self, at: usize) -> Result<(PathBuf, Vec<u8>)> {
+    /// Returns [`Error::Io`] or [`Error::Data`] if the file cannot be read.
+    pub fn read_file(&self, at: usize) -> Result<(PathBuf, Vec<u8>)> {
         match &self.store {
             Store::Folder(folder) => {
                 let path = folder.root.join(&folder.files[at]);
@@ -193,27 +203,30 @@ impl Images {
         }
     }
 
-    /// Has what these images need fetched, if it is far away.
-    pub(crate) fn prefetch(&self, at: impl Iterator<Item = usize>) {
+    /// Starts fetching the images at these indices if they are remote.
+    pub(crate) fn prefetch(&self, indices: impl Iterator<Item = usize>) {
         if let Store::Shards(shards) = &self.store {
-            shards.files.prefetch(at);
+            shards.files.prefetch(indices);
         }
     }
 
-    /// What could not be looked into, and why.
-    pub fn skipped(&self) -> &[(PathBuf, String)] {
+    /// Returns one line for each skipped file or directory: `path: reason`.
+    pub fn skipped(&self) -> Vec<String> {
         match &self.store {
-            Store::Folder(folder) => &folder.skipped,
-            Store::Idx(_) => &[],
-            Store::Shards(shards) => &shards.skipped,
+            Store::Folder(folder) => {
+                let line = |(path, reason): &(PathBuf, _)| format!("{}: {reason}", path.display());
+                folder.skipped.iter().map(line).collect()
+            }
+            Store::Idx(_) => Vec::new(),
+            Store::Shards(shards) => shards.skipped(),
         }
     }
 
-    /// A number that stays the image's when others come and go.
+    /// Returns a key of the image that does not change when other images are added or removed.
     pub(crate) fn identity(&self, at: usize) -> u64 {
         match &self.store {
             Store::Folder(folder) => {
-                // The same folder splits the same on every system.
+                // A directory splits the same way on every operating system.
                 let path = folder.files[at].to_string_lossy().replace('\\', "/");
                 hash(path.as_bytes())
             }
@@ -221,14 +234,4 @@ impl Images {
             Store::Shards(shards) => hash(shards.files.path(at).as_bytes()),
         }
     }
-}
-
-/// Checks that images on disk can be what the encoder wants.
-pub(crate) fn check(features: &PatchEncoderConfig) -> Result<()> {
-    features.validate()?;
-    if ![1, 3].contains(&features.channels) {
-        let reason = format!("images on disk have 1 or 3, not {}", features.channels);
-        return Err(Error::config("features.channels", reason));
-    }
-    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Pixels of an image, from a file of any common format.
+//! Decoded images, and decoding of image files.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, ErrorKind, Seek};
@@ -12,15 +12,15 @@ use image::{
     ImageReader, Limits,
 };
 
-/// Names that image files end in.
+/// File extensions of supported image formats, lowercase.
 pub const EXTENSIONS: [&str; 8] = ["bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
-/// Pixels of the largest image that is decoded: a small file can claim any number.
+/// Largest number of pixels that is decoded; a small file can claim any size.
 pub const MAX_PIXELS: u64 = 100_000_000;
-/// Bytes that a decoder may ask for, for such an image.
+/// Largest number of bytes that a decoder may allocate.
 const MAX_ALLOC: u64 = 1 << 30;
 
-/// An image in memory: rows from the top, 8 bits for each of 1 (grey) or 3 (red, green, blue)
-/// channels, channels side by side.
+/// A decoded image: 8 bits per channel, 1 (grayscale) or 3 (RGB) interleaved channels, rows from
+/// top to bottom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pixels {
     pub(crate) width: usize,
@@ -30,35 +30,37 @@ pub struct Pixels {
 }
 
 impl Pixels {
-    /// An image of `width` × `height` from its `values`, row by row.
+    /// Creates an image of `width` × `height` from `values`, row by row.
     ///
     /// # Errors
-    /// [`Error::Input`] if the numbers do not go together, or there are not 1 or 3 channels.
+    /// Returns [`Error::Input`] if the number of values does not match, or `channels` is neither 1
+    /// nor 3.
     pub fn new(width: usize, height: usize, channels: usize, values: Vec<u8>) -> Result<Self> {
         let expected = width.checked_mul(height).and_then(|n| n.checked_mul(channels));
         if ![1, 3].contains(&channels) || values.is_empty() || expected != Some(values.len()) {
             return Err(Error::Input(format!(
-                "{} values are no image of {width} × {height} with {channels} channels (1 or 3)",
+                "{} values do not match an image of {width} × {height} with {channels} channels (1 or 3)",
                 values.len()
             )));
         }
         Ok(Self { width, height, channels, values })
     }
 
-    /// Reads an image file: JPEG, PNG, WebP, GIF, BMP or TIFF, told by its content. Of several images
-    /// in a file, the first; 16 bits are rounded to 8; transparency is dropped; a rotation that a
-    /// camera noted is not applied.
+    /// Reads an image file: JPEG, PNG, WebP, GIF, BMP or TIFF, detected by content.
+    ///
+    /// Reads the first image of the file, rounds 16 bits to 8, drops transparency, and ignores EXIF
+    /// orientation.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::File`] if it cannot be read, is broken, is of another format, or has
-    /// more than [`MAX_PIXELS`].
+    /// Returns [`Error::Io`] or [`Error::File`] if the file cannot be read, is corrupt, is of
+    /// another format, or has more than [`MAX_PIXELS`] pixels.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        // Asked before it is opened: a pipe that nobody writes to would be waited for.
+        // Checked before opening, because opening a pipe without a writer blocks.
         let meta = path.metadata().map_err(|e| Error::io(path, e))?;
         if !meta.is_file() {
-            let what = if meta.is_dir() { "a folder" } else { "no file" };
-            return Err(Error::file(path, format!("is {what}, not an image")));
+            let what = if meta.is_dir() { "a directory" } else { "not a regular file" };
+            return Err(Error::file(path, format!("is {what}; expected an image file")));
         }
         if meta.len() == 0 {
             return Err(Error::file(path, "is empty (0 bytes)"));
@@ -69,10 +71,10 @@ impl Pixels {
         })
     }
 
-    /// As [`read`](Self::read), from memory; `name` stands for it in errors.
+    /// Reads an image file from memory; errors call it `name`.
     ///
     /// # Errors
-    /// As [`read`](Self::read).
+    /// Returns the errors of [`read`](Self::read).
     pub fn read_from(bytes: &[u8], name: impl AsRef<Path>) -> Result<Self> {
         let name = name.as_ref();
         if bytes.is_empty() {
@@ -81,49 +83,51 @@ impl Pixels {
         guarded(name, || decode(Cursor::new(bytes), name))
     }
 
-    /// The image as a PNG.
+    /// Encodes the image as PNG.
     pub(crate) fn to_png(&self) -> Result<Vec<u8>> {
         let color =
             if self.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
         let [width, height] = [self.width, self.height].map(|side| side as u32);
         let mut bytes = Vec::new();
-        PngEncoder::new(&mut bytes)
-            .write_image(&self.values, width, height, color)
-            .map_err(|error| Error::Input(format!("no PNG of {width} × {height}: {error}")))?;
+        PngEncoder::new(&mut bytes).write_image(&self.values, width, height, color).map_err(
+            |error| {
+                Error::Input(format!("encoding {width} × {height} pixels as PNG failed: {error}"))
+            },
+        )?;
         Ok(bytes)
     }
 
-    /// Pixels of a row.
+    /// Returns the width in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Number of rows.
+    /// Returns the height in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// 1 or 3.
+    /// Returns the number of channels, 1 or 3.
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// Row by row, channels side by side.
+    /// Returns the values row by row, with interleaved channels.
     pub fn values(&self) -> &[u8] {
         &self.values
     }
 
-    /// The same with 1 or 3 channels: grey is repeated, colours are weighed as in ITU-R 601.
+    /// Converts to 1 or 3 channels: repeats gray, or weights RGB by ITU-R 601.
     ///
     /// # Errors
-    /// [`Error::Input`] for another number of channels.
+    /// Returns [`Error::Input`] if `channels` is neither 1 nor 3.
     pub fn with_channels(self, channels: usize) -> Result<Self> {
         let values = match (self.channels, channels) {
             (from, to) if from == to => return Ok(self),
-            (1, 3) => self.values.iter().flat_map(|&grey| [grey; 3]).collect(),
+            (1, 3) => self.values.iter().flat_map(|&gray| [gray; 3]).collect(),
             (3, 1) => self.values.chunks_exact(3).map(luma).collect(),
             _ => {
-                let reason = format!("images have 1 or 3 channels, not {channels}");
+                let reason = format!("images must have 1 or 3 channels, not {channels}");
                 return Err(Error::Input(reason));
             }
         };
@@ -131,7 +135,7 @@ impl Pixels {
     }
 }
 
-/// Brightness of red, green and blue, in PIL's integers.
+/// Returns the gray of an RGB pixel, in PIL's fixed-point arithmetic.
 pub(crate) fn luma(rgb: &[u8]) -> u8 {
     let [r, g, b] = [rgb[0], rgb[1], rgb[2]].map(u32::from);
     ((r * 19_595 + g * 38_470 + b * 7_471 + 0x8000) >> 16) as u8
@@ -145,29 +149,29 @@ fn decode(file: impl BufRead + Seek, path: &Path) -> Result<Pixels> {
     }
     let mut bytes = Vec::new();
     reader.into_inner().read_to_end(&mut bytes).map_err(io)?;
-    // The decoder would fill up with grey what is missing.
-    if !is_whole_jpeg(&bytes) {
-        return Err(Error::file(path, "broken image: a JPEG that is cut off before its end"));
+    // The decoder would fill the missing rows of a truncated JPEG with gray.
+    if !is_complete_jpeg(&bytes) {
+        return Err(Error::file(path, "broken image: the JPEG is cut off before its end"));
     }
     decode_from(ImageReader::with_format(Cursor::new(bytes), ImageFormat::Jpeg), path)
 }
 
-/// What `reader` reads of the file `path`.
+/// Decodes the image of `reader`, the file at `path`.
 fn decode_from(mut reader: ImageReader<impl BufRead + Seek>, path: &Path) -> Result<Pixels> {
     let broken = |error: ImageError| match error {
         ImageError::IoError(source) if source.kind() != ErrorKind::UnexpectedEof => {
             Error::io(path, source)
         }
         ImageError::Unsupported(e) if matches!(e.kind(), UnsupportedErrorKind::Format(_)) => {
-            let known = "JPEG, PNG, WebP, GIF, BMP, TIFF";
-            Error::file(path, format!("is no image of a known kind ({known})"))
+            let formats = "JPEG, PNG, WebP, GIF, BMP, TIFF";
+            Error::file(path, format!("is not an image of a supported format ({formats})"))
         }
         ImageError::Unsupported(error) => {
             let reason = first_line(&error.to_string()).to_owned();
             Error::file(path, format!("{reason}; convert it to 8 bits, grey or RGB"))
         }
         ImageError::Limits(_) => {
-            Error::file(path, format!("takes more than {MAX_ALLOC} bytes to decode"))
+            Error::file(path, format!("needs more than {MAX_ALLOC} bytes to decode"))
         }
         error => Error::file(path, format!("broken image: {}", first_line(&error.to_string()))),
     };
@@ -178,7 +182,7 @@ fn decode_from(mut reader: ImageReader<impl BufRead + Seek>, path: &Path) -> Res
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
     if pixels == 0 || pixels > MAX_PIXELS || decoder.total_bytes() > MAX_ALLOC {
-        let reason = format!("{width} × {height} pixels; up to {MAX_PIXELS} are decoded");
+        let reason = format!("has {width} × {height} pixels; the limit is {MAX_PIXELS}");
         return Err(Error::file(path, reason));
     }
     let image = DynamicImage::from_decoder(decoder).map_err(broken)?;
@@ -190,16 +194,17 @@ fn decode_from(mut reader: ImageReader<impl BufRead + Seek>, path: &Path) -> Res
     Pixels::new(width as usize, height as usize, channels, values)
 }
 
-/// Whether the end marker is there. It is looked for marker by marker: what stands in a header, such
-/// as a small picture of the picture, has ends of its own.
-fn is_whole_jpeg(bytes: &[u8]) -> bool {
+/// Returns true if the JPEG has its end marker.
+///
+/// Walks marker by marker, because a thumbnail in a header has an end marker of its own.
+fn is_complete_jpeg(bytes: &[u8]) -> bool {
     let mut at = 0;
     while let Some(&[mark, kind]) = bytes.get(at..at + 2) {
         at += match (mark, kind) {
             (0xff, 0xd9) => return true,
-            // No data follow: a zero that belongs to the pixels, restarts, the start; filling.
+            // Markers without data: stuffed zeros, restarts, start of image.
             (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => 2,
-            (0xff, 0xff) => 1,
+            (0xff, 0xff) => 1, // fill byte
             (0xff, _) => match bytes.get(at + 2..at + 4) {
                 Some(&[high, low]) => 2 + usize::from(u16::from_be_bytes([high, low])),
                 _ => return false,

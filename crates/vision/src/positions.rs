@@ -1,24 +1,24 @@
-//! Where a patch is: fixed sines and cosines, or a learned bias for each pair of places.
+//! Position encodings of patches: fixed sin-cos embeddings or a learned relative position bias.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor, nn};
 
-/// How the transformer knows where a patch is.
+/// Position encoding of patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Positions {
-    /// Sines and cosines of row and column are added to the tokens, and never trained (2.0).
+    /// Fixed 2-D sin-cos embeddings, added to the tokens (data2vec 2.0).
     SinCos,
-    /// Attention scores get a learned bias for each offset in rows and columns, the same in all
-    /// blocks (1.0, after BEiT).
+    /// Learned attention bias per (row, column) offset, shared by all blocks (data2vec 1.0, BEiT).
     Relative,
-    /// The same with a bias of each block's own: fine-tuned models of 1.0.
+    /// Like `Relative`, with one bias per block: fine-tuned models of data2vec 1.0.
     RelativeBlocks,
 }
 
-/// `(T, D)` f32 for a grid of rows × columns. The first half of the channels tells the column, the
-/// second the row; of each, the first half is sines, the second cosines, of frequencies that fall
-/// from 1 to almost 1/10000.
+/// Returns the sin-cos embeddings `(T, D)` f32 of a grid of rows × columns.
+///
+/// The first half of the channels encodes the column, the second half the row. Each half is sines,
+/// then cosines, with frequencies from 1 down to almost 1/10000.
 pub(crate) fn sin_cos([rows, columns]: [i64; 2], dim: i64) -> Tensor {
     let quarter = dim / 4;
     let frequencies: Vec<f64> =
@@ -26,39 +26,40 @@ pub(crate) fn sin_cos([rows, columns]: [i64; 2], dim: i64) -> Tensor {
     let mut table = Vec::with_capacity((rows * columns * dim) as usize);
     for row in 0..rows {
         for column in 0..columns {
-            for place in [column as f64, row as f64] {
-                table.extend(frequencies.iter().map(|f| (place * f).sin() as f32));
-                table.extend(frequencies.iter().map(|f| (place * f).cos() as f32));
+            for position in [column as f64, row as f64] {
+                table.extend(frequencies.iter().map(|f| (position * f).sin() as f32));
+                table.extend(frequencies.iter().map(|f| (position * f).cos() as f32));
             }
         }
     }
     Tensor::from_slice(&table).reshape([rows * columns, dim])
 }
 
-/// A bias for each head and pair of places, CLS token included.
+/// Attention bias per head and pair of positions, including the CLS token.
 #[derive(Debug)]
 pub(crate) struct RelativeBias {
-    /// `((2h-1)·(2w-1) + 3, H)`: a row for each offset; the last three are from CLS to a patch, from
-    /// a patch to CLS, and from CLS to itself.
+    /// `((2h-1)·(2w-1) + 3, H)`: one row per offset, then CLS to patch, patch to CLS, CLS to CLS.
     table: Tensor,
     grid: [i64; 2],
-    /// `(T+1, T+1)` i64: which row of the table, for the grid it was made for.
+    /// `(T+1, T+1)` i64: row of the table for each pair of tokens of `grid`.
     index: Tensor,
 }
 
 impl RelativeBias {
-    /// All biases start at zero.
+    /// Creates the bias table, initialized to zero.
     pub(crate) fn new(path: &nn::Path, grid: [i64; 2], heads: i64) -> Self {
-        let table = path.var("relative_bias", &[offsets(grid) + 3, heads], nn::Init::Const(0.0));
-        Self { index: index(grid).to_device(table.device()), table, grid }
+        let table =
+            path.var("relative_bias", &[num_offsets(grid) + 3, heads], nn::Init::Const(0.0));
+        Self { index: pair_index(grid).to_device(table.device()), table, grid }
     }
 
-    /// `(H, T+1, T+1)` for all tokens of `grid`, or `(B, H, K+1, K+1)` for those of `ids_keep` `(B, K)`.
+    /// Returns the bias of all tokens of `grid`, `(H, T+1, T+1)`, or of the tokens in `ids_keep`
+    /// `(B, K)`, `(B, H, K+1, K+1)`.
     pub(crate) fn forward(&self, grid: [i64; 2], ids_keep: Option<&Tensor>) -> Tensor {
         let (table, index) = if grid == self.grid {
             (self.table.shallow_clone(), self.index.shallow_clone())
         } else {
-            (self.stretched(grid), index(grid).to_device(self.table.device()))
+            (self.interpolated(grid), pair_index(grid).to_device(self.table.device()))
         };
         let index = match ids_keep {
             None => index.unsqueeze(0), // (1, T+1, T+1)
@@ -74,10 +75,10 @@ impl RelativeBias {
         if ids_keep.is_none() { bias.squeeze_dim(0) } else { bias }
     }
 
-    /// The table for another grid: offsets interpolated, the rows for CLS kept.
-    fn stretched(&self, [rows, columns]: [i64; 2]) -> Tensor {
+    /// Returns the table for another grid: offsets are interpolated, the rows of CLS are kept.
+    fn interpolated(&self, [rows, columns]: [i64; 2]) -> Tensor {
         let [old_rows, old_columns] = self.grid.map(|n| 2 * n - 1);
-        let count = offsets(self.grid);
+        let count = num_offsets(self.grid);
         let offsets = self.table.narrow(0, 0, count).reshape([1, old_rows, old_columns, -1]);
         let offsets = offsets.permute([0, 3, 1, 2]); // (1, H, 2h-1, 2w-1)
         let size = [2 * rows - 1, 2 * columns - 1];
@@ -87,16 +88,16 @@ impl RelativeBias {
     }
 }
 
-fn offsets([rows, columns]: [i64; 2]) -> i64 {
+fn num_offsets([rows, columns]: [i64; 2]) -> i64 {
     (2 * rows - 1) * (2 * columns - 1)
 }
 
-/// `(T+1, T+1)`: the table's row for each pair of tokens, CLS first.
-fn index([rows, columns]: [i64; 2]) -> Tensor {
+/// Returns the table's row for each pair of tokens, `(T+1, T+1)`, CLS first.
+fn pair_index([rows, columns]: [i64; 2]) -> Tensor {
     let tokens = rows * columns;
-    let [from_cls, to_cls, itself] = [0, 1, 2].map(|i| offsets([rows, columns]) + i);
+    let [from_cls, to_cls, cls_to_cls] = [0, 1, 2].map(|i| num_offsets([rows, columns]) + i);
     let mut index = Vec::with_capacity(((tokens + 1) * (tokens + 1)) as usize);
-    index.push(itself);
+    index.push(cls_to_cls);
     index.extend((0..tokens).map(|_| from_cls));
     for i in 0..tokens {
         index.push(to_cls);

@@ -1,5 +1,4 @@
-//! RandAugment: a few random changes of each image, all of about the same strength
-//! (Cubuk et al. 2019), as timm does it.
+//! RandAugment (Cubuk et al. 2019): random operations of similar magnitude, as in timm.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,109 +9,115 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::augment::Light;
-use crate::noise::normal;
+use crate::distributions::normal;
+use crate::enhance::Enhancement;
 use crate::pixels::Pixels;
 
 mod ops;
 
-pub use ops::{Between, ImageOp};
+pub use ops::{ImageOp, Resampling};
 
-/// The magnitude at which changes have their full strength.
+/// Magnitude of full strength.
 const FULL: f64 = 10.0;
 
-/// What is done to each image. A recipe gives timm's name for it, as in `"rand-m9-mstd0.5-inc1"`, or
-/// a table of these keys.
+/// Settings of RandAugment. A recipe contains timm's name, e.g. `"rand-m9-mstd0.5-inc1"`, or a table
+/// of these keys.
 ///
-/// The changes are those of timm's "increasing" set: the larger the magnitude, the stronger each.
+/// The operations are timm's "increasing" set: each is stronger at larger magnitudes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct RandAugment {
-    /// How strong changes are on average; timm's `m`.
+    /// Mean magnitude; timm's `m`.
     pub magnitude: f64,
-    /// Standard deviation of the strength; timm's `mstd`.
+    /// Standard deviation of the magnitude; timm's `mstd`.
     pub std: f64,
-    /// Largest strength; timm's `mmax`.
+    /// Largest magnitude; timm's `mmax`.
     pub max: f64,
-    /// Changes that are drawn for an image; timm's `n`.
+    /// Number of operations per image; timm's `n`.
     pub ops: usize,
-    /// Chance that each of them is applied; timm's `p`.
+    /// Probability that each operation is applied; timm's `p`.
     pub chance: f64,
-    /// How an image is moved. timm takes what it is told for crops; these are bicubic here, so that is
-    /// what its name means.
+    /// Interpolation of geometric operations. timm uses that of its crops, which are bicubic here,
+    /// so a name means bicubic.
     pub interpolation: Interpolation,
 }
 
-/// How pixels are made where an image is turned or moved.
+/// Interpolation of geometric operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
-    /// One of the others, each time drawn anew.
+    /// Bilinear or bicubic, drawn for each operation.
     Random,
-    /// From four pixels.
+    /// From 2 × 2 pixels.
     Bilinear,
-    /// From sixteen.
+    /// From 4 × 4 pixels.
     Bicubic,
 }
 
 impl RandAugment {
-    /// Checks the keys, which stand below `key`.
+    /// Checks all settings; `key` is the recipe key of this table.
     ///
     /// # Errors
-    /// [`Error::Config`] that names one.
+    /// Returns [`Error::Config`], which names the key.
     pub fn validate(&self, key: &str) -> data2vec_core::Result<()> {
         let bad = |name: &str, reason: String| Err(Error::config(format!("{key}.{name}"), reason));
         for (name, value) in [("magnitude", self.magnitude), ("std", self.std), ("max", self.max)] {
             if !(0.0..=100.0).contains(&value) {
-                return bad(name, format!("{value} is outside 0 to 100 ({FULL} is full strength)"));
+                return bad(
+                    name,
+                    format!("must be from 0 to 100 ({FULL} is full strength), not {value}"),
+                );
             }
         }
         if !(1..=100).contains(&self.ops) {
-            return bad("ops", format!("{} is outside 1 to 100", self.ops));
+            return bad("ops", format!("must be from 1 to 100, not {}", self.ops));
         }
         if !(0.0..=1.0).contains(&self.chance) {
-            return bad("chance", format!("{} is not a chance from 0 to 1", self.chance));
+            return bad(
+                "chance",
+                format!("must be a probability from 0 to 1, not {}", self.chance),
+            );
         }
         Ok(())
     }
 
-    /// Changes for one image, in order.
-    pub fn draw(&self, rng: &mut impl Rng) -> Vec<ImageOp> {
-        let mut drawn = Vec::with_capacity(self.ops);
+    /// Samples the operations for one image, in order.
+    pub fn sample_ops(&self, rng: &mut impl Rng) -> Vec<ImageOp> {
+        let mut ops = Vec::with_capacity(self.ops);
         for _ in 0..self.ops {
             if rng.random::<f64>() < self.chance {
                 let magnitude = self.magnitude + self.std * normal(rng);
                 let magnitude = magnitude.clamp(0.0, self.max);
-                drawn.push(draw_op(magnitude / FULL, rng));
+                ops.push(sample_op(magnitude / FULL, rng));
             }
         }
-        drawn
+        ops
     }
 
-    /// The image after the changes drawn for it. What moves in is of the colour `fill`, a value a
-    /// channel.
+    /// Samples operations and applies them. `fill` is the color of pixels from outside the image,
+    /// one value per channel.
     ///
     /// # Panics
-    /// As [`Pixels::changed`].
+    /// Panics if `fill` has fewer values than the image has channels.
     pub fn apply(&self, mut pixels: Pixels, fill: &[u8], rng: &mut impl Rng) -> Pixels {
-        for op in self.draw(rng) {
-            let between = match self.interpolation {
-                Interpolation::Bilinear => Between::Bilinear,
-                Interpolation::Bicubic => Between::Bicubic,
-                Interpolation::Random if rng.random() => Between::Bilinear,
-                Interpolation::Random => Between::Bicubic,
+        for op in self.sample_ops(rng) {
+            let resampling = match self.interpolation {
+                Interpolation::Bilinear => Resampling::Bilinear,
+                Interpolation::Bicubic => Resampling::Bicubic,
+                Interpolation::Random if rng.random() => Resampling::Bilinear,
+                Interpolation::Random => Resampling::Bicubic,
             };
-            pixels = pixels.changed(op, between, fill);
+            pixels = pixels.apply_op(op, resampling, fill);
         }
         pixels
     }
 }
 
-/// One of the fifteen kinds, of strength `level` from 0 to 1.
-fn draw_op(level: f64, rng: &mut impl Rng) -> ImageOp {
+/// Samples one of the fifteen operations, of strength `level` in 0..=1.
+fn sample_op(level: f64, rng: &mut impl Rng) -> ImageOp {
     let kind = rng.random_range(0..15);
-    let mut signed = |most: f64| if rng.random() { most * level } else { -most * level };
-    let steps = |most: f64| (most * level) as u32;
+    let mut signed = |max: f64| if rng.random() { max * level } else { -max * level };
+    let steps = |max: f64| (max * level) as u32;
     match kind {
         0 => ImageOp::AutoContrast,
         1 => ImageOp::Equalize,
@@ -121,9 +126,9 @@ fn draw_op(level: f64, rng: &mut impl Rng) -> ImageOp {
         4 => ImageOp::Posterize(4_u32.saturating_sub(steps(4.0))),
         5 => ImageOp::Solarize(256_u32.saturating_sub(steps(256.0))),
         6 => ImageOp::SolarizeAdd(steps(110.0)),
-        7 => ImageOp::Light(Light::Saturation, factor(signed)),
-        8 => ImageOp::Light(Light::Contrast, factor(signed)),
-        9 => ImageOp::Light(Light::Brightness, factor(signed)),
+        7 => ImageOp::Enhance(Enhancement::Saturation, factor(signed)),
+        8 => ImageOp::Enhance(Enhancement::Contrast, factor(signed)),
+        9 => ImageOp::Enhance(Enhancement::Brightness, factor(signed)),
         10 => ImageOp::Sharpness(factor(signed)),
         11 => ImageOp::ShearX(signed(0.3)),
         12 => ImageOp::ShearY(signed(0.3)),
@@ -132,21 +137,21 @@ fn draw_op(level: f64, rng: &mut impl Rng) -> ImageOp {
     }
 }
 
-/// Of light and sharpness: 1 changes nothing.
+/// Returns the factor of an enhancement or of sharpness; 1 is the identity.
 fn factor(signed: impl FnOnce(f64) -> f64) -> f64 {
     (1.0 + signed(0.9)).max(0.1)
 }
 
-/// timm's name.
+/// Parses timm's name.
 impl FromStr for RandAugment {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         let mut parts = name.split('-');
         if parts.next() != Some("rand") {
-            return Err(format!("`{name}` is not of the form `rand-m9-mstd0.5-inc1`"));
+            return Err(format!("`{name}` does not have the form `rand-m9-mstd0.5-inc1`"));
         }
-        let mut read = Self {
+        let mut config = Self {
             magnitude: FULL,
             std: 0.0,
             max: FULL,
@@ -160,38 +165,37 @@ impl FromStr for RandAugment {
             let (key, value) = part.split_at(digits);
             let number: f64 = value
                 .parse()
-                .map_err(|_| format!("`{part}` in `{name}` is no letter with a number"))?;
+                .map_err(|_| format!("`{part}` in `{name}` is not a key with a number"))?;
             match key {
-                "m" => read.magnitude = number,
-                "mstd" => read.std = number,
-                "mmax" => read.max = number,
-                "n" => read.ops = number as usize,
-                "p" => read.chance = number,
+                "m" => config.magnitude = number,
+                "mstd" => config.std = number,
+                "mmax" => config.max = number,
+                "n" => config.ops = number as usize,
+                "p" => config.chance = number,
                 "inc" => increasing = number == 1.0,
                 _ => {
                     let known = "m, mstd, mmax, n, p, inc";
-                    return Err(format!("unknown part `{part}` in `{name}`; there are {known}"));
+                    return Err(format!("unknown key `{part}` in `{name}`; use {known}"));
                 }
             }
         }
         if !increasing {
             return Err(format!(
-                "`{name}` lacks `inc1`: there is only the set of changes that \
-                                grow with the magnitude"
+                "`{name}` has no `inc1`; only timm's increasing operations are supported"
             ));
         }
-        Ok(read)
+        Ok(config)
     }
 }
 
-/// As a table.
+/// Serializes as a table.
 impl Serialize for RandAugment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         Self::serialize(self, serializer)
     }
 }
 
-/// From a table, or a name.
+/// Deserializes a table or a name.
 impl<'de> Deserialize<'de> for RandAugment {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(NameOrTable)
@@ -212,7 +216,7 @@ impl<'de> Visitor<'de> for NameOrTable {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RandAugment, A::Error> {
-        // What serde derives for the table.
+        // The inherent method that serde derives for `remote = "Self"`.
         RandAugment::deserialize(MapAccessDeserializer::new(map))
     }
 }

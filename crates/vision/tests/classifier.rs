@@ -1,4 +1,4 @@
-//! A fine-tuned model from its folder to classes.
+//! Inference with a fine-tuned classifier.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data2vec_core::{
-    EncoderConfig, HeadConfig, NormPlacement, TransformerConfig, Tuned, write_model,
+    EncoderConfig, FinetunedModel, HeadConfig, NormPlacement, TransformerConfig, save_model,
 };
 use data2vec_vision::{
     AugmentConfig, ImageClassifier, LabelledImages, PatchEncoder, PatchEncoderConfig, Pixels,
@@ -50,14 +50,14 @@ fn config() -> EncoderConfig<PatchEncoderConfig> {
     }
 }
 
-/// A model of three classes with random weights.
+/// Writes a model with random weights.
 fn model(dir: &Path, head: &str) {
     tch::manual_seed(3);
     let head: HeadConfig = toml::from_str(head).unwrap();
     let vars = nn::VarStore::new(Device::Cpu);
-    Tuned::<PatchEncoder>::new(&vars.root(), config(), head.clone()).unwrap();
+    FinetunedModel::<PatchEncoder>::new(&vars.root(), config(), head.clone()).unwrap();
     let vars: HashMap<_, _> = vars.variables();
-    write_model(dir, &vars, &config(), Some(&head), None).unwrap();
+    save_model(dir, &vars, &config(), Some(&head), None).unwrap();
 }
 
 const HEAD: &str = r#"
@@ -68,64 +68,82 @@ const HEAD: &str = r#"
 "#;
 
 #[test]
-fn classes_are_those_of_the_scores() {
+fn classify_returns_softmax_of_logits() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path(), HEAD);
     let classifier = ImageClassifier::load(dir.path(), Device::Cpu).unwrap();
     assert_eq!(classifier.labels(), ["cat", "dog", "bird"]);
-    let [colour, grey] =
-        ["source.png", "grey.jpg"].map(|name| Pixels::read(fixture(name)).unwrap());
-    let scores = classifier.logits(&[colour.clone(), grey]).unwrap();
+    let [color, gray] = ["source.png", "grey.jpg"].map(|name| Pixels::read(fixture(name)).unwrap());
+    let scores = classifier.logits(&[color.clone(), gray]).unwrap();
     assert_eq!(scores.dim(), (2, 3));
-    let classes = classifier.classify(&colour).unwrap();
+    let classes = classifier.classify(&color).unwrap();
     assert!(classes.is_sorted_by(|a, b| a.1 >= b.1), "{classes:?}");
     let total: f64 = scores.row(0).iter().map(|&score| f64::from(score).exp()).sum();
-    for (label, share) in classes {
-        let place = classifier.labels().iter().position(|other| *other == label).unwrap();
-        let expected = f64::from(scores[[0, place]]).exp() / total;
-        assert!((share - expected).abs() < 1e-5, "{label}: {share}, {expected}");
+    for (label, probability) in classes {
+        let index = classifier.labels().iter().position(|other| *other == label).unwrap();
+        let expected = f64::from(scores[[0, index]]).exp() / total;
+        assert!((probability - expected).abs() < 1e-5, "{label}: {probability}, {expected}");
     }
     assert!(classifier.logits(&[]).is_err());
 }
 
 #[test]
-fn images_are_seen_as_they_are_evaluated() {
+fn classify_batch_matches_single_calls() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path(), HEAD);
-    let picture = Pixels::read(fixture("source.png")).unwrap();
-    let seen = || {
+    let classifier = ImageClassifier::load(dir.path(), Device::Cpu).unwrap();
+    let images =
+        ["source.png", "grey.jpg", "one.png"].map(|name| Pixels::read(fixture(name)).unwrap());
+    let batch = classifier.classify_batch(&images).unwrap();
+    assert_eq!(batch.len(), images.len());
+    for (image, classes) in images.iter().zip(batch) {
+        let single = classifier.classify(image).unwrap();
+        assert_eq!(classes.len(), single.len());
+        for (a, b) in classes.iter().zip(&single) {
+            assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-5, "{a:?}, {b:?}");
+        }
+    }
+    assert!(classifier.classify_batch(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn load_applies_exported_center_crop() {
+    let dir = tempfile::tempdir().unwrap();
+    model(dir.path(), HEAD);
+    let image = Pixels::read(fixture("source.png")).unwrap();
+    let logits = || {
         let classifier = ImageClassifier::load(dir.path(), Device::Cpu).unwrap();
-        classifier.logits(std::slice::from_ref(&picture)).unwrap()
+        classifier.logits(std::slice::from_ref(&image)).unwrap()
     };
-    let whole = seen();
+    let full = logits();
     let data = dir.path().join("data");
     for class in ["a", "b"] {
         fs::create_dir_all(data.join(class)).unwrap();
         fs::copy(fixture("source.png"), data.join(class).join("1.png")).unwrap();
     }
-    let close = AugmentConfig { eval_crop: 0.5, ..AugmentConfig::default() };
-    let (data, _) = LabelledImages::open(&data, &close, &config().features, None).unwrap();
+    let augment = AugmentConfig { eval_crop: 0.5, ..AugmentConfig::default() };
+    let (data, _) = LabelledImages::open(&data, &augment, &config().features, None).unwrap();
     data.export(dir.path()).unwrap();
-    let part = seen();
-    assert_ne!(whole, part);
-    let middle = picture.centre(0.5, 8, 8);
+    let cropped = logits();
+    assert_ne!(full, cropped);
+    let center = image.center_crop(0.5, 8, 8);
     let classifier = ImageClassifier::load(dir.path(), Device::Cpu).unwrap();
     fs::write(dir.path().join("preprocess.toml"), "crop = 1.0").unwrap();
     let expected = ImageClassifier::load(dir.path(), Device::Cpu).unwrap();
-    let expected = expected.logits(std::slice::from_ref(&middle)).unwrap();
-    assert_eq!(classifier.logits(std::slice::from_ref(&picture)).unwrap(), expected);
+    let expected = expected.logits(std::slice::from_ref(&center)).unwrap();
+    assert_eq!(classifier.logits(std::slice::from_ref(&image)).unwrap(), expected);
 }
 
 #[test]
-fn folders_of_no_use_are_said() {
+fn rejects_invalid_model_directory() {
     let dir = tempfile::tempdir().unwrap();
     let load = || ImageClassifier::load(dir.path(), Device::Cpu).unwrap_err().to_string();
     assert!(load().contains("encoder.toml"));
     model(dir.path(), HEAD);
-    for (text, said) in [("crop = 3.0", "no share"), ("crap = 1.0", "unknown field `crap`")] {
+    for (text, cause) in [("crop = 3.0", "from 0.1 to 1"), ("crap = 1.0", "unknown field `crap`")] {
         fs::write(dir.path().join("preprocess.toml"), text).unwrap();
         let error = load();
-        assert!(error.contains(said) && error.contains("preprocess.toml"), "{error}");
+        assert!(error.contains(cause) && error.contains("preprocess.toml"), "{error}");
     }
     fs::remove_file(dir.path().join("preprocess.toml")).unwrap();
     model(

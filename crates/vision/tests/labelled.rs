@@ -1,4 +1,4 @@
-//! Labelled images: where classes come from, which images are chosen, how they are mixed.
+//! Labelled images: sources of classes, splits and subsets, mixing.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use data2vec_core::split::Amount;
+use data2vec_core::data::split::Amount;
 use data2vec_core::{Dataset, Error, LabelledBatch, Targets};
 use data2vec_vision::{AugmentConfig, LabelledImages, Mix, PatchEncoderConfig, Positions};
 use proptest::prelude::*;
@@ -17,7 +17,7 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-/// ImageNet's of both versions, but for the label smoothing.
+/// The published settings of ImageNet fine-tuning, with another label smoothing.
 fn config() -> AugmentConfig {
     AugmentConfig {
         crop_scale: [0.08, 1.0],
@@ -64,8 +64,8 @@ fn idx(path: &Path, size: &[u32], values: &[u8]) {
     fs::write(path, bytes).unwrap();
 }
 
-/// `count` images of 8 × 8, of one value each: 60 times their class, which goes around from 0 to 3.
-fn plain(folder: &Path, count: u32, prefix: &str) {
+/// Writes `count` uniform images of 8 × 8 pixels of value 60 · class; classes cycle from 0 to 3.
+fn write_uniform(folder: &Path, count: u32, prefix: &str) {
     let labels: Vec<u8> = (0..count).map(|i| (i % 4) as u8).collect();
     let values: Vec<u8> = labels.iter().flat_map(|label| [60 * label; 64]).collect();
     idx(&folder.join(format!("{prefix}-images-idx3-ubyte")), &[count, 8, 8], &values);
@@ -83,7 +83,7 @@ fn names(data: &LabelledImages) -> Vec<String> {
 }
 
 #[test]
-fn folders_are_classes() {
+fn directories_are_classes() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["cats/1.png", "cats/old/2.png", "dogs/1.png"]);
     let (data, validation) = open(dir.path()).unwrap();
@@ -91,7 +91,7 @@ fn folders_are_classes() {
     assert_eq!(data.classes(), ["cats", "dogs"]);
     assert_eq!(counts(&data), [2, 1]);
     assert!(data.name(2).ends_with("dogs/1.png") && data.size(2) == 1);
-    // With other folders beside them, `train` and `test` are classes.
+    // Next to other directories, `train` and `test` are classes.
     images(dir.path(), &["train/1.png", "test/1.png"]);
     let (data, validation) = open(dir.path()).unwrap();
     assert!(validation.is_none());
@@ -99,21 +99,21 @@ fn folders_are_classes() {
 }
 
 #[test]
-fn image_net_has_two_sides() {
+fn opens_train_and_val_directories() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["train/n1/1.png", "train/n2/1.png", "train/n3/1.png", "val/n3/2.png"]);
     let (data, validation) = open(dir.path()).unwrap();
     let validation = validation.unwrap();
     assert_eq!((data.len(), validation.len()), (3, 1));
-    // Numbers are the training side's, whichever classes the other one has.
+    // Class indices are those of the training images.
     assert_eq!((validation.classes(), validation.class(0)), (data.classes(), 2));
     images(dir.path(), &["val/n9/1.png"]);
     let error = open(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("val") && error.contains("`n9` is none of the 3"), "{error}");
+    assert!(error.contains("val") && error.contains("`n9` is not one of the 3"), "{error}");
 }
 
 #[test]
-fn tables_name_images_and_classes() {
+fn reads_labels_tsv() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["a.png", "b/c.png", "d.png"]);
     let table = dir.path().join("labels.tsv");
@@ -126,46 +126,46 @@ fn tables_name_images_and_classes() {
         assert!(data.name(0).ends_with("a.png") && data.class(0) == 1);
         assert!(data.load(1, &mut StdRng::seed_from_u64(1)).is_ok());
     }
-    for (text, said) in [
+    for (text, cause) in [
         ("a.png\tx\nb/c.png y\n", "line 2: is not `path<TAB>label`"),
         ("a.png\tx\tz\n", "line 1: is not"),
-        ("a.png\t \n", "line 1: lacks"),
-        ("a.png\tx\nd.png\ty\na.png\ty\n", "line 3: a.png had another label"),
-        ("\n", "names no image"),
+        ("a.png\t \n", "line 1: has no"),
+        ("a.png\tx\nd.png\ty\na.png\ty\n", "line 3: a.png has another label"),
+        ("\n", "lists no images"),
         ("a.png\tx\n", "all images are of one class, x"),
     ] {
         fs::write(&table, text).unwrap();
         let error = open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains(said) && error.contains(dir.path().to_str().unwrap()), "{error}");
+        assert!(error.contains(cause) && error.contains(dir.path().to_str().unwrap()), "{error}");
     }
     fs::write(&table, [0xff, 0xfe]).unwrap();
     assert!(open(dir.path()).unwrap_err().to_string().contains("is not UTF-8"));
 }
 
 #[test]
-fn idx_files_have_labels_beside_them() {
+fn opens_idx_files_with_labels() {
     let dir = tempfile::tempdir().unwrap();
-    plain(dir.path(), 12, "train");
+    write_uniform(dir.path(), 12, "train");
     assert!(open(dir.path()).unwrap().1.is_none());
-    plain(dir.path(), 8, "t10k");
+    write_uniform(dir.path(), 8, "t10k");
     let (data, validation) = open(dir.path()).unwrap();
     assert_eq!((data.len(), validation.unwrap().len()), (12, 8));
     assert_eq!(data.classes(), ["0", "1", "2", "3"]);
-    let (alone, validation) = open(&dir.path().join("t10k-images-idx3-ubyte")).unwrap();
-    assert!(alone.len() == 8 && validation.is_none());
+    let (test, validation) = open(&dir.path().join("t10k-images-idx3-ubyte")).unwrap();
+    assert!(test.len() == 8 && validation.is_none());
 }
 
 #[test]
-fn images_without_classes_are_an_error_that_says_what_is_expected() {
+fn rejects_images_without_classes() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["cats/1.png", "lost.png"]);
-    for (path, said) in [
-        (dir.path().to_owned(), "lost.png has no label; expected is a folder of images for each"),
+    for (path, cause) in [
+        (dir.path().to_owned(), "lost.png has no label; expected a directory per class"),
         (dir.path().join("cats"), "1.png has no label"),
         (dir.path().join("gone"), "No such file"),
     ] {
         let error = open(&path).unwrap_err().to_string();
-        assert!(error.contains(said) && error.contains(path.to_str().unwrap()), "{error}");
+        assert!(error.contains(cause) && error.contains(path.to_str().unwrap()), "{error}");
     }
     fs::remove_file(dir.path().join("lost.png")).unwrap();
     let error = open(dir.path()).unwrap_err().to_string();
@@ -173,7 +173,7 @@ fn images_without_classes_are_an_error_that_says_what_is_expected() {
 }
 
 #[test]
-fn a_model_s_classes_keep_their_numbers() {
+fn with_classes_uses_indices_of_model() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["cats/1.png", "dogs/1.png"]);
     let (data, _) = open(dir.path()).unwrap();
@@ -182,13 +182,13 @@ fn a_model_s_classes_keep_their_numbers() {
     assert_eq!((data.class(0), data.class(1)), (2, 0));
     assert_eq!(data.classes(), model);
     let error = data.with_classes(&model[..2]).unwrap_err().to_string();
-    assert!(error.contains("`cats` is none of the 2 known ones: dogs, birds"), "{error}");
+    assert!(error.contains("`cats` is not one of the 2 known classes: dogs, birds"), "{error}");
 }
 
 #[test]
-fn sides_and_few_labels_have_every_class() {
+fn split_and_subsample_are_stratified() {
     let dir = tempfile::tempdir().unwrap();
-    plain(dir.path(), 400, "train");
+    write_uniform(dir.path(), 400, "train");
     let (data, _) = open(dir.path()).unwrap();
     let (train, held) = data.split(0.1, 3).unwrap();
     assert_eq!((counts(&train), counts(&held)), (vec![90; 4], vec![10; 4]));
@@ -196,19 +196,19 @@ fn sides_and_few_labels_have_every_class() {
     assert!(held.iter().all(|name| !train.contains(name)));
     assert_eq!(names(&data.split(0.1, 3).unwrap().1), held);
     assert_ne!(names(&data.split(0.1, 4).unwrap().1), held);
-    for impossible in [0.0, 1.0, -1.0, f64::NAN] {
-        let error = data.split(impossible, 3).unwrap_err();
+    for share in [0.0, 1.0, -1.0, f64::NAN] {
+        let error = data.split(share, 3).unwrap_err();
         assert!(matches!(error, Error::Config { key, .. } if key == "train.held_out"));
     }
 
-    let hundredth = data.few(Amount::Share(0.01), 3).unwrap();
-    assert_eq!(counts(&hundredth), [1; 4]);
-    let five = data.few(Amount::Each(5), 3).unwrap();
+    let percent = data.subsample(Amount::Share(0.01), 3).unwrap();
+    assert_eq!(counts(&percent), [1; 4]);
+    let five = data.subsample(Amount::Each(5), 3).unwrap();
     assert_eq!(counts(&five), [5; 4]);
-    assert!(names(&hundredth).iter().all(|name| names(&five).contains(name)));
-    assert_eq!(data.few(Amount::Share(1.0), 3).unwrap().len(), 400);
-    for nothing in [Amount::Share(0.0), Amount::Share(f64::NAN), Amount::Each(0)] {
-        assert!(matches!(data.few(nothing, 3), Err(Error::Config { .. })));
+    assert!(names(&percent).iter().all(|name| names(&five).contains(name)));
+    assert_eq!(data.subsample(Amount::Share(1.0), 3).unwrap().len(), 400);
+    for amount in [Amount::Share(0.0), Amount::Share(f64::NAN), Amount::Each(0)] {
+        assert!(matches!(data.subsample(amount, 3), Err(Error::Config { .. })));
     }
 }
 
@@ -218,15 +218,15 @@ fn batch(data: &LabelledImages, count: usize, seed: u64) -> LabelledBatch {
     data.collate(examples, &mut rng).unwrap()
 }
 
-fn shares(batch: &LabelledBatch) -> &Tensor {
+fn soft_labels(batch: &LabelledBatch) -> &Tensor {
     match &batch.targets {
-        Targets::Shares(shares) => shares,
+        Targets::SoftLabels(labels) => labels,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn training_images_vary_and_others_do_not() {
+fn augments_training_images_only() {
     let dir = tempfile::tempdir().unwrap();
     images(dir.path(), &["cats/1.png", "cats/2.png", "dogs/1.png"]);
     for channels in [1, 3] {
@@ -236,7 +236,7 @@ fn training_images_vary_and_others_do_not() {
         assert_eq!(one.batch.inputs.size(), [3, channels, 8, 8]);
         assert_eq!(one.batch.inputs, same.batch.inputs);
         assert_ne!(one.batch.inputs, other.batch.inputs);
-        assert_eq!(shares(&one).size(), [3, 2]);
+        assert_eq!(soft_labels(&one).size(), [3, 2]);
         let plain = data.without_augmentation();
         let (one, other) = (batch(&plain, 3, 1), batch(&plain, 3, 2));
         assert_eq!(one.batch.inputs, other.batch.inputs);
@@ -249,25 +249,25 @@ fn training_images_vary_and_others_do_not() {
 }
 
 #[test]
-fn without_anything_soft_there_are_classes() {
+fn hard_labels_without_mixing_and_smoothing() {
     let dir = tempfile::tempdir().unwrap();
-    plain(dir.path(), 8, "train");
+    write_uniform(dir.path(), 8, "train");
     let hard = AugmentConfig { mixup_prob: 0.0, label_smoothing: 0.0, ..config() };
     let (data, _) = LabelledImages::open(dir.path(), &hard, &features(1), None).unwrap();
     assert!(matches!(batch(&data, 8, 1).targets, Targets::Classes(_)));
     let smooth = AugmentConfig { mixup_prob: 0.0, label_smoothing: 0.2, ..config() };
     let (data, _) = LabelledImages::open(dir.path(), &smooth, &features(1), None).unwrap();
     let batch = batch(&data, 2, 1);
-    let rows = Vec::<f32>::try_from(shares(&batch).flatten(0, 1)).unwrap();
+    let rows = Vec::<f32>::try_from(soft_labels(&batch).flatten(0, 1)).unwrap();
     for (share, expected) in rows.iter().zip([0.85, 0.05, 0.05, 0.05, 0.05, 0.85, 0.05, 0.05]) {
         assert!((share - expected).abs() < 1e-6, "{rows:?}");
     }
 }
 
 #[test]
-fn labels_are_mixed_as_images_are() {
+fn labels_are_mixed_like_images() {
     let dir = tempfile::tempdir().unwrap();
-    plain(dir.path(), 7, "train"); // the one in the middle has no partner
+    write_uniform(dir.path(), 7, "train"); // odd: the middle image has no partner
     let values: Vec<f32> = (0..4).map(|class| (60.0 * class as f32 / 255.0 - 0.5) / 0.25).collect();
     let values = Tensor::from_slice(&values).reshape([4, 1]);
     for (mixup, cutmix) in [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)] {
@@ -282,31 +282,31 @@ fn labels_are_mixed_as_images_are() {
         let mut mixed = 0;
         for seed in 0..20 {
             let batch = batch(&data, 7, seed);
-            // Images have one value each: the mean of a mixture tells what it is made of.
+            // Images are uniform, so the mean of a mixed image determines its composition.
             let mean = batch.batch.inputs.flatten(1, -1).mean_dim(&[1_i64][..], true, Kind::Float);
-            let expected = shares(&batch).matmul(&values);
+            let expected = soft_labels(&batch).matmul(&values);
             let far = (mean - expected).abs().max().double_value(&[]);
             assert!(far < 1e-5, "{mixup} {cutmix}: {far}");
-            let most = shares(&batch).max().double_value(&[]);
-            assert!(most == 1.0, "the one in the middle: {most}");
-            mixed += i64::from(shares(&batch).get(0).max().double_value(&[]) < 0.999);
+            let most = soft_labels(&batch).max().double_value(&[]);
+            assert!(most == 1.0, "middle image: {most}");
+            mixed += i64::from(soft_labels(&batch).get(0).max().double_value(&[]) < 0.999);
         }
         assert!(mixed > 12, "{mixed}");
     }
 }
 
 #[test]
-fn mixtures_are_as_frequent_and_as_large_as_asked_for() {
+fn mixing_matches_configured_probabilities() {
     let mut rng = StdRng::seed_from_u64(7);
     let config = AugmentConfig { mixup_prob: 0.9, switch_prob: 0.3, ..config() };
     let (mut counts, mut mixup, mut cutmix) = (BTreeMap::new(), Vec::new(), Vec::new());
-    let draws = 40_000;
-    for _ in 0..draws {
-        let mix = config.draw_mix(224, 224, &mut rng);
-        let own = mix.own(224, 224);
+    let samples = 40_000;
+    for _ in 0..samples {
+        let mix = config.sample_mix(224, 224, &mut rng);
+        let own = mix.own_share(224, 224);
         assert!((0.0..=1.0).contains(&own));
         let name = match mix {
-            Mix::Nothing => "nothing",
+            Mix::None => "none",
             Mix::Mixup(_) => {
                 mixup.push(own);
                 "mixup"
@@ -318,30 +318,30 @@ fn mixtures_are_as_frequent_and_as_large_as_asked_for() {
         };
         *counts.entry(name).or_insert(0) += 1;
     }
-    let share = |name: &str| f64::from(counts[name]) / f64::from(draws);
-    // Five standard errors.
-    assert!((share("nothing") - 0.1).abs() < 0.0075, "{counts:?}");
+    let share = |name: &str| f64::from(counts[name]) / f64::from(samples);
+    // Tolerances are five standard errors.
+    assert!((share("none") - 0.1).abs() < 0.0075, "{counts:?}");
     assert!((share("cutmix") - 0.27).abs() < 0.0112, "{counts:?}");
     let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-    let spread =
+    let variance =
         |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64 - mean(x).powi(2);
     // Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1)).
     let within = 5.0 * 0.31 / (mixup.len() as f64).sqrt();
     assert!((mean(&mixup) - 0.5).abs() < within, "{}", mean(&mixup));
-    assert!((spread(&mixup) - 1.0 / (4.0 * 2.6)).abs() < within, "{}", spread(&mixup));
-    // What reaches out of the image is its own. timm's rule in 200,000 draws: 0.6825 ± 0.188.
+    assert!((variance(&mixup) - 1.0 / (4.0 * 2.6)).abs() < within, "{}", variance(&mixup));
+    // Rectangles are clipped to the image. timm in 200,000 samples: 0.6825 ± 0.188 (mean ± std).
     let within = 5.0 * 0.188 / (cutmix.len() as f64).sqrt();
     assert!((mean(&cutmix) - 0.6825).abs() < within, "{}", mean(&cutmix));
 }
 
 #[test]
-fn impossible_settings_are_named() {
+fn rejects_invalid_config() {
     let change = |change: fn(&mut AugmentConfig)| {
         let mut config = config();
         change(&mut config);
         config.validate()
     };
-    for (result, named) in [
+    for (result, expected) in [
         (change(|c| c.crop_scale = [0.0, 1.0]), "data.crop_scale"),
         (change(|c| c.flip = f64::NAN), "data.flip"),
         (change(|c| c.rand_augment.as_mut().unwrap().ops = 0), "data.rand_augment.ops"),
@@ -353,14 +353,14 @@ fn impossible_settings_are_named() {
         (change(|c| c.label_smoothing = 1.0), "data.label_smoothing"),
         (change(|c| c.eval_crop = 0.0), "data.eval_crop"),
     ] {
-        assert!(matches!(result, Err(Error::Config { key, .. }) if key == named), "{named}");
+        assert!(matches!(result, Err(Error::Config { key, .. }) if key == expected), "{expected}");
     }
     assert!(config().validate().is_ok() && AugmentConfig::default().validate().is_ok());
 }
 
 proptest! {
     #[test]
-    fn soft_labels_add_up_to_one(
+    fn soft_labels_sum_to_one(
         mixup in prop_oneof![Just(0.0), 0.1..5.0_f64],
         cutmix in prop_oneof![Just(0.0), 0.1..5.0_f64],
         label_smoothing in 0.01..0.9_f64,
@@ -368,13 +368,13 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let dir = tempfile::tempdir().unwrap();
-        plain(dir.path(), 9, "train");
+        write_uniform(dir.path(), 9, "train");
         let config = AugmentConfig { mixup, cutmix, label_smoothing, ..config() };
         let (data, _) = LabelledImages::open(dir.path(), &config, &features(1), None).unwrap();
         let batch = batch(&data, count, seed);
-        let sums = shares(&batch).sum_dim_intlist(&[1_i64][..], false, Kind::Float);
+        let sums = soft_labels(&batch).sum_dim_intlist(&[1_i64][..], false, Kind::Float);
         prop_assert!((sums - 1.0).abs().max().double_value(&[]) < 1e-5);
-        prop_assert!(shares(&batch).min().double_value(&[]) >= 0.0);
+        prop_assert!(soft_labels(&batch).min().double_value(&[]) >= 0.0);
         prop_assert!(batch.batch.inputs.isfinite().all().int64_value(&[]) == 1);
     }
 }

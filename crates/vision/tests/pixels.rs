@@ -1,5 +1,4 @@
-//! Decoding, resampling and light against what Pillow makes of the same images
-//! (`fixtures/make.py`), and files that are no use.
+//! Decoding, resampling and enhancement against Pillow (`fixtures/make.py`), and invalid files.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -7,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data2vec_core::Error;
-use data2vec_vision::{Crop, Light, Pixels};
+use data2vec_vision::{Crop, Enhancement, Pixels};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -17,7 +16,7 @@ fn read(name: &str) -> Pixels {
     Pixels::read(fixture(name)).unwrap()
 }
 
-/// Mean and largest difference of two images' values, in steps of 1/255.
+/// Returns mean and largest difference between the values of two images, in steps of 1/255.
 #[track_caller]
 fn difference(a: &Pixels, b: &Pixels) -> (f64, u8) {
     assert_eq!((a.width(), a.height(), a.channels()), (b.width(), b.height(), b.channels()));
@@ -27,7 +26,7 @@ fn difference(a: &Pixels, b: &Pixels) -> (f64, u8) {
 }
 
 #[test]
-fn resampling_is_pillow_s() {
+fn resizing_matches_pillow() {
     // left, top, right, bottom; height, width
     for (name, [left, top, right, bottom], [height, width]) in [
         ("down", [0, 0, 61, 47], [16, 16]),
@@ -47,23 +46,23 @@ fn resampling_is_pillow_s() {
 }
 
 #[test]
-fn the_same_size_is_the_same_image() {
+fn resizing_to_same_size_is_identity() {
     let image = read("source.png");
     let whole = Crop { top: 0, left: 0, height: 47, width: 61 };
     assert_eq!(image.resized(whole, 47, 61), image);
 }
 
 #[test]
-fn grey_and_light_are_pillow_s() {
+fn grayscale_and_enhancement_match_pillow() {
     assert_eq!(read("source.png").with_channels(1).unwrap(), read("grey.png"));
-    for (name, light) in [
-        ("brightness", Light::Brightness),
-        ("contrast", Light::Contrast),
-        ("saturation", Light::Saturation),
+    for (name, enhancement) in [
+        ("brightness", Enhancement::Brightness),
+        ("contrast", Enhancement::Contrast),
+        ("saturation", Enhancement::Saturation),
     ] {
         for factor in ["0.63", "1.37"] {
             let mut ours = read("small.png");
-            ours.enhance(light, factor.parse().unwrap());
+            ours.enhance(enhancement, factor.parse().unwrap());
             let expected = read(&format!("{name}-{factor}.png"));
             assert_eq!(difference(&ours, &expected), (0.0, 0), "{name} {factor}");
         }
@@ -71,7 +70,7 @@ fn grey_and_light_are_pillow_s() {
 }
 
 #[test]
-fn every_format_is_read() {
+fn reads_every_format() {
     let expected = read("small.png");
     for name in ["lossless.webp", "rgb.bmp", "lzw.tiff", "alpha.png"] {
         assert_eq!(read(name), expected, "{name}");
@@ -89,7 +88,7 @@ fn every_format_is_read() {
 }
 
 #[test]
-fn grey_has_one_channel_whatever_its_depth() {
+fn grayscale_of_any_depth_has_one_channel() {
     let expected = read("small.png").with_channels(1).unwrap();
     assert_eq!(difference(&read("grey16.png"), &expected), (0.0, 0));
     let jpeg = read("grey.jpg");
@@ -100,7 +99,7 @@ fn grey_has_one_channel_whatever_its_depth() {
 }
 
 #[test]
-fn one_pixel_is_an_image() {
+fn resizes_single_pixel() {
     let image = read("one.png");
     let whole = Crop { top: 0, left: 0, height: 1, width: 1 };
     let large = image.resized(whole, 8, 8);
@@ -108,14 +107,14 @@ fn one_pixel_is_an_image() {
 }
 
 #[track_caller]
-fn refused(path: &Path, said: &str) {
+fn assert_refused(path: &Path, cause: &str) {
     let error = Pixels::read(path).unwrap_err().to_string();
-    assert!(error.contains(said) && error.contains(path.to_str().unwrap()), "{error}");
+    assert!(error.contains(cause) && error.contains(path.to_str().unwrap()), "{error}");
     assert!(!error.contains('\n'), "{error}");
 }
 
 #[test]
-fn unusable_files_are_named_with_the_reason() {
+fn rejects_invalid_files() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
@@ -124,20 +123,26 @@ fn unusable_files_are_named_with_the_reason() {
     };
     let png = fs::read(fixture("source.png")).unwrap();
     let jpeg = fs::read(fixture("rgb.jpg")).unwrap();
-    refused(&write("empty.png", b""), "is empty (0 bytes)");
-    refused(&write("text.png", b"this is not an image at all"), "no image of a known kind");
-    refused(&write("text.xyz", b"this is not an image at all"), "no image of a known kind");
-    refused(&write("cut.png", &png[..png.len() / 2]), "broken image");
-    refused(&write("cut.jpg", &jpeg[..40]), "broken image");
-    // All pixels' data but the last are there.
-    refused(&write("end.jpg", &jpeg[..jpeg.len() - 2]), "cut off before its end");
-    refused(dir.path(), "is a folder");
+    assert_refused(&write("empty.png", b""), "is empty (0 bytes)");
+    assert_refused(
+        &write("text.png", b"this is not an image at all"),
+        "not an image of a supported format",
+    );
+    assert_refused(
+        &write("text.xyz", b"this is not an image at all"),
+        "not an image of a supported format",
+    );
+    assert_refused(&write("cut.png", &png[..png.len() / 2]), "broken image");
+    assert_refused(&write("cut.jpg", &jpeg[..40]), "broken image");
+    // Only the end marker is missing.
+    assert_refused(&write("end.jpg", &jpeg[..jpeg.len() - 2]), "cut off before its end");
+    assert_refused(dir.path(), "is a directory");
     let gone = dir.path().join("gone.png");
     assert!(matches!(Pixels::read(gone), Err(Error::Io { .. })));
 }
 
 #[test]
-fn a_wrong_name_does_not_matter() {
+fn detects_format_by_content() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("really-a-png.jpg");
     fs::copy(fixture("small.png"), &path).unwrap();
@@ -145,19 +150,19 @@ fn a_wrong_name_does_not_matter() {
 }
 
 #[test]
-fn bombs_are_refused_before_memory_is_asked_for() {
+fn rejects_decompression_bombs() {
     let dir = tempfile::tempdir().unwrap();
-    // A bitmap's header that claims 30,000 × 30,000 pixels, and nothing behind it.
+    // A BMP header that claims 30,000 × 30,000 pixels, without data.
     let mut bmp = fs::read(fixture("rgb.bmp")).unwrap();
     bmp[18..22].copy_from_slice(&30_000_i32.to_le_bytes());
     bmp[22..26].copy_from_slice(&30_000_i32.to_le_bytes());
     let path = dir.path().join("bomb.bmp");
     fs::write(&path, bmp).unwrap();
-    refused(&path, "30000 × 30000 pixels");
+    assert_refused(&path, "30000 × 30000 pixels");
 }
 
 #[test]
-fn impossible_pixels_are_an_error() {
+fn rejects_mismatched_values() {
     for (width, height, channels, values) in
         [(2, 2, 3, 11), (0, 4, 1, 0), (2, 2, 2, 8), (usize::MAX, 2, 1, 4)]
     {

@@ -1,40 +1,39 @@
-//! Our models under other programs' names.
+//! Export to Hugging Face and fairseq.
 
-use data2vec_core::convert::{self, Exported, Model};
-use data2vec_core::head::{Activation, HeadConfig, Pool};
+use data2vec_core::io::convert::{self, ExportedModel, Model};
+use data2vec_core::model::head::{Activation, HeadConfig, Pool};
 use data2vec_core::{Error, NormPlacement, Result};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::{UNUSED_POSITIONS, tables};
-use crate::TokenEncoderConfig;
+use super::tables::{self, UNUSED_POSITIONS};
+use crate::config::TokenEncoderConfig;
 
-/// What fairseq calls a head on the first token.
+/// Prefix of the classification head in fairseq.
 const HEAD: &str = "classification_heads.sentence_classification_head.";
 
-/// A folder for `from_pretrained` of Hugging Face's Data2VecText: the encoder alone, or
-/// ForSequenceClassification. The tokenizer's files are the caller's to add.
+/// Exports a model for `from_pretrained` of Hugging Face's `Data2VecTextModel`, or
+/// `Data2VecTextForSequenceClassification` if it has a head. The caller adds the files of the
+/// tokenizer, see [`save_tokenizer`](super::save_tokenizer).
 ///
-/// What that library calls a pooler, a map of the first token's features, is no part of data2vec; an encoder
-/// alone gets one that passes them on.
+/// An encoder alone gets an identity pooler, since the library expects one and data2vec has none.
 ///
 /// # Errors
-/// [`Error::Config`] that names what transformers cannot be.
-pub fn to_hugging_face(model: &Model<TokenEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names a setting that transformers does not support.
+pub fn to_hugging_face(model: &Model<TokenEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if t.input_norm || t.norm != NormPlacement::Post {
-        let reason =
-            "transformers' Data2VecText has no norm before its blocks: export it --to safetensors";
+        let reason = "transformers has no norm before the blocks; export it --to safetensors";
         return Err(Error::config("transformer.input_norm", reason));
     }
     if features.norm_eps != t.norm_eps {
-        let reason = format!("must be transformer.norm_eps = {} in transformers", t.norm_eps);
+        let reason = format!("must equal transformer.norm_eps = {} in transformers", t.norm_eps);
         return Err(Error::config("features.norm_eps", reason));
     }
     if features.pad != UNUSED_POSITIONS - 1 {
         let reason =
-            format!("is {}; transformers counts positions from it, and it must be 1", features.pad);
+            format!("must be 1, since transformers counts positions from it, not {}", features.pad);
         return Err(Error::config("features.pad", reason));
     }
     let (prefix, architecture) = match head {
@@ -72,38 +71,44 @@ pub fn to_hugging_face(model: &Model<TokenEncoderConfig>) -> Result<Exported> {
     });
     if let (Some(head), Some(settings)) = (head, settings.as_object_mut()) {
         settings.insert("classifier_dropout".into(), json!(head.dropout));
-        settings.extend(convert::label_settings(head));
+        settings.extend(convert::label_config(head));
     }
     let notes = features.early_positions.then(|| {
-        "this is 2.0's encoder: what it computes is what 1.0's does, and transformers will call it that".into()
+        "this 2.0 encoder computes the same as a 1.0 encoder, and transformers treats it as one"
+            .into()
     });
     let files = vec![("config.json", settings)];
-    Ok(Exported { tensors, files, notes: notes.into_iter().collect(), ..Exported::default() })
+    Ok(ExportedModel {
+        tensors,
+        files,
+        notes: notes.into_iter().collect(),
+        ..ExportedModel::default()
+    })
 }
 
-/// Whether other programs' classifiers can be `head`.
+/// Checks that other programs support the head.
 fn check(head: &HeadConfig, dim: i64) -> Result<()> {
     let bad = |key: &str, reason: &str| {
-        let reason = format!("{reason} in other programs: export it --to safetensors");
+        let reason = format!("{reason} in other programs; export it --to safetensors");
         Err(Error::config(format!("head.{key}"), reason))
     };
     if head.pool != Pool::First {
-        return bad("pool", "is always \"first\"");
+        return bad("pool", "must be \"first\"");
     }
     if head.norm_eps.is_some() {
-        return bad("norm_eps", "there is no norm after pooling");
+        return bad("norm_eps", "must be absent");
     }
     match &head.dense {
         Some(dense) if dense.dim == dim && dense.activation == Activation::Tanh => Ok(()),
-        _ => bad("dense", "is always as wide as the features, and followed by \"tanh\""),
+        _ => bad("dense", "must have the encoder's dim and activation \"tanh\""),
     }
 }
 
-/// The tensors under fairseq's names, of 1.0 or 2.0; with a head, those of a fine-tuned model.
+/// Exports a model for fairseq, data2vec 1.0 or 2.0; with its head, if it has one.
 ///
 /// # Errors
-/// [`Error::Config`] that names what fairseq cannot be.
-pub fn to_fairseq(model: &Model<TokenEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names a setting that fairseq does not support.
+pub fn to_fairseq(model: &Model<TokenEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if let Some(head) = head {
@@ -118,9 +123,9 @@ pub fn to_fairseq(model: &Model<TokenEncoderConfig>) -> Result<Exported> {
     };
     let mut tensors = convert::export(&model.vars, &table)?;
     if !features.early_positions {
-        // fairseq's mark of how positions are counted.
+        // Version of the position numbering.
         let version = Tensor::from_slice(&[3.0_f32]);
         tensors.insert(format!("{prefix}sentence_encoder.version"), version);
     }
-    Ok(Exported { tensors, ..Exported::default() })
+    Ok(ExportedModel { tensors, ..ExportedModel::default() })
 }

@@ -1,10 +1,13 @@
-//! Our names and theirs.
+//! Tensor names: ours and those of other programs.
 
-use data2vec_core::convert::Table;
+use data2vec_core::io::convert::NameMap;
 
-/// Hugging Face's, of a model whose encoder's names begin with `prefix`.
-pub(super) fn hugging_face(prefix: &str) -> Table {
-    Table::new("Hugging Face's Data2VecText")
+/// Number of rows of the position embeddings that no token uses.
+pub(super) const UNUSED_POSITIONS: i64 = 2;
+
+/// Returns the names of Hugging Face; those of the encoder start with `prefix`.
+pub(super) fn hugging_face(prefix: &str) -> NameMap {
+    NameMap::new("Hugging Face's Data2VecText")
         .rows(
             "encoder.features.",
             &format!("{prefix}embeddings."),
@@ -29,10 +32,10 @@ pub(super) fn hugging_face(prefix: &str) -> Table {
         .rows("head.", "classifier.", &[("dense.*", "dense.*"), ("out.*", "out_proj.*")])
 }
 
-/// fairseq's, of 1.0; a head's names begin with `head`.
-pub(super) fn fairseq1(prefix: &str, head: &str) -> Table {
+/// Returns the names of fairseq, data2vec 1.0; those of the head start with `head`.
+pub(super) fn fairseq1(prefix: &str, head: &str) -> NameMap {
     let own = format!("{prefix}sentence_encoder.");
-    Table::new("fairseq's data2vec 1.0")
+    NameMap::new("fairseq's data2vec 1.0")
         .rows(
             "encoder.features.",
             &own,
@@ -56,10 +59,11 @@ pub(super) fn fairseq1(prefix: &str, head: &str) -> Table {
         .rows("head.", head, &[("dense.*", "dense.*"), ("out.*", "out_proj.*")])
 }
 
-/// fairseq's, of 2.0: `prenet` of the `depth` blocks come before the main ones.
-pub(super) fn fairseq2(prefix: &str, head: &str, prenet: usize, depth: usize) -> Table {
+/// Returns the names of fairseq, data2vec 2.0; the first `prenet` of `depth` blocks belong to the
+/// modality encoder.
+pub(super) fn fairseq2(prefix: &str, head: &str, prenet: usize, depth: usize) -> NameMap {
     let own = format!("{prefix}modality_encoders.TEXT.");
-    let mut table = Table::new("fairseq's data2vec 2.0")
+    let mut table = NameMap::new("fairseq's data2vec 2.0")
         .rows(
             "encoder.features.",
             &format!("{own}local_encoder."),

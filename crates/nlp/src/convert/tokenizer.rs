@@ -1,4 +1,4 @@
-//! Tokenizers as Hugging Face's RobertaTokenizer.
+//! Export of tokenizers to Hugging Face.
 
 use std::path::Path;
 
@@ -7,20 +7,19 @@ use serde_json::json;
 use tokenizers::PostProcessorWrapper;
 use tokenizers::processors::roberta::RobertaProcessing;
 
-use crate::Tokenizer;
-use crate::tokenizer::TOKENIZER_FILE;
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
-/// Writes the tokenizer to the folder `dir` so that `AutoTokenizer.from_pretrained` finds it there. There,
-/// unlike here, `<s>` and `</s>` are set around a text by the tokenizer.
+/// Writes the tokenizer to the directory `dir` for `AutoTokenizer.from_pretrained`, which adds
+/// `<s>` and `</s>` to each text, unlike [`Tokenizer::encode`].
 ///
 /// # Errors
-/// [`Error::Io`] if a file cannot be written; [`Error::File`] for a tokenizer that came from GPT-2's files,
-/// whose ids transformers cannot have.
+/// Returns [`Error::Io`] if a file cannot be written, [`Error::File`] for a tokenizer from GPT-2's
+/// files, whose ids transformers does not support.
 pub fn save_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
     let path = dir.join(TOKENIZER_FILE);
     let Some(inner) = tokenizer.inner() else {
-        let reason = "transformers needs RoBERTa's vocab.json and merges.txt: it cannot read encoder.json, \
-                      vocab.bpe and dict.txt";
+        let reason = "transformers needs RoBERTa's vocab.json and merges.txt; it cannot read \
+                      encoder.json, vocab.bpe and dict.txt";
         return Err(Error::file(&path, reason));
     };
     let special = tokenizer.special();
@@ -28,20 +27,20 @@ pub fn save_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<()> {
         let name = inner.id_to_token(id as u32).unwrap_or_default();
         (name, id as u32)
     };
-    let around = RobertaProcessing::new(token(special.end), token(special.begin))
+    let processor = RobertaProcessing::new(token(special.eos), token(special.bos))
         .trim_offsets(true)
         .add_prefix_space(false);
-    let mut whole = inner.clone();
-    whole.with_post_processor(Some(PostProcessorWrapper::Roberta(around)));
-    whole.set_encode_special_tokens(false);
-    let text = whole.to_string(true).map_err(|e| Error::file(&path, e.to_string()))?;
+    let mut exported = inner.clone();
+    exported.with_post_processor(Some(PostProcessorWrapper::Roberta(processor)));
+    exported.set_encode_special_tokens(false);
+    let text = exported.to_string(true).map_err(|e| Error::file(&path, e.to_string()))?;
     let names = json!({
-        "bos_token": token(special.begin).0,
-        "cls_token": token(special.begin).0,
-        "eos_token": token(special.end).0,
-        "sep_token": token(special.end).0,
+        "bos_token": token(special.bos).0,
+        "cls_token": token(special.bos).0,
+        "eos_token": token(special.eos).0,
+        "sep_token": token(special.eos).0,
         "pad_token": token(special.pad).0,
-        "unk_token": token(special.unknown).0,
+        "unk_token": token(special.unk).0,
         "mask_token": token(special.mask).0,
     });
     let mut settings = names.clone();

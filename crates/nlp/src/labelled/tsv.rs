@@ -1,64 +1,24 @@
-//! Lines of labelled texts: tab-separated without quoting, or JSON objects.
+//! Reads labelled texts from files: tab-separated without quoting, or JSON lines.
 
-use std::{fs::File, io::Read, path::Path};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use data2vec_core::{Error, HeadTask, Result};
-use data2vec_source::is_of_shards;
 use flate2::read::MultiGzDecoder;
 use serde_json::{Map, Value};
 
-use crate::{
-    corpus::is_utf16,
-    glue::{Columns, Kind, kind, names},
-    labelled_shards,
-    unpack::{LARGEST_RATIO, Limited},
-};
+use super::glue::{Columns, find_names};
+use super::listing::FileKind;
+use super::record::{Record, Skipped};
+use crate::gzip::LimitedReader;
+use crate::listing::is_utf16;
 
-/// Reasons that are kept; the others are counted.
-const MOST_REASONS: usize = 10_000;
-
-/// A line of use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Record {
-    /// Its line, or its name in shards.
-    pub place: String,
-    /// One, or two of a pair.
-    pub texts: Vec<String>,
-    pub label: String,
-}
-
-/// Lines of no use, each with its reason.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Skipped {
-    reasons: Vec<String>,
-    more: usize,
-}
-
-impl Skipped {
-    pub fn add(&mut self, reason: impl Into<String>) {
-        if self.reasons.len() < MOST_REASONS {
-            self.reasons.push(reason.into());
-        } else {
-            self.more += 1;
-        }
-    }
-
-    /// One line each; the last one may tell of several.
-    pub fn list(&self) -> Vec<String> {
-        let more = (self.more > 0).then(|| format!("and {} more", self.more));
-        self.reasons.iter().cloned().chain(more).collect()
-    }
-}
-
-/// The records of a file or of shards.
+/// Reads the records of a file; reasons for invalid lines are added to `skipped`.
 pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result<Vec<Record>> {
-    let is_table = kind(path) != Kind::Other && path.is_file();
-    if path.is_dir() || (is_of_shards(path) && !is_table) {
-        return labelled_shards::read(path, task, skipped);
-    }
     let bytes = content(path)?;
     if is_utf16(&bytes) {
-        return Err(Error::file(path, "is UTF-16 or UTF-32: convert it to UTF-8"));
+        return Err(Error::file(path, "is UTF-16 or UTF-32; convert it to UTF-8"));
     }
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let mut lines = (1..)
@@ -75,7 +35,7 @@ pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result
         }
         None => return Err(Error::file(path, "no text in it")),
     };
-    let parser = Parser::of(kind(path), first, task)
+    let parser = Parser::new(FileKind::of(path), first, task)
         .map_err(|reason| Error::file(path, format!("line 1: {reason}")))?;
     if parser.has_header() {
         lines.next();
@@ -83,51 +43,51 @@ pub(crate) fn read(path: &Path, task: HeadTask, skipped: &mut Skipped) -> Result
     let mut records = Vec::new();
     for (line, text) in lines {
         let parsed = text.map_err(|_| "not UTF-8".to_owned()).and_then(|text| parser.parse(text));
-        let place = format!("line {line}");
+        let location = format!("line {line}");
         match parsed {
-            Ok((texts, label)) => records.push(Record { place, texts, label }),
-            Err(reason) => skipped.add(format!("{place}: {reason}")),
+            Ok((texts, label)) => records.push(Record { location, texts, label }),
+            Err(reason) => skipped.add(format!("{location}: {reason}")),
         }
     }
     Ok(records)
 }
 
-/// All of a file, unpacked.
+/// Reads a complete file, decompressed.
 fn content(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
     let file = File::open(path).map_err(io)?;
     let meta = file.metadata().map_err(io)?;
     if !meta.is_file() {
-        return Err(Error::file(path, "is no file"));
+        return Err(Error::file(path, "is not a regular file"));
     }
     let mut bytes = Vec::new();
     if path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gz")) {
-        let limit = meta.len().saturating_mul(LARGEST_RATIO).max(1 << 24);
-        let mut unpacked = Limited { inner: MultiGzDecoder::new(file), left: limit };
-        unpacked.read_to_end(&mut bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        let mut decoder = LimitedReader::new(MultiGzDecoder::new(file), meta.len());
+        decoder.read_to_end(&mut bytes).map_err(|e| Error::file(path, e.to_string()))?;
     } else {
-        { file }.read_to_end(&mut bytes).map_err(io)?;
+        (&file).read_to_end(&mut bytes).map_err(io)?;
     }
     Ok(bytes)
 }
 
-/// From a line to its texts and its label.
+/// Extracts texts and label from a line.
 enum Parser {
     Table(Columns),
     Json { texts: &'static [&'static str], label: &'static str },
 }
 
 impl Parser {
-    fn of(kind: Kind, first: &str, task: HeadTask) -> std::result::Result<Self, String> {
+    /// Chooses columns or keys by the first line.
+    fn new(kind: FileKind, first: &str, task: HeadTask) -> std::result::Result<Self, String> {
         Ok(match kind {
-            Kind::Ratings => Self::Table(Columns::of_ratings()),
-            Kind::Json => {
+            FileKind::Ratings => Self::Table(Columns::of_ratings()),
+            FileKind::Json => {
                 let object = object(first)?;
                 let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-                let (texts, label) = names(&keys, task)?;
+                let (texts, label) = find_names(&keys, task)?;
                 Self::Json { texts, label }
             }
-            Kind::Table | Kind::Other => {
+            FileKind::Table | FileKind::Other => {
                 let columns: Vec<&str> = first.split('\t').map(str::trim).collect();
                 Self::Table(Columns::of_table(&columns, task)?)
             }
@@ -175,7 +135,7 @@ impl Parser {
 fn object(line: &str) -> std::result::Result<Map<String, Value>, String> {
     serde_json::from_str(line).map_err(|error| {
         let text = error.to_string();
-        let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-        format!("byte {}: no JSON object: {what}", error.column())
+        let cause = text.rsplit_once(" at line ").map_or(text.as_str(), |(cause, _)| cause);
+        format!("byte {}: no JSON object: {cause}", error.column())
     })
 }

@@ -1,45 +1,46 @@
-//! Our models under other programs' names.
+//! Export to Hugging Face and fairseq.
 
-use data2vec_core::convert::{self, Exported, Model};
-use data2vec_core::head::{Activation, HeadConfig, HeadTask, Pool};
+use data2vec_core::io::convert::{self, ExportedModel, Model};
+use data2vec_core::model::head::{Activation, HeadConfig, HeadTask, Pool};
 use data2vec_core::{Error, NormPlacement, Result};
 use serde_json::{Map, Value as Json, json};
 use tch::{Device, Kind, Tensor};
 
 use super::tables;
-use crate::{ConvNorm, WaveCompat, WaveEncoderConfig, audio};
+use crate::audio;
+use crate::config::{ConvNorm, WaveCompat, WaveEncoderConfig};
 
-/// The word delimiter of the letters' labels.
+/// Label between words.
 const DELIMITER: &str = "|";
 
-/// A folder for `from_pretrained` of Hugging Face's Data2VecAudio: the encoder alone, ForCTC, or
-/// ForSequenceClassification.
+/// Exports a model to a directory for `from_pretrained` of Hugging Face's Data2VecAudio: the encoder
+/// alone, ForCTC, or ForSequenceClassification.
 ///
 /// # Errors
-/// [`Error::Config`] that names what transformers cannot be.
-pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names the setting, if transformers does not support one.
+pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if features.alibi || !t.input_norm || t.norm != NormPlacement::Post {
-        let reason = "transformers has data2vec 1.0 alone, and this encoder is 2.0's: export it --to \
-                      fairseq or --to safetensors";
+        let reason = "transformers supports only data2vec 1.0, but this encoder is 2.0; export it \
+                      --to fairseq or --to safetensors";
         return Err(Error::config("features.alibi", reason));
     }
     if features.conv_norm != ConvNorm::Layer {
-        let reason = "\"group\" is wav2vec 2.0's: transformers' Data2VecAudio has \"layer\" alone";
+        let reason = "transformers' Data2VecAudio supports only \"layer\", not \"group\"";
         return Err(Error::config("features.conv_norm", reason));
     }
     let ctc = head.as_ref().is_some_and(|head| head.task == HeadTask::Ctc);
     let prefix = if head.is_some() { "data2vec_audio." } else { "" };
     let mut vars = model.all_vars();
-    let mut exported = Exported::default();
+    let mut exported = ExportedModel::default();
     let architecture = match head {
         None => "Data2VecAudioModel",
         Some(_) if ctc => "Data2VecAudioForCTC",
         Some(head) => {
             check_classifier(head)?;
             if head.dense.is_none() {
-                // There, a map without activation comes before the last one: it changes nothing.
+                // transformers has a linear layer before the last one; the identity keeps the output.
                 let kind = (Kind::Float, Device::Cpu);
                 vars.insert("head.dense.weight".into(), Tensor::eye(t.dim, kind));
                 vars.insert("head.dense.bias".into(), Tensor::zeros(t.dim, kind));
@@ -50,8 +51,8 @@ pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
     exported.tensors = convert::export(&vars, &tables::hugging_face(prefix, ctc))?;
     if !features.compat.contains(&WaveCompat::PaddingLeaks) && features.pos_layers > 1 {
         exported.notes.push(
-            "in padded batches transformers lets padding reach the last real frames; single \
-             recordings are the same"
+            "in padded batches, transformers lets padding leak into the last real frames; single \
+             recordings are not affected"
                 .into(),
         );
     }
@@ -80,7 +81,7 @@ pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
         "num_conv_pos_embeddings": features.pos_layers,
         "conv_pos_kernel_size": features.pos_kernel,
         "num_conv_pos_embedding_groups": features.pos_groups,
-        // Without a mask token there must be none.
+        // Must be 0 for models without a mask token.
         "mask_time_prob": if model.mask_token.is_some() { 0.05 } else { 0.0 },
         "mask_feature_prob": 0.0,
         "pad_token_id": 0,
@@ -95,7 +96,7 @@ pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
         } else {
             let width = head.dense.as_ref().map_or(t.dim, |dense| dense.dim);
             settings.insert("classifier_proj_size".into(), json!(width));
-            settings.extend(convert::label_settings(head));
+            settings.extend(convert::label_config(head));
         }
     }
     exported.files.push(("config.json", settings));
@@ -114,10 +115,10 @@ pub fn to_hugging_face(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
     Ok(exported)
 }
 
-/// Whether transformers' classifier can be `head`.
+/// Checks that transformers' classifier supports `head`.
 fn check_classifier(head: &HeadConfig) -> Result<()> {
     let bad = |key: &str, reason: &str| {
-        let reason = format!("{reason} in transformers: export it --to safetensors");
+        let reason = format!("{reason} in transformers; export it --to safetensors");
         Err(Error::config(format!("head.{key}"), reason))
     };
     if head.pool != Pool::Mean {
@@ -134,13 +135,13 @@ fn check_classifier(head: &HeadConfig) -> Result<()> {
     }
 }
 
-/// Files of Wav2Vec2CTCTokenizer.
+/// Returns the files of a Wav2Vec2CTCTokenizer.
 fn tokenizer(labels: &[String]) -> Result<Vec<(&'static str, Json)>> {
     let mut vocabulary = Map::new();
     for (i, label) in labels.iter().enumerate() {
         if vocabulary.insert(label.clone(), json!(i)).is_some() {
             let reason =
-                format!("{label:?} is there twice: transformers' tokenizer cannot have that");
+                format!("{label:?} occurs twice, which transformers' tokenizer does not support");
             return Err(Error::config("head.labels", reason));
         }
     }
@@ -167,16 +168,16 @@ fn tokenizer(labels: &[String]) -> Result<Vec<(&'static str, Json)>> {
     ])
 }
 
-/// The tensors under fairseq's names, of 1.0 or 2.0; with a CTC head, those of a fine-tuned model. In 2.0 all
-/// blocks are main ones: its `prenet_depth` is 0.
+/// Exports a model with fairseq's tensor names, of 1.0 or 2.0; with a CTC head, of a fine-tuned
+/// model. In 2.0 all blocks are main blocks: `prenet_depth` is 0.
 ///
 /// # Errors
-/// [`Error::Config`] that names what fairseq cannot be.
-pub fn to_fairseq(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names the setting, if fairseq does not support one.
+pub fn to_fairseq(model: &Model<WaveEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if head.as_ref().is_some_and(|head| head.task != HeadTask::Ctc) {
-        let reason = "fairseq's data2vec has \"ctc\" alone: export it --to safetensors";
+        let reason = "fairseq's data2vec supports only \"ctc\"; export it --to safetensors";
         return Err(Error::config("head.task", reason));
     }
     let prefix = if head.is_some() { "w2v_encoder.w2v_model." } else { "" };
@@ -185,5 +186,5 @@ pub fn to_fairseq(model: &Model<WaveEncoderConfig>) -> Result<Exported> {
         false => tables::fairseq1(prefix),
     };
     let tensors = convert::export(&model.all_vars(), &table)?;
-    Ok(Exported { tensors, ..Exported::default() })
+    Ok(ExportedModel { tensors, ..ExportedModel::default() })
 }

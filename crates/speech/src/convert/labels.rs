@@ -1,20 +1,20 @@
-//! What the outputs of a CTC head mean.
+//! Labels of the outputs of an imported CTC head.
 
 use std::path::Path;
 
-use data2vec_core::convert::{ImportOptions, Model, Source, as_many, read_labels};
+use data2vec_core::io::convert::{ImportOptions, Model, Source, check_label_count, read_labels};
 use data2vec_core::{Error, Result};
 use tch::Tensor;
 
-use crate::WaveEncoderConfig;
+use crate::config::WaveEncoderConfig;
 
-/// Names of the first outputs. fairseq's dictionaries begin with others for the same rows, of which the first
-/// is the blank, too.
+/// Labels of the first outputs. fairseq's dictionaries have other names for the same rows, of which the
+/// first is the blank, too.
 const FIRST: [&str; 4] = ["<pad>", "<s>", "</s>", "<unk>"];
-/// The letters of all published English models, after [`FIRST`].
+/// Labels of all published English models, after [`FIRST`].
 const ENGLISH: &str = "|ETAONIHSRDLUMWCFGYPBVK'XJQZ";
 
-/// Names in `path`: a `vocab.json`, fairseq's `dict.ltr.txt`, or lines.
+/// Reads labels from a `vocab.json`, fairseq's `dict.ltr.txt`, or lines.
 fn symbols(path: &Path) -> Result<Vec<String>> {
     let lines = read_labels(path)?;
     let counted = |line: &String| {
@@ -28,17 +28,13 @@ fn symbols(path: &Path) -> Result<Vec<String>> {
     })
 }
 
-/// Names of `outputs` symbols: of the user's file, of `vocab.json` or `dict.ltr.txt` beside the checkpoint,
-/// or of the published models where the number is theirs.
-pub(super) fn of_symbols(
-    source: &Source,
-    options: &ImportOptions,
-    outputs: i64,
-) -> Result<Vec<String>> {
-    let beside = ["vocab.json", "dict.ltr.txt"].map(|name| source.folder.join(name));
+/// Returns the labels of a head with `outputs` outputs: from the user's file, from `vocab.json` or
+/// `dict.ltr.txt` beside the checkpoint, or those of the published models if the number matches.
+pub(super) fn find(source: &Source, options: &ImportOptions, outputs: i64) -> Result<Vec<String>> {
+    let beside = ["vocab.json", "dict.ltr.txt"].map(|name| source.dir.join(name));
     let beside = beside.into_iter().find(|path| path.is_file());
     if let Some(path) = options.labels.clone().or(beside) {
-        return as_many(&path, symbols(&path)?, outputs);
+        return check_label_count(&path, symbols(&path)?, outputs);
     }
     let english: Vec<String> =
         FIRST.map(String::from).into_iter().chain(ENGLISH.chars().map(String::from)).collect();
@@ -46,18 +42,18 @@ pub(super) fn of_symbols(
         return Ok(english);
     }
     let reason = format!(
-        "does not say what its {outputs} outputs mean: add --labels with its vocab.json or dict.ltr.txt"
+        "does not name its {outputs} outputs; add --labels with its vocab.json or dict.ltr.txt"
     );
     Err(Error::file(&source.path, reason))
 }
 
-/// Moves the blank to the front, and gives special symbols our names. Hugging Face has it where the
-/// configuration says.
+/// Moves the blank to the front and renames special labels. In Hugging Face's models the configuration
+/// has the id of the blank.
 pub(super) fn blank_first(source: &Source, model: &mut Model<WaveEncoderConfig>) {
     let Some(head) = &mut model.head else { return };
     let labels = &mut head.labels;
-    let told = source.config.get("pad_token_id").and_then(serde_json::Value::as_u64);
-    let blank = told.map_or(0, |id| id as usize);
+    let pad_id = source.config.get("pad_token_id").and_then(serde_json::Value::as_u64);
+    let blank = pad_id.map_or(0, |id| id as usize);
     if blank > 0 && blank < labels.len() {
         labels.swap(0, blank);
         let mut order: Vec<i64> = (0..labels.len() as i64).collect();
@@ -81,15 +77,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dictionaries_and_lists() {
+    fn reads_dictionary_list_and_json() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("labels");
-        let of = |text: &str| {
+        let read = |text: &str| {
             std::fs::write(&path, text).unwrap();
             symbols(&path).unwrap().join(" ")
         };
-        assert_eq!(of("| 94802\nE 51860\n"), "<pad> <s> </s> <unk> | E");
-        assert_eq!(of("a\nb c\n"), "a b c");
-        assert_eq!(of(r#"{"<pad>": 0, "E": 1}"#), "<pad> E");
+        assert_eq!(read("| 94802\nE 51860\n"), "<pad> <s> </s> <unk> | E");
+        assert_eq!(read("a\nb c\n"), "a b c");
+        assert_eq!(read(r#"{"<pad>": 0, "E": 1}"#), "<pad> E");
     }
 }

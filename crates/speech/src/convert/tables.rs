@@ -1,10 +1,11 @@
-//! Our names and theirs.
+//! Tensor names of Hugging Face and fairseq.
 
-use data2vec_core::convert::{MASK_TOKEN, Table};
+use data2vec_core::io::convert::{MASK_TOKEN, NameMap};
 
-/// Hugging Face's, of a model whose encoder's names begin with `prefix`; the last map's depends on the task.
-pub(super) fn hugging_face(prefix: &str, ctc: bool) -> Table {
-    Table::new("Hugging Face's Data2VecAudio")
+/// Returns the names of Hugging Face, whose encoder has names with `prefix`; `ctc` selects the name of
+/// the output layer.
+pub(super) fn hugging_face(prefix: &str, ctc: bool) -> NameMap {
+    NameMap::new("Hugging Face's Data2VecAudio")
         .rows(
             "encoder.features.",
             prefix,
@@ -40,9 +41,9 @@ pub(super) fn hugging_face(prefix: &str, ctc: bool) -> Table {
         )
 }
 
-/// fairseq's, of 1.0.
-pub(super) fn fairseq1(prefix: &str) -> Table {
-    Table::new("fairseq's data2vec 1.0")
+/// Returns the names of fairseq's data2vec 1.0.
+pub(super) fn fairseq1(prefix: &str) -> NameMap {
+    NameMap::new("fairseq's data2vec 1.0")
         .rows(
             "encoder.features.",
             prefix,
@@ -71,16 +72,17 @@ pub(super) fn fairseq1(prefix: &str) -> Table {
         .rows("head.", "w2v_encoder.", &[("out.*", "proj.*")])
 }
 
-/// fairseq's, of 2.0: `prenet` of the `depth` blocks come before the main ones.
+/// Returns the names of fairseq's data2vec 2.0; `prenet` of the `depth` blocks belong to the modality
+/// encoder.
 pub(super) fn fairseq2(
     prefix: &str,
     prenet: usize,
     depth: usize,
     pos_layers: usize,
     heads: i64,
-) -> Table {
+) -> NameMap {
     let own = format!("{prefix}modality_encoders.AUDIO.");
-    let mut table = Table::new("fairseq's data2vec 2.0")
+    let mut table = NameMap::new("fairseq's data2vec 2.0")
         .rows(
             "encoder.features.",
             &own,
@@ -114,7 +116,7 @@ pub(super) fn fairseq2(
     table
 }
 
-/// Strides in fairseq's `[(512, 10, 5)] + [(512, 3, 2)] * 4 + …`; `None` for anything else.
+/// Parses the strides of fairseq's `[(512, 10, 5)] + [(512, 3, 2)] * 4 + …`; `None` if invalid.
 pub(super) fn strides(spec: &str) -> Option<Vec<i64>> {
     let mut strides = Vec::new();
     for term in spec.split('+') {
@@ -144,7 +146,7 @@ mod tests {
     use super::strides;
 
     #[test]
-    fn strides_of_fairseqs_lists() {
+    fn parses_fairseq_conv_layers() {
         let released = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]";
         assert_eq!(strides(released), Some(vec![5, 2, 2, 2, 2, 2, 2]));
         assert_eq!(strides("[(32, 10, 5), (32, 3, 2)]"), Some(vec![5, 2]));

@@ -1,44 +1,44 @@
-//! Texts weighed by all the ways to say them, a language model and a lexicon.
+//! Prefix beam search with a language model and a lexicon.
 
-use std::{f64::consts::LN_10, rc::Rc, sync::Arc};
+use std::f64::consts::LN_10;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use data2vec_core::{Error, Result};
 use ndarray::{ArrayView1, ArrayView2};
 
-use super::{
-    BLANK, Decoded, Labels, Lexicon, UNKNOWN,
-    hypothesis::{Frontier, Hypothesis, mix},
-    trace::{Symbol, decoded},
-};
+use super::decoded::{Decoded, Symbol, assemble};
+use super::hypothesis::{Frontier, Hypothesis, mix};
+use super::labels::{BLANK, Labels};
+use super::lexicon::Lexicon;
 use crate::lm::{LanguageModel, LmState};
 
-/// How wide a [`BeamSearch`] looks, and what it adds up.
+/// Width and score weights of a [`BeamSearch`].
 ///
-/// A text of n words has the score
+/// The score of a text of n words is
 ///
 /// ```text
-/// ln P(text | sound) + lm_weight · ln P(text) + word_score · n + unknown_score · unknown words
+/// ln P(text | audio) + lm_weight · ln P(text) + word_score · n + unknown_score · unknown words
 /// ```
 ///
-/// in natural logarithms, the last three only where there is a language model; the first adds up all
-/// alignments. (pyctcdecode's `alpha` and `beta` are
-/// `lm_weight` and `word_score`. flashlight takes the language model's logarithm to base 10: its
-/// weight is ln 10 = 2.303 times as large for the same effect.)
+/// in natural logarithms; the first term sums over all alignments, the others need a language model.
+/// pyctcdecode calls `lm_weight` `alpha` and `word_score` `beta`. flashlight takes the logarithm of the
+/// language model to base 10, so its weight is ln 10 = 2.303 times as large for the same effect.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BeamConfig {
-    /// Texts that are kept from one frame to the next.
+    /// Maximum number of texts kept after each frame.
     pub beam: usize,
-    /// Labels with a smaller log-probability in a frame are not tried in it, but for the best one.
+    /// Minimum log-probability of labels that are tried in a frame, besides the best one.
     pub min_label: f32,
-    /// Texts whose score is this much below the best one's are dropped.
+    /// Maximum difference to the best score; texts with lower scores are dropped.
     pub max_gap: f32,
-    /// How much the language model counts.
+    /// Weight of the language model.
     pub lm_weight: f32,
-    /// What a word adds: above 0 for more words, below for fewer. (A language model likes few.)
+    /// Score per word. Values above 0 compensate the language model's bias to few words.
     pub word_score: f32,
-    /// What a word adds besides that the language model does not know.
+    /// Additional score per word that the language model does not know.
     pub unknown_score: f32,
-    /// Whether texts are whole sentences for the language model, which then weighs how they begin and end.
+    /// Treats texts as full sentences: the language model scores their beginning and end.
     pub sentence: bool,
 }
 
@@ -65,25 +65,25 @@ impl BeamConfig {
             return Err(Error::config("max_gap", "must be at least 0"));
         }
         if self.min_label.is_nan() {
-            return Err(Error::config("min_label", "is not a number"));
+            return Err(Error::config("min_label", "must not be NaN"));
         }
         let weights = [self.lm_weight, self.word_score, self.unknown_score];
         for (key, value) in ["lm_weight", "word_score", "unknown_score"].iter().zip(weights) {
             if !value.is_finite() {
-                return Err(Error::config(*key, format!("{value} is not a finite number")));
+                return Err(Error::config(*key, format!("must be finite, not {value}")));
             }
         }
         Ok(())
     }
 }
 
-/// Prefix beam search.
+/// A prefix beam search decoder.
 ///
-/// It goes from frame to frame with the best texts so far, each with the probability of all ways to
-/// have said it (apart for ways that end in a blank, after which the last label counts anew). Words
-/// are weighed when they end. Separators that stand together, or at an end, say nothing. The result
-/// depends on nothing but the input: of equal scores, the text found first wins, and texts are tried
-/// from the best to the worst, labels in order.
+/// After each frame it keeps the best partial texts, each with the summed probability of its
+/// alignments (separately for those that end in a blank, after which the last label may repeat). Words
+/// are scored when they end. Repeated, leading and trailing separators have no effect. The result is
+/// deterministic: texts are extended from best to worst and labels in order, and ties go to the text
+/// found first.
 #[derive(Clone, Debug)]
 pub struct BeamSearch {
     labels: Labels,
@@ -93,10 +93,10 @@ pub struct BeamSearch {
 }
 
 impl BeamSearch {
-    /// A search with the given labels. Without `lexicon` any string is a word.
+    /// Creates a decoder. Without a lexicon, any string is a word.
     ///
     /// # Errors
-    /// [`Error::Config`] that names the impossible setting.
+    /// Returns [`Error::Config`], which names the setting, if one is invalid.
     pub fn new(
         labels: Labels,
         config: BeamConfig,
@@ -107,22 +107,22 @@ impl BeamSearch {
         Ok(Self { labels, config, lm, lexicon })
     }
 
-    /// The best texts for `log_probs` `(T, C)`, natural logarithms, best first; up to
-    /// [`BeamConfig::beam`] of them, at least one.
+    /// Decodes `log_probs` `(T, C)`, natural logarithms: returns at least one and at most
+    /// [`BeamConfig::beam`] texts, best first.
     ///
-    /// A word's frames are those of the most probable way to say its text. With a lexicon, a last
-    /// word that is not complete does not count, unless no text has a complete one: then it is cut off.
+    /// The frames of words are those of the most probable alignment. With a lexicon, texts that end in
+    /// an incomplete word are dropped; if all do, the incomplete words are removed instead.
     ///
     /// # Errors
-    /// As [`greedy`](super::greedy()).
+    /// Returns the errors of [`greedy`](super::greedy()).
     pub fn decode(&self, log_probs: ArrayView2<f32>) -> Result<Vec<Decoded>> {
         self.labels.check(&log_probs)?;
-        let mut beams = vec![Hypothesis::empty(self.labels.separator, self.start())];
+        let mut beams = vec![Hypothesis::empty(self.labels.separator(), self.start())];
         for (frame, row) in log_probs.rows().into_iter().enumerate() {
-            let tried = self.tried(row);
+            let candidates = self.candidates(row);
             let mut next = Frontier::default();
             for hypothesis in &beams {
-                self.extend(hypothesis, frame, row, &tried, &mut next);
+                self.extend(hypothesis, frame, row, &candidates, &mut next);
             }
             beams = self.best(next);
         }
@@ -133,7 +133,7 @@ impl BeamSearch {
         if done.all.is_empty() {
             done.all.extend(beams.into_iter().map(Hypothesis::without_open_word));
         }
-        Ok(self.best(done).iter().map(|hypothesis| self.read_out(hypothesis, &log_probs)).collect())
+        Ok(self.best(done).iter().map(|hypothesis| self.decoded(hypothesis, &log_probs)).collect())
     }
 
     fn start(&self) -> Option<Rc<LmState>> {
@@ -141,10 +141,10 @@ impl BeamSearch {
         Some(Rc::new(if self.config.sentence { lm.begin() } else { LmState::default() }))
     }
 
-    /// Labels worth a try in a frame.
-    fn tried(&self, row: ArrayView1<f32>) -> Vec<usize> {
-        let says = |label: usize| {
-            Some(label) == self.labels.separator || self.labels.shown(label).is_some()
+    /// Returns the labels to try in a frame, without the blank.
+    fn candidates(&self, row: ArrayView1<f32>) -> Vec<usize> {
+        let extends_text = |label: usize| {
+            Some(label) == self.labels.separator() || self.labels.text(label).is_some()
         };
         let mut best = BLANK;
         for (label, &log_prob) in row.iter().enumerate() {
@@ -153,37 +153,38 @@ impl BeamSearch {
             }
         }
         let likely = |label: usize| row[label] >= self.config.min_label || label == best;
-        (1..row.len()).filter(|&label| likely(label) && says(label)).collect()
+        (1..row.len()).filter(|&label| likely(label) && extends_text(label)).collect()
     }
 
-    /// Everything that `old` can become by one frame.
+    /// Adds all extensions of `old` by one frame to `next`.
     fn extend(
         &self,
         old: &Hypothesis,
         frame: usize,
         row: ArrayView1<f32>,
-        tried: &[usize],
+        candidates: &[usize],
         next: &mut Frontier,
     ) {
-        let either = old.either();
-        let same = next.entry(old.hash, || old.fresh());
-        same.blank.add(&either, row[BLANK], None);
+        let all = old.alignments();
+        let same = next.entry(old.hash, || old.without_alignments());
+        same.blank.extend(&all, row[BLANK], None);
         if let Some(last) = old.last {
-            same.label.add(&old.label, row[last], Some(frame + 1));
+            same.label.extend(&old.label, row[last], Some(frame + 1));
         }
-        for &label in tried {
-            let from = if old.last == Some(label) { &old.blank } else { &either };
+        for &label in candidates {
+            let from = if old.last == Some(label) { &old.blank } else { &all };
             if from.sum == f64::NEG_INFINITY || row[label] == f32::NEG_INFINITY {
                 continue;
             }
-            if Some(label) == self.labels.separator {
+            if Some(label) == self.labels.separator() {
                 if old.open == 0 {
-                    next.entry(old.hash, || old.fresh()).label.add(from, row[label], None);
+                    let same = next.entry(old.hash, || old.without_alignments());
+                    same.label.extend(from, row[label], None);
                     continue;
                 }
-                self.close(old, |hash, word, new: &dyn Fn() -> Hypothesis| {
-                    let symbol = Symbol::Break(word);
-                    next.entry(hash, new).label.say(from, row[label], symbol, frame);
+                self.end_word(old, |hash, word, new: &dyn Fn() -> Hypothesis| {
+                    let symbol = Symbol::WordEnd(word);
+                    next.entry(hash, new).label.emit(from, row[label], symbol, frame);
                 });
                 continue;
             }
@@ -195,54 +196,65 @@ impl BeamSearch {
                 None => 0,
             };
             let new = || {
-                let grown =
-                    Hypothesis { last: Some(label), open: old.open + 1, node, ..old.fresh() };
-                if self.labels.separator.is_some() {
-                    return grown;
+                let longer = Hypothesis {
+                    last: Some(label),
+                    open: old.open + 1,
+                    node,
+                    ..old.without_alignments()
+                };
+                if self.labels.separator().is_some() {
+                    return longer;
                 }
-                // Without a label between words, each symbol is one.
-                let word = self.labels.shown(label).unwrap_or_default();
-                let (bonus, lm) = self.weigh(old, word, label_is_unknown(&self.labels, label));
-                Hypothesis { open: 0, bonus: old.bonus + bonus, lm, ..grown }
+                // Without a separator, each symbol is a word.
+                let word = self.labels.text(label).unwrap_or_default();
+                let (bonus, lm) = self.score_word(old, word, self.labels.is_unknown(label));
+                Hypothesis { open: 0, bonus: old.bonus + bonus, lm, ..longer }
             };
             let hash = mix(old.hash, label as u64);
-            next.entry(hash, new).label.say(from, row[label], Symbol::Label(label), frame);
+            let symbol = Symbol::Label(label);
+            next.entry(hash, new).label.emit(from, row[label], symbol, frame);
         }
     }
 
-    /// Offers each word that the open symbols of `old` can be: the hash of the text with it, its
-    /// number in the lexicon, and what makes the hypothesis, without its ways yet.
-    fn close(
+    /// Calls `add` for each word that the open symbols of `old` spell, with the hash of the text that
+    /// ends in the word, the id of the word in the lexicon, and a constructor of the hypothesis without
+    /// alignments.
+    fn end_word(
         &self,
         old: &Hypothesis,
-        mut offer: impl FnMut(u64, Option<u32>, &dyn Fn() -> Hypothesis),
+        mut add: impl FnMut(u64, Option<u32>, &dyn Fn() -> Hypothesis),
     ) {
-        let hash = mix(old.hash, self.labels.separator.unwrap_or(BLANK) as u64);
-        let closed = |(bonus, lm): (f64, Option<Rc<LmState>>)| Hypothesis {
-            last: self.labels.separator,
+        let hash = mix(old.hash, self.labels.separator().unwrap_or(BLANK) as u64);
+        let ended = |(bonus, lm): (f64, Option<Rc<LmState>>)| Hypothesis {
+            last: self.labels.separator(),
             open: 0,
             node: 0,
             bonus: old.bonus + bonus,
             lm,
-            ..old.fresh()
+            ..old.without_alignments()
         };
         match &self.lexicon {
-            None => offer(hash, None, &|| {
+            None => add(hash, None, &|| {
                 let (word, unknown) = self.open_word(old);
-                closed(self.weigh(old, &word, unknown))
+                ended(self.score_word(old, &word, unknown))
             }),
             Some(lexicon) => {
-                for &word in lexicon.ending(old.node) {
-                    offer(mix(hash, u64::from(word)), Some(word), &|| {
-                        closed(self.weigh(old, lexicon.word(word), false))
+                for &word in lexicon.words_at(old.node) {
+                    add(mix(hash, u64::from(word)), Some(word), &|| {
+                        ended(self.score_word(old, lexicon.word(word), false))
                     });
                 }
             }
         }
     }
 
-    /// What a word adds to the score after `old`, and the language model's state after it.
-    fn weigh(&self, old: &Hypothesis, word: &str, unknown: bool) -> (f64, Option<Rc<LmState>>) {
+    /// Returns the score of a word after `old`, and the state of the language model after it.
+    fn score_word(
+        &self,
+        old: &Hypothesis,
+        word: &str,
+        unknown: bool,
+    ) -> (f64, Option<Rc<LmState>>) {
         let (Some(lm), Some(state)) = (&self.lm, &old.lm) else { return (0.0, None) };
         let (log10, state) = lm.word(state, word);
         let mut bonus = f64::from(self.config.word_score);
@@ -253,15 +265,15 @@ impl BeamSearch {
         (bonus, Some(Rc::new(state)))
     }
 
-    /// The symbols since the last separator, and whether one of them is unknown.
+    /// Returns the text since the last separator, and whether it has an unknown symbol.
     fn open_word(&self, old: &Hypothesis) -> (String, bool) {
         let labels = old.open_labels();
-        let unknown = labels.iter().any(|&label| label_is_unknown(&self.labels, label));
-        let shown = labels.iter().filter_map(|&label| self.labels.shown(label));
-        (shown.collect(), unknown)
+        let unknown = labels.iter().any(|&label| self.labels.is_unknown(label));
+        let texts = labels.iter().filter_map(|&label| self.labels.text(label));
+        (texts.collect(), unknown)
     }
 
-    /// Ends the last word, and the sentence.
+    /// Ends the last word and the sentence, and adds the result to `done`.
     fn finish(&self, old: &Hypothesis, done: &mut Frontier) {
         let end = |mut hypothesis: Hypothesis| {
             if let (Some(lm), Some(state), true) = (&self.lm, &hypothesis.lm, self.config.sentence)
@@ -271,37 +283,34 @@ impl BeamSearch {
             }
             hypothesis
         };
-        let either = old.either();
+        let all = old.alignments();
         if old.open == 0 {
-            done.entry(old.hash, || end(old.fresh())).blank.add(&either, 0.0, None);
+            let ended = done.entry(old.hash, || end(old.without_alignments()));
+            ended.blank.extend(&all, 0.0, None);
             return;
         }
-        self.close(old, |hash, word, new| {
-            let ways = &mut done.entry(hash, || end(new())).blank;
-            ways.say(&either, 0.0, Symbol::Break(word), either.end);
+        self.end_word(old, |hash, word, new| {
+            let ended = done.entry(hash, || end(new()));
+            ended.blank.emit(&all, 0.0, Symbol::WordEnd(word), all.end);
         });
     }
 
-    /// The best of what was found, best first.
+    /// Returns the best hypotheses within the limits, best first.
     fn best(&self, found: Frontier) -> Vec<Hypothesis> {
         let mut ranked: Vec<(f64, Hypothesis)> =
             found.all.into_iter().map(|one| (one.score(), one)).collect();
-        ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a)); // stable: of equal ones the first
+        ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a)); // stable: ties keep their order
         ranked.truncate(self.config.beam);
         let best = ranked.first().map_or(f64::NEG_INFINITY, |&(score, _)| score);
-        // Where everything is impossible the first one goes on.
+        // The first one stays even if all scores are minus infinity.
         let floor = best - f64::from(self.config.max_gap);
         let kept = ranked.into_iter().enumerate();
         let kept = kept.filter(|&(rank, (score, _))| rank == 0 || score >= floor);
         kept.map(|(_, (_, hypothesis))| hypothesis).collect()
     }
 
-    fn read_out(&self, hypothesis: &Hypothesis, log_probs: &ArrayView2<f32>) -> Decoded {
-        let lexicon = self.lexicon.as_deref();
-        decoded(&hypothesis.said(), hypothesis.score(), &self.labels, lexicon, log_probs)
+    fn decoded(&self, hypothesis: &Hypothesis, log_probs: &ArrayView2<f32>) -> Decoded {
+        let (emissions, lexicon) = (hypothesis.emissions(), self.lexicon.as_deref());
+        assemble(&emissions, hypothesis.score(), &self.labels, lexicon, log_probs)
     }
-}
-
-fn label_is_unknown(labels: &Labels, label: usize) -> bool {
-    labels.names[label] == UNKNOWN
 }

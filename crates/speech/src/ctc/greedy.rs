@@ -1,24 +1,23 @@
-//! Each frame's best label.
+//! Greedy decoding.
 
 use data2vec_core::Result;
 use ndarray::ArrayView2;
 
-use super::{
-    BLANK, Decoded, Labels,
-    trace::{Said, Symbol, decoded},
-};
+use super::decoded::{Decoded, Emission, Symbol, assemble};
+use super::labels::{BLANK, Labels};
 
-/// The most probable way to say anything: each frame's best label (of equal ones the first),
-/// neighbours that are equal joined, blanks left out.
+/// Decodes the most probable alignment: the best label of each frame (the first of equal ones), equal
+/// neighbours merged, blanks removed.
 ///
-/// `log_probs` is `(T, C)`, natural logarithms. The score is the sum of the best labels'.
+/// `log_probs` is `(T, C)`, natural logarithms. The score is the sum over the best labels.
 ///
 /// # Errors
-/// [`data2vec_core::Error::Input`] if there are not as many columns as labels, or one is not a
-/// logarithm of a probability.
+/// Returns [`data2vec_core::Error::Input`] if C is not the number of labels, or a value is no
+/// log-probability.
 pub fn greedy(log_probs: ArrayView2<f32>, labels: &Labels) -> Result<Decoded> {
     labels.check(&log_probs)?;
-    let (mut said, mut score, mut last): (Vec<Said>, f64, usize) = (Vec::new(), 0.0, BLANK);
+    let (mut emissions, mut score, mut last): (Vec<Emission>, f64, usize) =
+        (Vec::new(), 0.0, BLANK);
     for (frame, row) in log_probs.rows().into_iter().enumerate() {
         let mut best = BLANK;
         for (label, &log_prob) in row.iter().enumerate() {
@@ -28,18 +27,18 @@ pub fn greedy(log_probs: ArrayView2<f32>, labels: &Labels) -> Result<Decoded> {
         }
         score += f64::from(row[best]);
         if best != BLANK {
-            match said.last_mut() {
+            match emissions.last_mut() {
                 Some(same) if best == last => same.end = frame + 1,
                 _ => {
-                    let symbol = match labels.separator {
-                        Some(separator) if separator == best => Symbol::Break(None),
+                    let symbol = match labels.separator() {
+                        Some(separator) if separator == best => Symbol::WordEnd(None),
                         _ => Symbol::Label(best),
                     };
-                    said.push(Said { symbol, start: frame, end: frame + 1 });
+                    emissions.push(Emission { symbol, start: frame, end: frame + 1 });
                 }
             }
         }
         last = best;
     }
-    Ok(decoded(&said, score, labels, None, &log_probs))
+    Ok(assemble(&emissions, score, labels, None, &log_probs))
 }

@@ -1,13 +1,14 @@
-//! The words that a recogniser may say, as a tree of their spellings.
+//! A lexicon: the allowed words as a prefix tree of their spellings.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use data2vec_core::{Error, Result};
 
-use super::{BLANK, Labels, SEPARATOR};
+use super::labels::{BLANK, Labels, SEPARATOR};
 use crate::text_file::read_text;
 
-/// Words and how each is spelled in labels.
+/// Words and their spellings in labels.
 #[derive(Clone, Debug)]
 pub struct Lexicon {
     words: Vec<String>,
@@ -18,16 +19,18 @@ pub struct Lexicon {
 #[derive(Clone, Debug, Default)]
 struct Node {
     children: BTreeMap<usize, u32>,
-    /// Words that are spelled like this.
+    /// Ids of the words with this spelling.
     words: Vec<u32>,
 }
 
 impl Lexicon {
-    /// Reads a list of words, one a line, or flashlight's and fairseq's `word<TAB>s p e l l i n g |`
-    /// (also with a space for the tab). A word can have several spellings, a spelling several words.
+    /// Reads a list of words, one per line, or a lexicon of flashlight or fairseq,
+    /// `word<TAB>s p e l l i n g |` (a space instead of the tab works too). A word can have several
+    /// spellings, and a spelling several words.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::File`] if it holds no word that `labels` can spell.
+    /// Returns [`Error::Io`] if the file cannot be read, and [`Error::File`] if `labels` can spell no
+    /// word.
     pub fn read(path: impl AsRef<Path>, labels: &Labels) -> Result<Self> {
         let path = path.as_ref();
         let text = read_text(path)?;
@@ -35,7 +38,8 @@ impl Lexicon {
         let lexicon = Self::new(lines, labels)?;
         if lexicon.words.is_empty() {
             let reason = format!(
-                "none of its {} words can be spelled in the model's labels; are they in the same case?",
+                "none of its {} words can be spelled with the labels of the model; check the letter \
+                 case",
                 lexicon.left_out
             );
             return Err(Error::file(path, reason));
@@ -43,13 +47,14 @@ impl Lexicon {
         Ok(lexicon)
     }
 
-    /// As [`read`](Self::read), from lines.
+    /// Creates a lexicon from lines; see [`read`](Self::read).
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no label between words.
+    /// Returns [`Error::Config`] if `labels` has no separator.
     pub fn new<'a>(lines: impl IntoIterator<Item = &'a str>, labels: &Labels) -> Result<Self> {
-        if labels.separator.is_none() {
-            let reason = format!("needs a label `{SEPARATOR}` between words, the model has none");
+        if labels.separator().is_none() {
+            let reason =
+                format!("needs a label `{SEPARATOR}` between words, but the model has none");
             return Err(Error::config("lexicon", reason));
         }
         let mut lexicon = Self { words: Vec::new(), nodes: vec![Node::default()], left_out: 0 };
@@ -63,7 +68,7 @@ impl Lexicon {
             }
             let letters = spelling
                 .iter()
-                .map(|letter| labels.find(letter).filter(|&label| labels.shown(label).is_some()));
+                .map(|letter| labels.find(letter).filter(|&label| labels.text(label).is_some()));
             let Some(letters) = letters.collect::<Option<Vec<usize>>>() else {
                 lexicon.left_out += 1;
                 continue;
@@ -77,17 +82,18 @@ impl Lexicon {
         Ok(lexicon)
     }
 
-    /// Words that have at least one spelling.
+    /// Returns the number of words.
     pub fn len(&self) -> usize {
         self.words.len()
     }
 
-    /// Whether there is no word.
+    /// Returns true if there are no words.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()
     }
 
-    /// Lines whose spelling has a symbol that is no label.
+    /// Returns the number of lines that were left out because their spelling has a symbol that is no
+    /// label.
     pub fn left_out(&self) -> usize {
         self.left_out
     }
@@ -108,18 +114,18 @@ impl Lexicon {
         }
     }
 
-    /// The word of a number.
+    /// Returns the word with an id.
     pub(super) fn word(&self, word: u32) -> &str {
         &self.words[word as usize]
     }
 
-    /// Where `label` leads from `node`; 0 is where words begin.
+    /// Returns the child of `node` for `label`; the root is 0.
     pub(super) fn child(&self, node: u32, label: usize) -> Option<u32> {
         self.nodes[node as usize].children.get(&label).copied()
     }
 
-    /// Words that end at `node`.
-    pub(super) fn ending(&self, node: u32) -> &[u32] {
+    /// Returns the ids of the words that end at `node`.
+    pub(super) fn words_at(&self, node: u32) -> &[u32] {
         &self.nodes[node as usize].words
     }
 }

@@ -1,32 +1,31 @@
-//! How long each file of a corpus is, without decoding it, and remembered from one start to the next.
+//! Lengths of recordings, read from headers and cached from one start to the next.
 
-use std::{
-    collections::HashMap,
-    fs,
-    io::Write,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use data2vec_core::{Error, Result, random::hash};
+use data2vec_core::io::file::write_file;
+use data2vec_core::random::hash;
+use data2vec_core::{Error, Result};
 
-use crate::store::{Stamp, Store};
+use super::store::{Stamp, Store};
 
-/// First line of an index; another one means another format.
+/// First line of an index file; names the format version.
 const HEADER: &str = "data2vec speech index 1";
 
-/// Samples at 16 kHz of each of `files`, as they were listed, or why it has none to offer.
+/// Returns the length of each of `files` in samples at 16 kHz, or why it cannot be read.
 ///
-/// With a `folder`, what is found is kept there, and files that did not change since are not opened.
+/// `cache` is the directory of the index; with it, unchanged files are not opened again.
 ///
 /// # Errors
-/// [`Error::Io`] if the index cannot be written.
+/// Returns [`Error::Io`] if the index cannot be written.
 pub(crate) fn durations(
     store: &Store,
     files: &[PathBuf],
-    folder: Option<&Path>,
+    cache: Option<&Path>,
 ) -> Result<Vec<std::result::Result<u64, String>>> {
-    let index = folder.map(|folder| folder.join(name(store.root())));
+    let index = cache.map(|directory| directory.join(index_name(store.root())));
     let known = index.as_deref().map(read).unwrap_or_default();
 
     let next = AtomicUsize::new(0);
@@ -37,8 +36,8 @@ pub(crate) fn durations(
             files.get(at).map(|file| (at, file))
         } {
             let stamp = store.stamp(at, file);
-            let remembered = known.get(file).filter(|&&(then, _)| Some(then) == stamp);
-            let samples = match remembered {
+            let cached = known.get(file).filter(|&&(old_stamp, _)| Some(old_stamp) == stamp);
+            let samples = match cached {
                 Some(&(_, samples)) => Ok(samples),
                 None => store.samples(at, file).map_err(|error| reason(&error)),
             };
@@ -46,7 +45,7 @@ pub(crate) fn durations(
         }
         found
     };
-    // Opening files waits more than it computes.
+    // More threads than cores: opening files is mostly waiting.
     let threads = 4 * std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.min(files.len() / 16 + 1);
     let mut all = std::thread::scope(|scope| {
@@ -61,25 +60,25 @@ pub(crate) fn durations(
 
     if let Some(index) = &index {
         let mut text = format!("{HEADER}\n");
-        let mut news = known.len() != files.len();
+        let mut changed = known.len() != files.len();
         for (at, stamp, samples) in &all {
-            let (file, Some((size, changed)), Ok(samples)) = (&files[*at], stamp, samples) else {
+            let (file, Some((size, modified)), Ok(samples)) = (&files[*at], stamp, samples) else {
                 continue;
             };
-            news |= known.get(file) != Some(&((*size, *changed), *samples));
-            // A path that does not fit a line is probed again next time.
+            changed |= known.get(file) != Some(&((*size, *modified), *samples));
+            // Paths that the line format cannot hold are probed again next time.
             if let Some(file) = file.to_str().filter(|file| !file.contains(['\t', '\n', '\r'])) {
-                text.push_str(&format!("{file}\t{size}\t{changed}\t{samples}\n"));
+                text.push_str(&format!("{file}\t{size}\t{modified}\t{samples}\n"));
             }
         }
-        if news {
+        if changed {
             write(index, &text)?;
         }
     }
     Ok(all.into_iter().map(|(_, _, samples)| samples).collect())
 }
 
-/// The error without the path, which stands beside it.
+/// Formats an error without its path, which the caller prints.
 fn reason(error: &Error) -> String {
     match error {
         Error::File { reason, .. } => reason.clone(),
@@ -88,12 +87,12 @@ fn reason(error: &Error) -> String {
     }
 }
 
-fn name(root: &Path) -> String {
+fn index_name(root: &Path) -> String {
     let root = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
     format!("speech-index-{:016x}.tsv", hash(root.as_os_str().as_encoded_bytes()))
 }
 
-/// What an earlier start found; an index that is missing or of no use is simply made again.
+/// Reads an index; a missing or invalid one is empty and will be rebuilt.
 fn read(index: &Path) -> HashMap<PathBuf, (Stamp, u64)> {
     let text = fs::read_to_string(index).unwrap_or_default();
     let mut lines = text.lines();
@@ -110,16 +109,9 @@ fn read(index: &Path) -> HashMap<PathBuf, (Stamp, u64)> {
     lines.filter_map(entry).collect()
 }
 
-/// Whole or not at all, whoever else starts at the same time.
+/// Writes an index atomically, so that several processes may do so at the same time.
 fn write(index: &Path, text: &str) -> Result<()> {
-    let folder = index.parent().unwrap_or(Path::new(""));
-    fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
-    let draft = index.with_extension(format!("{}.part", std::process::id()));
-    let write = || {
-        let mut file = fs::File::create(&draft)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&draft, index)
-    };
-    write().map_err(|source| Error::io(index, source))
+    let directory = index.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(directory).map_err(|source| Error::io(directory, source))?;
+    write_file(index, text)
 }

@@ -1,82 +1,74 @@
-//! Where recordings are read from: files below a folder, or shards.
+//! Reads recordings from a directory or from shards.
 
-use std::{
-    fs,
-    io::Cursor,
-    path::{Path, PathBuf},
-    time::UNIX_EPOCH,
-};
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use data2vec_core::{Error, Result};
 use data2vec_source::Files;
 
-use crate::{
-    LabelKind,
-    audio::{self, AudioInfo, EXTENSIONS, MAX_SECONDS},
-    resample::resampled_len,
-};
+use crate::audio::{self, AudioInfo, EXTENSIONS, MAX_SECONDS, SAMPLE_RATE};
+use crate::resample::resampled_len;
 
-/// What a recording in a shard may be called, besides the ends of audio files: a column.
+/// Field name of recordings in shards, besides the file extensions: a column name.
 const COLUMN: &str = "audio";
-/// Fields that hold what is said.
-const TEXTS: [&str; 5] = ["txt", "text", "transcript", "transcription", "sentence"];
-/// Fields that hold a class.
-const CLASSES: [&str; 3] = ["cls", "label", "class"];
 
-/// Size in bytes and, in ns since 1970 or as a hash, the last change: when both are the same, so is the file.
+/// Size in bytes, and modification time in ns since 1970 or a hash. A file with an equal stamp is
+/// taken as unchanged.
 pub(crate) type Stamp = (u64, u128);
 
-/// Where recordings are read from.
+/// Storage of recordings.
 #[derive(Debug)]
 pub(crate) enum Store {
-    /// Files below it.
-    Folder(PathBuf),
-    /// Examples of shards, numbered as they were listed.
+    /// Files below a directory.
+    Directory(PathBuf),
+    /// Examples of shards, in the order of the listing.
     Shards(Box<Files>),
 }
 
-/// The recordings in the shards at `path`.
+/// Opens the shards at `path`.
 pub(crate) fn open_shards(path: &Path, cache: Option<&Path>) -> Result<Files> {
-    let wanted = [&EXTENSIONS[..], &[COLUMN]].concat();
-    Files::open(path, cache, &wanted).map_err(Error::data)
+    let fields = [&EXTENSIONS[..], &[COLUMN]].concat();
+    Files::open(path, cache, &fields).map_err(Error::data)
 }
 
 impl Store {
-    /// What relative paths are relative to.
-    pub fn root(&self) -> &Path {
+    /// Returns the root of relative paths.
+    pub(crate) fn root(&self) -> &Path {
         match self {
-            Self::Folder(root) => root,
-            Self::Shards(files) => files.place(),
+            Self::Directory(root) => root,
+            Self::Shards(files) => files.location(),
         }
     }
 
-    /// Decodes the recording `at` the relative `path`.
-    pub fn decode(&self, at: usize, path: &Path) -> Result<(Vec<f32>, AudioInfo)> {
+    /// Decodes the recording at index `at` with the relative `path`.
+    pub(crate) fn decode(&self, at: usize, path: &Path) -> Result<(Vec<f32>, AudioInfo)> {
         let name = self.root().join(path);
         match self {
-            Self::Folder(_) => audio::read_with_info(name),
+            Self::Directory(_) => audio::read_with_info(name),
             Self::Shards(_) => {
                 audio::read_from_with_info(Cursor::new(self.bytes(at, path)?), &name)
             }
         }
     }
 
-    /// Its length in samples at 16 kHz, without decoding it if that can be.
-    pub fn samples(&self, at: usize, path: &Path) -> Result<u64> {
+    /// Returns the length in samples at 16 kHz, without decoding if the header or the fields
+    /// `samples` and `sample_rate` of a shard have it.
+    pub(crate) fn samples(&self, at: usize, path: &Path) -> Result<u64> {
         let name = self.root().join(path);
-        let Self::Shards(files) = self else { return Ok(audio::probe(name)?.samples) };
-        let told = |name| files.told(at, &[name]).map_err(Error::data);
-        match noted_samples(told("samples")?, told("sample_rate")?) {
+        let Self::Shards(_) = self else { return Ok(audio::probe(name)?.samples) };
+        match stored_length(self.field(at, &["samples"])?, self.field(at, &["sample_rate"])?) {
             Some(samples) => Ok(samples),
             None => Ok(audio::probe_bytes(self.bytes(at, path)?, &name)?.samples),
         }
     }
 
-    /// What tells whether it has changed.
-    pub fn stamp(&self, at: usize, path: &Path) -> Option<Stamp> {
+    /// Returns the stamp that changes when the recording does.
+    pub(crate) fn stamp(&self, at: usize, path: &Path) -> Option<Stamp> {
         match self {
-            Self::Folder(root) => {
+            Self::Directory(root) => {
                 let meta = fs::metadata(root.join(path)).ok()?;
                 let changed = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
                 Some((meta.len(), changed.as_nanos()))
@@ -87,10 +79,10 @@ impl Store {
         }
     }
 
-    /// The file as it is stored.
-    pub fn bytes(&self, at: usize, path: &Path) -> Result<Bytes> {
+    /// Reads a recording without decoding it.
+    pub(crate) fn bytes(&self, at: usize, path: &Path) -> Result<Bytes> {
         match self {
-            Self::Folder(root) => {
+            Self::Directory(root) => {
                 let path = root.join(path);
                 Ok(fs::read(&path).map_err(|source| Error::io(path, source))?.into())
             }
@@ -98,30 +90,29 @@ impl Store {
         }
     }
 
-    /// Has what these recordings need fetched, if it is far away.
-    pub fn prefetch(&self, at: impl Iterator<Item = usize>) {
+    /// Starts to fetch recordings of remote shards.
+    pub(crate) fn prefetch(&self, at: impl Iterator<Item = usize>) {
         if let Self::Shards(files) = self {
             files.prefetch(at);
         }
     }
 
-    /// What the shard tells of it; nothing of files in a folder, which have their labels in other files.
-    pub fn label(&self, at: usize, kind: LabelKind) -> Result<Option<String>> {
-        let Self::Shards(files) = self else { return Ok(None) };
-        let names = match kind {
-            LabelKind::Text => &TEXTS[..],
-            LabelKind::Class => &CLASSES[..],
-        };
-        files.told(at, names).map_err(Error::data)
+    /// Returns the first of the fields `names` that the example has in its shard; `None` in a
+    /// directory.
+    pub(crate) fn field(&self, at: usize, names: &[&str]) -> Result<Option<String>> {
+        match self {
+            Self::Directory(_) => Ok(None),
+            Self::Shards(files) => files.field(at, names).map_err(Error::data),
+        }
     }
 }
 
-/// The length at 16 kHz of so many samples at that rate, if both are told and possible.
-fn noted_samples(samples: Option<String>, rate: Option<String>) -> Option<u64> {
+/// Returns the length at 16 kHz of `samples` at `rate` Hz, if both are there and valid.
+fn stored_length(samples: Option<String>, rate: Option<String>) -> Option<u64> {
     let number = |text: Option<String>| text?.parse::<u64>().ok().filter(|&number| number > 0);
     let (samples, rate) = (number(samples)?, u32::try_from(number(rate)?).ok()?);
-    let is_possible = samples / u64::from(rate) < MAX_SECONDS;
-    is_possible.then(|| resampled_len(samples as usize, rate) as u64)
+    let is_valid = samples / u64::from(rate) < MAX_SECONDS;
+    is_valid.then(|| resampled_len(samples as usize, rate, SAMPLE_RATE) as u64)
 }
 
 #[cfg(test)]
@@ -129,15 +120,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_that_are_noted_count_at_16_khz() {
-        let of = |samples: &str, rate: &str| noted_samples(Some(samples.into()), Some(rate.into()));
-        assert_eq!(of("16000", "16000"), Some(16_000));
-        assert_eq!(of("8000", "8000"), Some(16_000));
+    fn converts_stored_lengths_to_16_khz() {
+        let length =
+            |samples: &str, rate: &str| stored_length(Some(samples.into()), Some(rate.into()));
+        assert_eq!(length("16000", "16000"), Some(16_000));
+        assert_eq!(length("8000", "8000"), Some(16_000));
         for (samples, rate) in
             [("", "16000"), ("5", "0"), ("0", "16000"), ("18446744073709551615", "8000")]
         {
-            assert_eq!(of(samples, rate), None, "{samples}");
+            assert_eq!(length(samples, rate), None, "{samples}");
         }
-        assert_eq!(noted_samples(Some("5".into()), None), None);
+        assert_eq!(stored_length(Some("5".into()), None), None);
     }
 }

@@ -1,30 +1,28 @@
-//! Language models as text: `\data\`, the numbers of n-grams, then a section for each length with
-//! lines of log10 probability, words, and log10 back-off weight.
+//! ARPA files: `\data\`, the numbers of n-grams, then a section per length with lines of log10
+//! probability, words and log10 back-off weight.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::Path,
-};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 
 use data2vec_core::{Error, Result};
 use flate2::read::MultiGzDecoder;
 
-use super::{NGrams, Node, UNKNOWN, UNKNOWN_PROB, Weights};
+use super::ngrams::{NGrams, Node, UNKNOWN, UNKNOWN_PROB, Weights};
 
-/// Longer lines are no n-grams.
+/// Maximum length of a line in bytes.
 const MAX_LINE: usize = 1 << 20;
-/// Longer n-grams are in no model.
+/// Maximum number of words in an n-gram.
 const MAX_ORDER: usize = 64;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// A tree from the last word to the first. The first nodes are the words themselves.
+/// A tree of n-grams from the last word to the first. The first nodes are the unigrams.
 pub(super) struct Arpa {
     order: usize,
     words: HashMap<Box<str>, u32>,
     nodes: Vec<Weights>,
-    /// From a node and the word before it to the node of both.
+    /// Maps a node and the word before it to the node of both.
     longer: HashMap<(u32, u32), u32>,
 }
 
@@ -47,7 +45,7 @@ impl NGrams for Arpa {
     }
 }
 
-/// Reads a whole file, gzipped or not.
+/// Reads a file, plain or gzipped.
 pub(super) fn read(path: &Path) -> Result<Arpa> {
     let open = || {
         let mut file = BufReader::new(File::open(path)?);
@@ -70,7 +68,7 @@ struct Lines<'a> {
 }
 
 impl Lines<'_> {
-    /// The next line without the white space around it; `None` at the end of the file.
+    /// Returns the next line, trimmed; `None` at the end of the file.
     fn next(&mut self) -> Result<Option<String>> {
         self.number += 1;
         let mut line = Vec::new();
@@ -78,34 +76,34 @@ impl Lines<'_> {
             .by_ref()
             .take(MAX_LINE as u64 + 1)
             .read_until(b'\n', &mut line)
-            .map_err(|source| self.wrong(format!("cannot be read: {source}")))?;
+            .map_err(|source| self.error(format!("cannot be read: {source}")))?;
         if line.is_empty() {
             return Ok(None);
         }
         if line.len() > MAX_LINE {
-            return Err(self.wrong(format!("is longer than {MAX_LINE} bytes")));
+            return Err(self.error(format!("is longer than {MAX_LINE} bytes")));
         }
         match String::from_utf8(line) {
             Ok(line) => Ok(Some(line.trim_ascii().to_owned())),
-            Err(_) => Err(self.wrong("is not UTF-8 text")),
+            Err(_) => Err(self.error("is not UTF-8 text")),
         }
     }
 
-    /// The next line with something in it.
-    fn filled(&mut self, expected: &str) -> Result<String> {
+    /// Returns the next line that is not empty.
+    fn next_non_empty(&mut self, expected: &str) -> Result<String> {
         loop {
             match self.next()? {
                 Some(line) if line.is_empty() => {}
                 Some(line) => return Ok(line),
                 None => {
                     let reason = format!("the file ends where {expected} should be");
-                    return Err(self.wrong(reason));
+                    return Err(self.error(reason));
                 }
             }
         }
     }
 
-    fn wrong(&self, reason: impl AsRef<str>) -> Error {
+    fn error(&self, reason: impl AsRef<str>) -> Error {
         Error::file(self.path, format!("line {}: {}", self.number, reason.as_ref()))
     }
 }
@@ -117,8 +115,8 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn parse(mut self) -> Result<Arpa> {
-        // What stands before is a comment; a file that is something else altogether has no such line.
-        while self.lines.filled("`\\data\\`, with which an ARPA file begins,")? != "\\data\\" {}
+        // The lines before it are comments.
+        while self.lines.next_non_empty("`\\data\\`")? != "\\data\\" {}
         let (counts, mut line) = self.counts()?;
         self.arpa.order = counts.len();
         for (at, &count) in counts.iter().enumerate() {
@@ -134,22 +132,23 @@ impl Parser<'_> {
         Ok(self.arpa)
     }
 
-    /// The numbers of n-grams of each length, and the line after them.
+    /// Reads the numbers of n-grams of each length; returns them and the line after them.
     fn counts(&mut self) -> Result<(Vec<u64>, String)> {
         let mut counts = Vec::new();
         loop {
-            let line = self.lines.filled("`ngram 1=…`")?;
-            let Some(told) = line.strip_prefix("ngram ") else {
+            let line = self.lines.next_non_empty("`ngram 1=…`")?;
+            let Some(entry) = line.strip_prefix("ngram ") else {
                 return match counts.len() {
                     0 => Err(self.expected("ngram 1=…", &line)),
                     1..=MAX_ORDER => Ok((counts, line)),
                     order => {
-                        let reason = format!("n-grams of up to {order} words; {MAX_ORDER} will do");
-                        Err(self.lines.wrong(reason))
+                        let reason =
+                            format!("n-grams of {order} words; at most {MAX_ORDER} are supported");
+                        Err(self.lines.error(reason))
                     }
                 };
             };
-            let count = told.split_once('=').and_then(|(length, count)| {
+            let count = entry.split_once('=').and_then(|(length, count)| {
                 let length: usize = length.trim().parse().ok()?;
                 (length == counts.len() + 1).then(|| count.trim().parse().ok())?
             });
@@ -167,20 +166,19 @@ impl Parser<'_> {
     fn section(&mut self, length: usize, count: u64) -> Result<String> {
         let mut found = 0;
         loop {
-            let line = self.lines.filled("the next section")?;
+            let line = self.lines.next_non_empty("the next section")?;
             // An n-gram begins with a number.
             if line.starts_with('\\') {
                 if found != count {
-                    let reason = format!("{found} {length}-grams, the header promises {count}");
-                    return Err(self.lines.wrong(reason));
+                    let reason = format!("{found} {length}-grams, but the header says {count}");
+                    return Err(self.lines.error(reason));
                 }
                 return Ok(line);
             }
             found += 1;
             if found > count {
-                let reason =
-                    format!("more {length}-grams than the {count} that the header promises");
-                return Err(self.lines.wrong(reason));
+                let reason = format!("more {length}-grams than the {count} in the header");
+                return Err(self.lines.error(reason));
             }
             self.ngram(&line, length)?;
         }
@@ -196,10 +194,10 @@ impl Parser<'_> {
             _ => None,
         };
         let (Some(prob), Some(backoff)) = (prob, backoff) else {
-            let expected = format!("a log10 of at most 0, {length} words, and maybe a log10");
+            let expected = format!("a log10 of at most 0, {length} words, and optionally a log10");
             return Err(self.expected(&expected, line));
         };
-        // A sum of a few dozen of them stays finite.
+        // Clamped so that the sum over a sentence stays finite.
         let backoff = backoff.clamp(-1e30, 1e30);
         let weights = Weights { prob: Some(prob.max(-1e30)), backoff };
         let words = &fields[1..=length];
@@ -215,7 +213,7 @@ impl Parser<'_> {
         let id = u32::try_from(nodes.len());
         let id = id.map_err(|_| Error::file(self.lines.path, "has more than 2^32 n-grams"))?;
         if self.arpa.words.insert(word.into(), id).is_some() {
-            return Err(self.lines.wrong(format!("the word {word:?} for the second time")));
+            return Err(self.lines.error(format!("the word {word:?} occurs twice")));
         }
         nodes.push(weights);
         Ok(())
@@ -230,14 +228,14 @@ impl Parser<'_> {
                 (None, "<unk>" | "<UNK>") => UNKNOWN,
                 (None, _) => {
                     let reason = format!("the word {word:?} is not among the 1-grams");
-                    return Err(self.lines.wrong(reason));
+                    return Err(self.lines.error(reason));
                 }
             };
             if at == 0 {
                 node = id;
                 continue;
             }
-            // Some models lack the ends of their n-grams.
+            // Some models lack the suffixes of their n-grams.
             let new = u32::try_from(nodes.len());
             let new =
                 new.map_err(|_| Error::file(self.lines.path, "has more than 2^32 n-grams"))?;
@@ -246,17 +244,17 @@ impl Parser<'_> {
                 nodes.push(Weights { prob: None, backoff: 0.0 });
             }
         }
-        let place = &mut nodes[node as usize];
-        if place.prob.is_some() {
-            return Err(self.lines.wrong("the same n-gram for the second time"));
+        let entry = &mut nodes[node as usize];
+        if entry.prob.is_some() {
+            return Err(self.lines.error("the n-gram occurs twice"));
         }
-        *place = weights;
+        *entry = weights;
         Ok(())
     }
 
     fn expected(&self, expected: &str, found: &str) -> Error {
         let found: String = found.chars().take(80).collect();
-        self.lines.wrong(format!("should be `{expected}`, not {found:?}"))
+        self.lines.error(format!("should be `{expected}`, not {found:?}"))
     }
 }
 

@@ -1,58 +1,50 @@
-//! What is said in recordings, found beside them.
+//! Finds the transcripts and classes of recordings in files beside them.
 //!
-//! | where | what |
+//! | source | content |
 //! |---|---|
-//! | a manifest `NAME.tsv` of fairseq | `NAME.ltr` (`H E L L O \| W O R L D \|`) or `NAME.wrd`, line by line |
-//! | any `.tsv` whose first line is `path<TAB>text` or `path<TAB>label` | paths relative to it |
-//! | LibriSpeech's `*.trans.txt` | `NAME TEXT` for the recordings in its folder |
+//! | fairseq manifest `NAME.tsv` | `NAME.wrd`, or `NAME.ltr` (`H E L L O \| W O R L D \|`), line by line |
+//! | any `.tsv` whose first line is `path<TAB>text` or `path<TAB>label` | paths relative to the table |
+//! | `*.trans.txt` (LibriSpeech) | lines `NAME TEXT` for the recordings in its directory |
 //! | `NAME.txt` or `NAME.lab` beside `NAME.wav` | the text |
-//! | Asterisk's `*-sounds-*.txt` | `KEY: text`, the key being the end of a path without extension |
-//! | Sphinx's `*.transcription` | `text (NAME)` for the recordings in its folder |
-//! | the game Fish Fillets | `script/LEVEL/dialogs_LANGUAGE.lua` for `sound/LEVEL/LANGUAGE` |
 //!
-//! Of several for one recording, the one further up in the table counts.
+//! If a recording has several transcripts, the source further up in this table wins. `cargo xtask data`
+//! converts other layouts of the catalog's data sets to a table.
 
 mod formats;
 mod text;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    ffi::OsStr,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use data2vec_core::{Error, Result};
 
 pub use text::{Case, normalize};
 
-use crate::{
-    corpus::{Table, table_kind},
-    text_file::read_text,
-};
+use crate::listing::{Table, table_kind};
+use crate::text_file::read_text;
 
-/// What [`texts`] looks for, for messages.
-pub(crate) const LOOKED_FOR: &str = "NAME.ltr or NAME.wrd beside a manifest, tables `path<TAB>text` (.tsv), *.trans.txt, \
-                                     NAME.txt or NAME.lab beside NAME.wav, *-sounds-*.txt, *.transcription";
+/// Sources of transcripts that [`texts`] looks for, for error messages.
+pub(crate) const LOOKED_FOR: &str = "NAME.ltr or NAME.wrd beside a manifest, tables `path<TAB>text` (.tsv), \
+                                     *.trans.txt, NAME.txt or NAME.lab beside NAME.wav";
 
-/// Labels of recordings, by path relative to their root.
+/// Labels of recordings by path relative to their root.
 pub(crate) type Labels = HashMap<PathBuf, String>;
 
-/// Files that a folder holds, by how they tell transcripts.
+/// Label files of one directory, by format.
 #[derive(Default)]
-struct Found {
+struct LabelFiles {
     tables: Vec<(Table, PathBuf)>,
     libri: Vec<PathBuf>,
-    prompts: Vec<PathBuf>,
-    sphinx: Vec<PathBuf>,
-    /// Stem and file.
+    /// Files with the text of one recording, by stem.
     single: HashMap<String, PathBuf>,
 }
 
-/// The transcripts of `recordings` (paths relative to `root`), which were listed from `path`.
+/// Returns the transcripts of `recordings` (paths relative to `root`), which were listed from `path`.
 ///
 /// # Errors
-/// If a file of transcripts cannot be read, or does not fit the recordings.
+/// If a transcript file cannot be read, or does not match the recordings.
 pub(crate) fn texts(path: &Path, root: &Path, recordings: &[&Path]) -> Result<Labels> {
     let mut texts = Labels::new();
     if path.extension() == Some(OsStr::new("tsv")) {
@@ -62,35 +54,26 @@ pub(crate) fn texts(path: &Path, root: &Path, recordings: &[&Path]) -> Result<La
             None => beside_manifest(path, &mut texts)?,
         }
     }
-    let found = look_around(root, recordings)?;
-    tables(&found, Table::Text, root, &mut texts)?;
-    for (folder, files) in &found {
+    let directories = find_label_files(root, recordings)?;
+    read_tables(&directories, Table::Text, root, &mut texts)?;
+    for (directory, files) in &directories {
         for file in &files.libri {
-            formats::libri(file, folder, recordings, &mut texts)?;
+            formats::libri(file, directory, recordings, &mut texts)?;
         }
     }
-    let by_folder: HashMap<&Path, &Found> =
-        found.iter().map(|(folder, files)| (*folder, files)).collect();
+    let by_directory: HashMap<&Path, &LabelFiles> =
+        directories.iter().map(|(directory, files)| (*directory, files)).collect();
     for &recording in recordings {
-        let files = recording.parent().and_then(|folder| by_folder.get(folder));
+        let files = recording.parent().and_then(|directory| by_directory.get(directory));
         let single = files.and_then(|files| files.single.get(&stem(recording)));
         if let (Some(file), false) = (single, texts.contains_key(recording)) {
             texts.insert(recording.to_owned(), read_text(file)?);
         }
     }
-    for (folder, files) in &found {
-        for file in &files.prompts {
-            formats::prompts(file, recordings, &mut texts)?;
-        }
-        for file in &files.sphinx {
-            formats::sphinx(file, folder, recordings, &mut texts)?;
-        }
-    }
-    formats::dialogs(root, recordings, &mut texts)?;
     Ok(texts)
 }
 
-/// The classes of `recordings`: from tables, else the name of the folder that each one is in.
+/// Returns the classes of `recordings`: from tables, else the name of each recording's directory.
 ///
 /// # Errors
 /// If a table cannot be read.
@@ -100,7 +83,7 @@ pub(crate) fn classes(path: &Path, root: &Path, recordings: &[&Path]) -> Result<
         formats::table(path, root, &mut classes)?;
         return Ok(classes);
     }
-    tables(&look_around(root, recordings)?, Table::Label, root, &mut classes)?;
+    read_tables(&find_label_files(root, recordings)?, Table::Label, root, &mut classes)?;
     if classes.is_empty() {
         let class =
             |&recording: &&Path| Some((recording.to_owned(), folder(&root.join(recording))?));
@@ -109,59 +92,65 @@ pub(crate) fn classes(path: &Path, root: &Path, recordings: &[&Path]) -> Result<
     Ok(classes)
 }
 
-/// The name of the folder that a recording is in.
+/// Returns the name of a recording's directory.
 pub(crate) fn folder(recording: &Path) -> Option<String> {
     let name = recording.parent()?.file_name()?;
     Some(name.to_string_lossy().into_owned())
 }
 
-/// What is told in the folders of `recordings`, and in those above up to `root`.
-fn look_around<'a>(root: &Path, recordings: &[&'a Path]) -> Result<Vec<(&'a Path, Found)>> {
-    // A recording that is not below the root has only its own folder.
+/// Lists the label files in the directories of `recordings` and their ancestors up to `root`.
+fn find_label_files<'a>(
+    root: &Path,
+    recordings: &[&'a Path],
+) -> Result<Vec<(&'a Path, LabelFiles)>> {
+    // An absolute path is not below the root: only its own directory is searched.
     let levels = |file: &Path| if file.is_absolute() { 1 } else { usize::MAX };
-    let above = |file: &&'a Path| file.ancestors().skip(1).take(levels(file));
-    let folders: BTreeSet<&Path> = recordings.iter().flat_map(above).collect();
-    folders.into_iter().map(|folder| Ok((folder, look(&root.join(folder))?))).collect()
+    let ancestors = |file: &&'a Path| file.ancestors().skip(1).take(levels(file));
+    let directories: BTreeSet<&Path> = recordings.iter().flat_map(ancestors).collect();
+    let list = |directory| Ok((directory, list_label_files(&root.join(directory))?));
+    directories.into_iter().map(list).collect()
 }
 
-fn tables(found: &[(&Path, Found)], kind: Table, root: &Path, labels: &mut Labels) -> Result<()> {
-    for (told, table) in found.iter().flat_map(|(_, files)| &files.tables) {
-        if *told == kind {
+/// Reads all tables of one kind.
+fn read_tables(
+    directories: &[(&Path, LabelFiles)],
+    kind: Table,
+    root: &Path,
+    labels: &mut Labels,
+) -> Result<()> {
+    for (found, table) in directories.iter().flat_map(|(_, files)| &files.tables) {
+        if *found == kind {
             formats::table(table, root, labels)?;
         }
     }
     Ok(())
 }
 
-/// What tells labels in one folder.
-fn look(folder: &Path) -> Result<Found> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|source| Error::io(folder, source))? {
-        names.push(entry.map_err(|source| Error::io(folder, source))?.path());
+/// Lists the label files in one directory, sorted by name. Hidden files are skipped.
+fn list_label_files(directory: &Path) -> Result<LabelFiles> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(|source| Error::io(directory, source))? {
+        paths.push(entry.map_err(|source| Error::io(directory, source))?.path());
     }
-    names.sort();
-    let mut found = Found::default();
-    for path in names {
+    paths.sort();
+    let mut files = LabelFiles::default();
+    for path in paths {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         if name.starts_with('.') || !path.is_file() {
             continue;
         }
         if name.ends_with(".tsv") {
-            found.tables.extend(table_kind(&path)?.map(|kind| (kind, path)));
+            files.tables.extend(table_kind(&path)?.map(|kind| (kind, path)));
         } else if name.ends_with(".trans.txt") {
-            found.libri.push(path);
-        } else if name.contains("-sounds-") && name.ends_with(".txt") {
-            found.prompts.push(path);
-        } else if name == "transcription" || name.ends_with(".transcription") {
-            found.sphinx.push(path);
+            files.libri.push(path);
         } else if name.ends_with(".txt") || name.ends_with(".lab") {
-            found.single.insert(stem(&path), path);
+            files.single.insert(stem(&path), path);
         }
     }
-    Ok(found)
+    Ok(files)
 }
 
-/// `NAME.wrd` or `NAME.ltr` beside the manifest `NAME.tsv`.
+/// Reads `NAME.wrd` or `NAME.ltr` beside the manifest `NAME.tsv`.
 fn beside_manifest(manifest: &Path, texts: &mut Labels) -> Result<()> {
     for extension in ["wrd", "ltr"] {
         let path = manifest.with_extension(extension);
@@ -194,7 +183,7 @@ fn beside_manifest(manifest: &Path, texts: &mut Labels) -> Result<()> {
     Ok(())
 }
 
-/// A file's name without extension.
+/// Returns the file name without its extension.
 fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -1,23 +1,25 @@
-//! One way to write what was said.
+//! Normalises the text of transcripts.
 
 use serde::{Deserialize, Serialize};
 use unicode_normalization::{UnicodeNormalization, char::is_combining_mark};
 
-/// What becomes of upper and lower case.
+/// Conversion of upper and lower case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Case {
-    /// All upper case, as LibriSpeech and the released models have it.
+    /// Converts to upper case, as in LibriSpeech and the released models.
     #[default]
     Upper,
-    /// All lower case.
+    /// Converts to lower case.
     Lower,
-    /// As it stands there.
+    /// Keeps the case.
     Keep,
 }
 
-/// Words with single spaces between them: letters and digits of any script, and apostrophes inside of
-/// words. All else parts words. Composed characters (NFC).
+/// Normalises a transcript to words separated by single spaces.
+///
+/// Words consist of letters and digits of any script and of apostrophes inside words; everything else
+/// separates words. Characters are composed (NFC).
 ///
 /// ```
 /// use data2vec_speech::{Case, normalize_text};

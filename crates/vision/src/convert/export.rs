@@ -1,31 +1,32 @@
-//! Our models under other programs' names.
+//! Export to Hugging Face, BEiT's fork and fairseq.
 
-use data2vec_core::convert::{self, Exported, Model};
-use data2vec_core::head::{HeadConfig, Pool};
+use data2vec_core::io::convert::{self, ExportedModel, Model};
+use data2vec_core::model::head::{HeadConfig, Pool};
 use data2vec_core::{Error, NormPlacement, Result};
 use serde_json::json;
 
 use super::tables;
-use crate::positions::sin_cos;
-use crate::{PatchEncoderConfig, Positions};
+use crate::config::PatchEncoderConfig;
+use crate::positions::{Positions, sin_cos};
 
-/// A folder for `from_pretrained` of Hugging Face's Data2VecVision: the encoder alone, whose features are
-/// those of the last block, or ForImageClassification.
+/// Exports a model for `from_pretrained` of Hugging Face's `Data2VecVisionModel`, or
+/// `Data2VecVisionForImageClassification` if it has a head.
 ///
 /// # Errors
-/// [`Error::Config`] that names what transformers cannot be.
-pub fn to_hugging_face(model: &Model<PatchEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names a setting that transformers does not support.
+pub fn to_hugging_face(model: &Model<PatchEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if features.positions == Positions::SinCos || t.input_norm || t.norm != NormPlacement::Pre {
-        let reason = "transformers has data2vec 1.0 alone, and this encoder is 2.0's: export it --to \
-                      fairseq or --to safetensors";
+        let reason = "transformers supports only data2vec 1.0, and this is a 2.0 encoder; export it \
+                      --to fairseq or --to safetensors";
         return Err(Error::config("features.positions", reason));
     }
     if let Some(head) = head {
         check(head)?;
         if head.norm_eps != Some(t.norm_eps) {
-            let reason = format!("must be transformer.norm_eps = {} in transformers", t.norm_eps);
+            let reason =
+                format!("must equal transformer.norm_eps = {} in transformers", t.norm_eps);
             return Err(Error::config("head.norm_eps", reason));
         }
     }
@@ -37,8 +38,10 @@ pub fn to_hugging_face(model: &Model<PatchEncoderConfig>) -> Result<Exported> {
         Some(_) => ("data2vec_vision.", "Data2VecVisionForImageClassification"),
     };
     let table = tables::hugging_face(prefix, features, t.dim, mean);
-    let mut exported =
-        Exported { tensors: convert::export(&model.all_vars(), &table)?, ..Exported::default() };
+    let mut exported = ExportedModel {
+        tensors: convert::export(&model.all_vars(), &table)?,
+        ..ExportedModel::default()
+    };
     let mut settings = json!({
         "architectures": [architecture],
         "model_type": "data2vec-vision",
@@ -62,7 +65,7 @@ pub fn to_hugging_face(model: &Model<PatchEncoderConfig>) -> Result<Exported> {
         "use_mean_pooling": mean,
     });
     if let (Some(head), Some(settings)) = (head, settings.as_object_mut()) {
-        settings.extend(convert::label_settings(head));
+        settings.extend(convert::label_config(head));
     }
     exported.files.push(("config.json", settings));
     exported.files.push((
@@ -83,44 +86,42 @@ pub fn to_hugging_face(model: &Model<PatchEncoderConfig>) -> Result<Exported> {
     Ok(exported)
 }
 
-/// Whether other programs' classifiers can be `head`.
+/// Returns an error if other programs do not support `head`.
 fn check(head: &HeadConfig) -> Result<()> {
     let bad = |key: &str, reason: &str| {
-        let reason = format!("{reason}: export it --to safetensors");
+        let reason = format!("{reason}; export it --to safetensors");
         Err(Error::config(format!("head.{key}"), reason))
     };
     match head {
-        HeadConfig { dense: Some(_), .. } => bad("dense", "is not there in other programs"),
-        HeadConfig { norm_eps: None, .. } => {
-            bad("norm_eps", "there is always a norm in other programs")
-        }
+        HeadConfig { dense: Some(_), .. } => bad("dense", "is not supported by other programs"),
+        HeadConfig { norm_eps: None, .. } => bad("norm_eps", "is required by other programs"),
         HeadConfig { pool: Pool::Mean | Pool::Prefix, .. } => Ok(()),
-        _ => bad("pool", "is \"mean\" or \"prefix\" in other programs"),
+        _ => bad("pool", "must be \"mean\" or \"prefix\" in other programs"),
     }
 }
 
-/// The tensors under the names of BEiT's fork (1.0) or of fairseq (2.0); with a head, those of a fine-tuned
-/// model. In 2.0 all blocks are main ones: its `prenet_depth` is 0.
+/// Exports a model for BEiT's fork (data2vec 1.0) or fairseq (data2vec 2.0), fine-tuned if it has a
+/// head. In 2.0 all blocks are main blocks: `prenet_depth` is 0.
 ///
 /// # Errors
-/// [`Error::Config`] that names what they cannot be.
-pub fn to_fairseq(model: &Model<PatchEncoderConfig>) -> Result<Exported> {
+/// Returns [`Error::Config`], which names a setting that they do not support.
+pub fn to_fairseq(model: &Model<PatchEncoderConfig>) -> Result<ExportedModel> {
     let Model { config, head, .. } = model;
     let (features, t) = (&config.features, &config.transformer);
     if let Some(head) = head {
         check(head)?;
     }
     let mean = head.as_ref().is_none_or(|head| head.pool == Pool::Mean);
-    let second = features.positions == Positions::SinCos;
-    let prefix = if head.is_some() && second { "model." } else { "" };
-    let table = match second {
+    let is_v2 = features.positions == Positions::SinCos;
+    let prefix = if head.is_some() && is_v2 { "model." } else { "" };
+    let table = match is_v2 {
         true => tables::fairseq2(prefix, 0, t.depth, features, t.dim),
         false => tables::beit(features, t.dim, mean),
     };
     let mut tensors = convert::export(&model.all_vars(), &table)?;
-    if second {
+    if is_v2 {
         let name = format!("{prefix}modality_encoders.IMAGE.fixed_positional_encoder.positions");
         tensors.insert(name, sin_cos(features.grid(), t.dim).unsqueeze(0));
     }
-    Ok(Exported { tensors, ..Exported::default() })
+    Ok(ExportedModel { tensors, ..ExportedModel::default() })
 }

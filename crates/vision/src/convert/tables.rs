@@ -1,24 +1,24 @@
-//! Our names and theirs.
+//! Tables of tensor names: ours and those of other programs.
 
-use data2vec_core::convert::{MASK_TOKEN, Table};
+use data2vec_core::io::convert::{MASK_TOKEN, NameMap};
 
-use crate::PatchEncoderConfig;
+use crate::config::PatchEncoderConfig;
 
-/// A table of relative positions, relative to what has one.
+/// Relative position bias, relative to its module.
 pub(super) const TABLE: &str = "relative_position_bias_table";
-/// One of a block's own, relative to the block, as Hugging Face calls it.
+/// Hugging Face's relative position bias of one block, relative to the block.
 pub(super) const HF_BIAS: &str =
     "attention.attention.relative_position_bias.relative_position_bias_table";
-/// The one that all blocks of BEiT's fork share.
+/// Relative position bias shared by all blocks in BEiT's fork.
 pub(super) const BEIT_BIAS: &str = "rel_pos_bias.relative_position_bias_table";
 
-/// What has another shape there: the patches' map, which is a convolution, and CLS.
+/// Adds the tensors of another shape there: the patch embedding (a convolution) and CLS.
 fn shaped(
-    table: Table,
+    table: NameMap,
     config: &PatchEncoderConfig,
     dim: i64,
     [patches, cls]: [String; 2],
-) -> Table {
+) -> NameMap {
     let patch = config.patch_size;
     table
         .shaped(
@@ -29,16 +29,17 @@ fn shaped(
         .shaped("encoder.features.positions.cls", cls, vec![1, 1, dim])
 }
 
-/// Hugging Face's, of a model whose encoder's names begin with `prefix`; `mean`: patches are pooled.
+/// Returns Hugging Face's names. `prefix` starts the encoder's names; `mean`: the head pools the
+/// mean of all patches.
 pub(super) fn hugging_face(
     prefix: &str,
     config: &PatchEncoderConfig,
     dim: i64,
     mean: bool,
-) -> Table {
+) -> NameMap {
     let own_bias = format!("encoder.layer.*.{HF_BIAS}");
     let shared_bias = format!("encoder.relative_position_bias.{TABLE}");
-    let table = Table::new("Hugging Face's Data2VecVision")
+    let table = NameMap::new("Hugging Face's Data2VecVision")
         .rows(
             "encoder.features.",
             prefix,
@@ -74,10 +75,10 @@ pub(super) fn hugging_face(
     shaped(table, config, dim, theirs).shaped(MASK_TOKEN, own("mask_token"), vec![1, 1, dim])
 }
 
-/// Those of BEiT's fork; `mean`: patches are pooled.
-pub(super) fn beit(config: &PatchEncoderConfig, dim: i64, mean: bool) -> Table {
+/// Returns the names of BEiT's fork; `mean`: the head pools the mean of all patches.
+pub(super) fn beit(config: &PatchEncoderConfig, dim: i64, mean: bool) -> NameMap {
     let own_bias = format!("blocks.*.attn.{TABLE}");
-    let table = Table::new("BEiT's fork")
+    let table = NameMap::new("BEiT's fork")
         .rows(
             "encoder.features.",
             "",
@@ -110,16 +111,16 @@ pub(super) fn beit(config: &PatchEncoderConfig, dim: i64, mean: bool) -> Table {
     shaped(table, config, dim, theirs).shaped(MASK_TOKEN, MASK_TOKEN.into(), vec![1, 1, dim])
 }
 
-/// fairseq's, of 2.0: `prenet` of the `depth` blocks come before the main ones.
+/// Returns fairseq's names (2.0); the first `prenet` of the `depth` blocks precede the main ones.
 pub(super) fn fairseq2(
     prefix: &str,
     prenet: usize,
     depth: usize,
     config: &PatchEncoderConfig,
     dim: i64,
-) -> Table {
+) -> NameMap {
     let own = format!("{prefix}modality_encoders.IMAGE.");
-    let mut table = Table::new("fairseq's data2vec 2.0")
+    let mut table = NameMap::new("fairseq's data2vec 2.0")
         .rows(
             "encoder.",
             &own,

@@ -1,4 +1,4 @@
-//! Folders of images.
+//! Image files in a directory tree.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -8,22 +8,24 @@ use data2vec_core::{Error, Result};
 
 use crate::pixels::EXTENSIONS;
 
-/// Image files below a root.
+/// Image files below a root directory.
 #[derive(Debug)]
-pub(crate) struct Folder {
-    pub(crate) root: PathBuf,
-    /// Relative to the root, in the order of their names.
-    pub(crate) files: Vec<PathBuf>,
-    /// What could not be looked into, and why.
-    pub(crate) skipped: Vec<(PathBuf, String)>,
-    /// Names of the folders right below the root that hold images, sorted.
-    pub(crate) classes: Vec<String>,
+pub(super) struct Folder {
+    pub(super) root: PathBuf,
+    /// Paths relative to the root, sorted.
+    pub(super) files: Vec<PathBuf>,
+    /// Unreadable files and directories, with the reason.
+    pub(super) skipped: Vec<(PathBuf, String)>,
+    /// Names of the top-level directories that contain images, sorted.
+    pub(super) classes: Vec<String>,
 }
 
 impl Folder {
-    /// All images below the folder `root`, or the one image that it is. Links are followed, each
-    /// folder is entered once; hidden files and folders are left out.
-    pub(crate) fn list(root: &Path) -> Result<Self> {
+    /// Lists all images below the directory `root`, or the single image file `root`.
+    ///
+    /// Follows symbolic links and enters each directory once; ignores hidden files and
+    /// directories.
+    pub(super) fn list(root: &Path) -> Result<Self> {
         let meta = fs::metadata(root).map_err(|e| Error::io(root, e))?;
         let mut found = Self {
             root: root.to_owned(),
@@ -33,20 +35,21 @@ impl Folder {
         };
         if !meta.is_dir() {
             let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
-                return Err(Error::file(root, "is neither a folder nor a file"));
+                return Err(Error::file(root, "is neither a directory nor a file"));
             };
             (found.root, found.files) = (parent.to_owned(), vec![name.into()]);
             return Ok(found);
         }
         let mut entered = HashSet::new();
         found.walk(Path::new(""), &mut entered)?;
-        let classes: BTreeSet<String> = found.files.iter().filter_map(|file| class(file)).collect();
+        let classes: BTreeSet<String> =
+            found.files.iter().filter_map(|file| top_directory(file)).collect();
         found.classes = classes.into_iter().collect();
         Ok(found)
     }
 
-    /// Checks that there is an image.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Returns an error if there are no images.
+    pub(super) fn check(&self) -> Result<()> {
         if self.files.is_empty() {
             let mut reason = format!("no image in it (looked for {})", EXTENSIONS.join(", "));
             if let Some((path, why)) = self.skipped.first() {
@@ -57,11 +60,12 @@ impl Folder {
         Ok(())
     }
 
+    /// Lists the directory `below`, a path relative to the root, recursively.
     fn walk(&mut self, below: &Path, entered: &mut HashSet<PathBuf>) -> Result<()> {
         let path = self.root.join(below);
         let names = fs::canonicalize(&path).and_then(|real| {
             if !entered.insert(real) {
-                return Ok(Vec::new()); // a link back
+                return Ok(Vec::new()); // a link to a directory already listed
             }
             let mut names = Vec::new();
             for entry in fs::read_dir(&path)? {
@@ -85,7 +89,7 @@ impl Folder {
         for (name, kind) in names {
             let relative = below.join(name);
             let path = self.root.join(&relative);
-            // Only links cost another look: a data set has millions of files.
+            // Only links need a second system call; a dataset has millions of files.
             let is_dir = if kind.is_symlink() {
                 match fs::metadata(&path) {
                     Ok(meta) => meta.is_dir(),
@@ -107,17 +111,17 @@ impl Folder {
         Ok(())
     }
 
-    /// Which of the classes an image belongs to.
-    pub(crate) fn label(&self, index: usize) -> Option<usize> {
-        self.classes.binary_search(&class(&self.files[index])?).ok()
+    /// Returns the class of an image as an index into `classes`.
+    pub(super) fn label(&self, index: usize) -> Option<usize> {
+        self.classes.binary_search(&top_directory(&self.files[index])?).ok()
     }
 }
 
-/// The folder right below the root.
-pub(crate) fn class(file: &Path) -> Option<String> {
+/// Returns the first directory of a relative path; `None` for a file at the root.
+pub(super) fn top_directory(file: &Path) -> Option<String> {
     let mut parts = file.components();
     let first = parts.next()?;
-    parts.next()?; // the file itself, or folders in between
+    parts.next()?;
     Some(first.as_os_str().to_string_lossy().into_owned())
 }
 

@@ -1,59 +1,61 @@
-//! What RandAugment does to an image, value for value as Pillow does it.
+//! Operations of RandAugment, bit-exact with Pillow.
 
 use std::array;
 
-use crate::augment::{Light, blend};
+use crate::enhance::{Enhancement, blend};
 use crate::pixels::Pixels;
 
-/// One change of an image.
+/// An operation on an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ImageOp {
-    /// Stretches each channel so that its darkest value becomes 0 and its lightest 255.
+    /// Stretches each channel to the range 0 to 255.
     AutoContrast,
-    /// Makes the values of each channel about equally frequent.
+    /// Equalizes the histogram of each channel.
     Equalize,
-    /// The negative.
+    /// Inverts all values.
     Invert,
-    /// Turns it around its middle, counter-clockwise, by so many degrees.
+    /// Rotates around the center, counter-clockwise, by this number of degrees.
     Rotate(f64),
-    /// Keeps so many bits of each value, 0 to 8.
+    /// Keeps this number of bits of each value, 0 to 8.
     Posterize(u32),
-    /// The negative of values from this one on.
+    /// Inverts values from this threshold on.
     Solarize(u32),
     /// Adds this to values below 128.
     SolarizeAdd(u32),
-    /// Turns a property of its light up (above 1) or down.
-    Light(Light, f64),
-    /// Sharper (above 1) or smoother.
+    /// Changes brightness, contrast or saturation by this factor, see [`Pixels::enhance`].
+    Enhance(Enhancement, f64),
+    /// Sharpens (factor above 1) or smooths (below 1).
     Sharpness(f64),
-    /// Moves each row by this share of its distance from the top, to the left.
+    /// Shifts each row to the left by this share of its distance from the top.
     ShearX(f64),
-    /// Moves each column by this share of its distance from the left, upwards.
+    /// Shifts each column up by this share of its distance from the left.
     ShearY(f64),
-    /// Moves it to the left by this share of its width.
+    /// Shifts the image to the left by this share of its width.
     TranslateX(f64),
-    /// Moves it upwards by this share of its height.
+    /// Shifts the image up by this share of its height.
     TranslateY(f64),
 }
 
-/// What lies between pixels.
+/// Interpolation between pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Between {
-    /// Straight lines through two neighbours in each direction.
+pub enum Resampling {
+    /// Linear, from 2 × 2 pixels.
     Bilinear,
-    /// Cubic curves through four.
+    /// Cubic, from 4 × 4 pixels.
     Bicubic,
 }
 
 impl Pixels {
-    /// The image changed by `op`. Where one moves it and nothing is left, it has the colour `fill`, a
-    /// value a channel; what comes between pixels is told by `between`.
+    /// Applies `op` to the image.
+    ///
+    /// Geometric operations interpolate by `resampling`; pixels from outside the image get the color
+    /// `fill`, one value per channel.
     ///
     /// # Panics
-    /// If `fill` has fewer values than the image has channels.
+    /// Panics if `fill` has fewer values than the image has channels.
     #[must_use]
-    pub fn changed(mut self, op: ImageOp, between: Between, fill: &[u8]) -> Self {
-        let moved = |by: [f64; 6]| self.moved(by, between, &fill[..self.channels]);
+    pub fn apply_op(mut self, op: ImageOp, resampling: Resampling, fill: &[u8]) -> Self {
+        let transform = |by: [f64; 6]| self.transform(by, resampling, &fill[..self.channels]);
         match op {
             ImageOp::AutoContrast => self.map_channels(auto_contrast),
             ImageOp::Equalize => self.map_channels(equalize),
@@ -69,16 +71,16 @@ impl Pixels {
                 0..128 => (u32::from(value) + add).min(255) as u8,
                 _ => value,
             }),
-            ImageOp::Light(light, factor) => self.enhance(light, factor),
+            ImageOp::Enhance(enhancement, factor) => self.enhance(enhancement, factor),
             ImageOp::Sharpness(factor) => self.sharpen(factor),
-            ImageOp::Rotate(degrees) => return moved(self.rotation(degrees)),
-            ImageOp::ShearX(share) => return moved([1.0, share, 0.0, 0.0, 1.0, 0.0]),
-            ImageOp::ShearY(share) => return moved([1.0, 0.0, 0.0, share, 1.0, 0.0]),
+            ImageOp::Rotate(degrees) => return transform(self.rotation(degrees)),
+            ImageOp::ShearX(share) => return transform([1.0, share, 0.0, 0.0, 1.0, 0.0]),
+            ImageOp::ShearY(share) => return transform([1.0, 0.0, 0.0, share, 1.0, 0.0]),
             ImageOp::TranslateX(share) => {
-                return moved([1.0, 0.0, share * self.width as f64, 0.0, 1.0, 0.0]);
+                return transform([1.0, 0.0, share * self.width as f64, 0.0, 1.0, 0.0]);
             }
             ImageOp::TranslateY(share) => {
-                return moved([1.0, 0.0, 0.0, 0.0, 1.0, share * self.height as f64]);
+                return transform([1.0, 0.0, 0.0, 0.0, 1.0, share * self.height as f64]);
             }
         }
         self
@@ -89,7 +91,7 @@ impl Pixels {
         self.values.iter_mut().for_each(|v| *v = value(*v));
     }
 
-    /// Replaces the values of each channel by what `table` makes of their numbers.
+    /// Maps the values of each channel by the lookup table that `table` derives from its histogram.
     fn map_channels(&mut self, table: impl Fn(&[u32; 256]) -> Option<[u8; 256]>) {
         for channel in 0..self.channels {
             let mut counts = [0; 256];
@@ -102,8 +104,8 @@ impl Pixels {
         }
     }
 
-    /// Towards or away from a smoothed image: of each pixel and its eight neighbours, of which it
-    /// counts five times. Pixels at the edge stay.
+    /// Blends with a smoothed image: the mean of each pixel, weighted 5, and its eight neighbors.
+    /// Pixels at the border are unchanged.
     fn sharpen(&mut self, factor: f64) {
         let (stride, from) = (self.width * self.channels, self.values.clone());
         for row in 1..self.height.saturating_sub(1) {
@@ -112,16 +114,16 @@ impl Pixels {
                     .into_iter()
                     .flat_map(|middle| [middle - self.channels, middle, middle + self.channels]);
                 let sum: u32 = around.map(|i| u32::from(from[i])).sum();
-                // A sum in thirteenths is never half-way.
+                // 26 is twice the sum of the weights: rounds to nearest, and ties cannot occur.
                 let smooth = (2 * (sum + 4 * u32::from(from[at])) + 13) / 26;
                 self.values[at] = blend(smooth as f32, from[at], factor as f32);
             }
         }
     }
 
-    /// From places in the turned image to places in this one.
+    /// Returns the affine map from output to input positions of a rotation.
     fn rotation(&self, degrees: f64) -> [f64; 6] {
-        // Rounded as Pillow does, so that the sine of 30° is a half.
+        // Rounded as in Pillow, so that the sine of 30° is exactly 0.5.
         let round = |x: f64| (x * 1e15).round() / 1e15;
         let (sin, cos) = (-degrees.to_radians()).sin_cos();
         let (sin, cos) = (round(sin), round(cos));
@@ -129,9 +131,9 @@ impl Pixels {
         [cos, sin, -x * cos - y * sin + x, -sin, cos, x * sin - y * cos + y]
     }
 
-    /// An image of the same size that has at each place (x, y) what this one has at
+    /// Applies an affine transform: the output at (x, y) is the input at
     /// (a·x + b·y + c, d·x + e·y + f).
-    fn moved(&self, [a, b, c, d, e, f]: [f64; 6], between: Between, fill: &[u8]) -> Self {
+    fn transform(&self, [a, b, c, d, e, f]: [f64; 6], resampling: Resampling, fill: &[u8]) -> Self {
         let (width, height) = (self.width as f64, self.height as f64);
         let mut values = Vec::with_capacity(self.values.len());
         for row in 0..self.height {
@@ -142,17 +144,17 @@ impl Pixels {
                     values.extend_from_slice(fill);
                     continue;
                 }
-                match between {
-                    Between::Bilinear => self.sample(x, y, linear, &mut values),
-                    Between::Bicubic => self.sample(x, y, cubic, &mut values),
+                match resampling {
+                    Resampling::Bilinear => self.sample(x, y, linear, &mut values),
+                    Resampling::Bicubic => self.sample(x, y, cubic, &mut values),
                 }
             }
         }
         Self { values, ..*self }
     }
 
-    /// Adds to `values` the pixel at (x, y): a curve through N pixels along each of N rows, then one
-    /// through what they give.
+    /// Appends the interpolated pixel at (x, y) to `values`: `curve` along each of N rows, then along
+    /// the column of their results.
     fn sample<const N: usize>(
         &self,
         x: f64,
@@ -171,22 +173,22 @@ impl Pixels {
                 f64::from(self.values[(row * self.width + column) * self.channels + channel])
             };
             let along = rows.map(|row| curve(columns.map(|column| value(row, column)), dx));
-            values.push(curve(along, dy) as u8); // cut off, and clamped
+            values.push(curve(along, dy) as u8); // truncated and clamped
         }
     }
 }
 
-/// `at` of the way from the first value to the second.
+/// Interpolates linearly from the first value (`at` = 0) to the second (1).
 fn linear([a, b]: [f64; 2], at: f64) -> f64 {
     a + (b - a) * at
 }
 
-/// The same from the second to the third: Keys's cubic with a = −1.
+/// Interpolates from the second value (`at` = 0) to the third (1): cubic convolution with a = −1.
 fn cubic([a, b, c, d]: [f64; 4], at: f64) -> f64 {
     b + at * (c - a + at * (2.0 * (a - b) + c - d + at * (b - a - c + d)))
 }
 
-/// `None`: nothing to stretch.
+/// Returns the lookup table of [`ImageOp::AutoContrast`]; `None` if all values are equal.
 fn auto_contrast(counts: &[u32; 256]) -> Option<[u8; 256]> {
     let low = counts.iter().position(|&n| n > 0)?;
     let high = counts.iter().rposition(|&n| n > 0)?;
@@ -195,7 +197,7 @@ fn auto_contrast(counts: &[u32; 256]) -> Option<[u8; 256]> {
     Some(array::from_fn(|value| (value as f64 * scale + offset) as u8))
 }
 
-/// `None`: too few pixels to share out.
+/// Returns the lookup table of [`ImageOp::Equalize`]; `None` if the image has too few pixels.
 fn equalize(counts: &[u32; 256]) -> Option<[u8; 256]> {
     let last = *counts.iter().rev().find(|&&n| n > 0)?;
     let step = (counts.iter().sum::<u32>() - last) / 255;

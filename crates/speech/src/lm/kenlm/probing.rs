@@ -1,29 +1,26 @@
-//! n-grams in hash tables, one for each length. An n-gram's key is a hash of its words from the last
+//! n-grams in hash tables, one per length. The key of an n-gram is a hash of its words from the last
 //! to the first.
 
-use super::{
-    super::{NGrams, Node, UNKNOWN, Weights},
-    Cursor, Header, f32_at, hash, u32_at, u64_at,
-};
+use super::super::ngrams::{NGrams, Node, UNKNOWN, Weights};
+use super::bytes::{Cursor, Header, f32_at, hash, u32_at, u64_at};
 
-/// Bytes of a unigram: two weights.
+/// Size of a unigram in bytes: two weights.
 const UNIGRAM: usize = 8;
 
 pub(super) struct Probing {
     bytes: Vec<u8>,
-    /// From the hash of a word to its number.
+    /// Maps the hash of a word to its id.
     words: Table,
-    /// Where the unigrams begin.
+    /// Start of the unigrams.
     unigrams: usize,
-    /// For bigrams and longer ones. The longest have no back-off weight.
+    /// Tables of bigrams and longer n-grams. The longest have no back-off weight.
     tables: Vec<Table>,
 }
 
-/// A table of entries that begin with a key of 8 bytes; the key 0 marks an empty place. An entry
-/// stands at the remainder of its key by the number of places, or behind it where that was taken.
+/// A hash table with linear probing. Entries begin with a key of 8 bytes; key 0 marks an empty slot.
 struct Table {
     start: usize,
-    places: u64,
+    slots: u64,
     entry: usize,
 }
 
@@ -35,41 +32,41 @@ impl Table {
         entry: usize,
         what: &str,
     ) -> Result<Self, String> {
-        // In f32, as KenLM reckons.
-        let places = ((multiplier * entries as f32) as u64).max(entries + 1);
-        let size = places.saturating_mul(entry as u64);
-        Ok(Self { start: cursor.take(size, what)?, places, entry })
+        // Computed in f32, like KenLM.
+        let slots = ((multiplier * entries as f32) as u64).max(entries + 1);
+        let size = slots.saturating_mul(entry as u64);
+        Ok(Self { start: cursor.take(size, what)?, slots, entry })
     }
 
-    fn place(&self, at: u64) -> usize {
+    fn position(&self, at: u64) -> usize {
         self.start + at as usize * self.entry
     }
 
-    /// Where the content of a key's entry stands.
+    /// Returns the position of the value of a key.
     fn find(&self, bytes: &[u8], key: u64) -> Option<usize> {
-        let mut at = key % self.places;
+        let mut at = key % self.slots;
         loop {
-            // There is an empty place: `check` saw it.
-            match u64_at(bytes, self.place(at)) {
+            // Ends, because `check` found an empty slot.
+            match u64_at(bytes, self.position(at)) {
                 0 => return None,
-                found if found == key => return Some(self.place(at) + 8),
-                _ => at = (at + 1) % self.places,
+                found if found == key => return Some(self.position(at) + 8),
+                _ => at = (at + 1) % self.slots,
             }
         }
     }
 
-    /// Whether a search comes to an end, and every content is `sound`.
-    fn check(&self, bytes: &[u8], what: &str, sound: impl Fn(usize) -> bool) -> Result<(), String> {
+    /// Checks that there is an empty slot and that every value is `valid`.
+    fn check(&self, bytes: &[u8], what: &str, valid: impl Fn(usize) -> bool) -> Result<(), String> {
         let mut empty = false;
-        for at in 0..self.places {
-            let place = self.place(at);
-            if u64_at(bytes, place) == 0 {
+        for at in 0..self.slots {
+            let position = self.position(at);
+            if u64_at(bytes, position) == 0 {
                 empty = true;
-            } else if !sound(place + 8) {
-                return Err(format!("is damaged at byte {place}, in {what}"));
+            } else if !valid(position + 8) {
+                return Err(format!("is damaged at byte {position}, in {what}"));
             }
         }
-        if empty { Ok(()) } else { Err(format!("is damaged: no place is empty in {what}")) }
+        if empty { Ok(()) } else { Err(format!("is damaged: {what} has no empty slot")) }
     }
 }
 
@@ -77,13 +74,13 @@ impl Probing {
     pub(super) fn new(bytes: Vec<u8>, header: &Header) -> Result<Self, String> {
         let Header { multiplier, counts, end } = header;
         let mut cursor = Cursor { at: *end, end: bytes.len() };
-        // The vocabulary has a header of its own: version and number of words.
+        // The vocabulary has its own header: version and number of words.
         let bounds = cursor.take(8, "the vocabulary's header")?;
         if u32_at(&bytes, bounds) != 0 {
             return Err("has a vocabulary of an unknown version".into());
         }
         let words = Table::new(&mut cursor, counts[0], *multiplier, 12, "the vocabulary")?;
-        let slots = counts[0] + 1; // one more for <unk>, should the model not have had it
+        let slots = counts[0] + 1; // one more for <unk>, if the model lacks it
         let unigrams = cursor.take(slots * UNIGRAM as u64, "the table of 1-grams")?;
         let mut tables = Vec::new();
         for (at, &count) in counts.iter().enumerate().skip(1) {
@@ -106,7 +103,7 @@ impl Probing {
         Ok(Self { bytes, words, unigrams, tables })
     }
 
-    /// A probability's sign tells something else.
+    /// Reads weights. The sign bit of a probability is a flag.
     fn weights(&self, at: usize, has_backoff: bool) -> Weights {
         let backoff = if has_backoff { f32_at(&self.bytes, at + 4) } else { 0.0 };
         Weights { prob: Some(-f32_at(&self.bytes, at).abs()), backoff }

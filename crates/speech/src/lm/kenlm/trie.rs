@@ -1,33 +1,32 @@
-//! n-grams as a tree from the last word to the first, each length an array of entries of as few bits
-//! as will do, sorted below each parent.
+//! n-grams as a trie from the last word to the first. Each length is an array of bit-packed entries,
+//! sorted by word below each parent.
 
-use super::{
-    super::{NGrams, Node, UNKNOWN, Weights},
-    Cursor, Header, f32_at, hash, u64_at,
-};
+use super::super::ngrams::{NGrams, Node, UNKNOWN, Weights};
+use super::bytes::{Cursor, Header, f32_at, hash, u64_at};
 
-/// Bytes of a unigram: two weights, and where its longer n-grams begin.
+/// Size of a unigram in bytes: two weights, and the index of its first child.
 const UNIGRAM: usize = 16;
-/// Bits of a probability, whose sign is always the same, and of a back-off weight.
+/// Bits of a probability, which is stored without its sign.
 const PROB_BITS: usize = 31;
+/// Bits of a back-off weight.
 const BACKOFF_BITS: usize = 32;
 const SIGN: u32 = 1 << 31;
 
 pub(super) struct Trie {
     bytes: Vec<u8>,
-    /// Where the sorted hashes of words begin, and how many there are; a word's number is its place + 1.
+    /// Start and number of the sorted hashes of words; the id of a word is its index + 1.
     words: (usize, usize),
     unigrams: usize,
-    /// For bigrams and longer ones.
+    /// Bigrams and longer n-grams.
     levels: Vec<Level>,
 }
 
-/// n-grams of one length: word, weights, and where its longer n-grams begin in the next level.
+/// n-grams of one length: word, weights, and the index of the first child in the next level.
 struct Level {
     start: usize,
     entries: u64,
     word_bits: usize,
-    /// None in the last level, whose entries have no back-off weight either.
+    /// `None` in the last level, which has no back-off weights either.
     next_bits: Option<usize>,
     entry_bits: usize,
 }
@@ -43,13 +42,13 @@ impl Level {
         let (word_bits, next_bits) = (bits(words), longer.map(bits));
         let weights = PROB_BITS + next_bits.map_or(0, |next| next + BACKOFF_BITS);
         let entry_bits = word_bits + weights;
-        // One entry more, for where the last one's longer n-grams end, and 8 bytes to read beyond.
+        // One more entry holds the end of the last children; 8 more bytes allow unaligned reads.
         let size = (u128::from(entries + 1) * entry_bits as u128).div_ceil(8) + 8;
         let start = cursor.take(u64::try_from(size).unwrap_or(u64::MAX), what)?;
         Ok(Self { start, entries, word_bits, next_bits, entry_bits })
     }
 
-    /// `count` bits, up to 57, of an entry.
+    /// Reads `count` bits, at most 57, of an entry.
     fn read(&self, bytes: &[u8], entry: u64, from: usize, count: usize) -> u64 {
         let bit = entry as usize * self.entry_bits + from;
         let mask = (1 << count) - 1;
@@ -69,7 +68,8 @@ impl Level {
         Weights { prob: Some(f32::from_bits(prob)), backoff: f32::from_bits(backoff) }
     }
 
-    /// Where the longer n-grams of an entry begin, which is where those of the one before end.
+    /// Returns the index of the first child of an entry, which is the end of the children of the entry
+    /// before.
     fn next(&self, bytes: &[u8], entry: u64) -> u64 {
         let from = self.word_bits + PROB_BITS + BACKOFF_BITS;
         self.next_bits.map_or(0, |count| self.read(bytes, entry, from, count))
@@ -80,10 +80,10 @@ impl Level {
         for entry in 0..=self.entries {
             let next = self.next(bytes, entry);
             let Weights { prob, backoff } = self.weights(bytes, entry);
-            // The entry after the last one has no weights.
-            let sound =
+            // The entry after the last one has no valid weights.
+            let valid =
                 entry == self.entries || (backoff.is_finite() && prob.is_some_and(f32::is_finite));
-            if next < last || next > longer || !sound {
+            if next < last || next > longer || !valid {
                 return Err(format!("is damaged in entry {entry} of {what}"));
             }
             last = next;
@@ -92,7 +92,7 @@ impl Level {
     }
 }
 
-/// Bits that it takes to write numbers up to `largest`.
+/// Returns the number of bits of `largest`.
 fn bits(largest: u64) -> usize {
     (u64::BITS - largest.leading_zeros()) as usize
 }
@@ -101,14 +101,14 @@ impl Trie {
     pub(super) fn new(bytes: Vec<u8>, header: &Header) -> Result<Self, String> {
         let counts = &header.counts;
         let mut cursor = Cursor { at: header.end, end: bytes.len() };
-        let told = cursor.take(8, "the number of words")?;
+        let count = cursor.take(8, "the number of words")?;
         // <unk> is counted and has no hash.
-        let words = u64_at(&bytes, told);
+        let words = u64_at(&bytes, count);
         if words >= counts[0] {
             return Err(format!("is damaged: {words} words, but {} 1-grams", counts[0]));
         }
         let start = cursor.take(8 * counts[0], "the vocabulary")?;
-        // One more for <unk>, should the model not have had it, and one to end the last.
+        // One more for <unk>, if the model lacks it, and one for the end of the last children.
         let slots = counts[0] + 2;
         let unigrams = cursor.take(slots * UNIGRAM as u64, "the 1-grams")?;
         let mut levels = Vec::new();
@@ -126,9 +126,9 @@ impl Trie {
         for slot in 0..=counts[0] as usize {
             let at = self.unigrams + slot * UNIGRAM;
             let next = u64_at(&self.bytes, at + 8);
-            let sound =
+            let valid =
                 f32_at(&self.bytes, at).is_finite() && f32_at(&self.bytes, at + 4).is_finite();
-            if next < last || next > counts[1] || !sound {
+            if next < last || next > counts[1] || !valid {
                 return Err(format!("is damaged at byte {at}, in the 1-grams"));
             }
             last = next;
@@ -141,7 +141,7 @@ impl Trie {
     }
 }
 
-/// The place in `low..high` where sorted numbers equal `wanted`.
+/// Returns the index in `low..high` of `wanted` in sorted numbers, by binary search.
 fn search(low: u64, high: u64, wanted: u64, number: impl Fn(u64) -> u64) -> Option<u64> {
     let (mut low, mut high) = (low, high);
     while low < high {
