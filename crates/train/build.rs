@@ -1,9 +1,9 @@
-//! Tells the program which commit its source is of.
+//! Sets `DATA2VEC_COMMIT`, the commit that the program is built from.
 
 use std::process::Command;
 
 fn main() {
-    // With these changes what is built; a commit of something else is no other source.
+    // Rebuilds when sources change, not when a commit changes other files.
     println!("cargo::rerun-if-changed=../../Cargo.lock");
     for entry in std::fs::read_dir("..").into_iter().flatten().flatten() {
         for part in ["Cargo.toml", "src", "cpp"] {
@@ -17,7 +17,8 @@ fn main() {
     println!("cargo::rustc-env=DATA2VEC_COMMIT={commit}");
 }
 
-/// The commit, with `-dirty` if files differ from it. `None` without git, or outside of its repository.
+/// Returns the commit, with `-dirty` if files differ from it. Returns `None` outside of a git
+/// checkout.
 fn commit() -> Option<String> {
     git(&["ls-files", "--error-unmatch", "Cargo.toml"])?;
     let commit = git(&["rev-parse", "HEAD"])?;

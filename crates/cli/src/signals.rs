@@ -1,37 +1,25 @@
-//! Ctrl-C and SIGTERM: finish the step, save, and go; a second one ends the program at once.
+//! Handles SIGINT (Ctrl-C) and SIGTERM: a run finishes its step, saves and exits. A second signal
+//! exits at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
+use data2vec_train::Stop;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// Whether the user wants the program to stop.
-pub struct Stop(Arc<AtomicUsize>);
-
-impl Stop {
-    /// Starts listening.
-    pub fn listen() -> Result<Self> {
-        let caught = Arc::new(AtomicUsize::new(0));
-        let again = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // In this order: the second signal finds the flag set by the first.
-            let code = 128 + signal;
-            signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&again))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&again)))
-                .and_then(|_| {
-                    signal_hook::flag::register_usize(signal, Arc::clone(&caught), signal as usize)
-                })
-                .context("cannot listen to signals")?;
-        }
-        Ok(Self(caught))
+/// Installs the handlers. Returns the stop request that the first signal sets.
+pub fn listen() -> Result<Stop> {
+    let stop = Stop::default();
+    let is_second = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        // The order matters: the shutdown is registered first, so that only the second signal finds
+        // the flag set.
+        let code = 128 + signal;
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_second))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
+            .and_then(|_| signal_hook::flag::register_usize(signal, stop.signal(), signal as usize))
+            .context("cannot install signal handlers")?;
     }
-
-    /// The exit code that tells which signal has come; `None`: none.
-    pub fn exit_code(&self) -> Option<u8> {
-        match self.0.load(Ordering::Relaxed) {
-            0 => None,
-            signal => Some(128 + signal as u8),
-        }
-    }
+    Ok(stop)
 }

@@ -1,4 +1,5 @@
-//! What is wrong is said in one line: where, why, and what to do. Nothing panics, nothing is lost.
+//! Invalid input: the program reports it in one line with place, cause and advice. It never panics
+//! or loses data.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -14,7 +15,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// `pretrain` of a recipe that the test wrote.
+/// Returns a `pretrain` command of a recipe with this text, and the recipe's path.
 fn with_recipe(recipe: &str, dir: &Path) -> (Command, PathBuf) {
     let path = dir.join("recipe.toml");
     fs::write(&path, recipe).unwrap();
@@ -24,21 +25,21 @@ fn with_recipe(recipe: &str, dir: &Path) -> (Command, PathBuf) {
 }
 
 #[test]
-fn data_that_is_none() {
-    let dir = folder();
+fn rejects_unusable_data() {
+    let dir = temp_dir();
     let (dir, out) = (dir.path(), dir.path().join("run"));
     let missing = dir.join("missing");
     fail(&mut pretrain(&missing, &out, &[]), &[text(&missing), "No such file"]);
 
     let empty = dir.join("empty");
     fs::create_dir(&empty).unwrap();
-    fail(&mut pretrain(&empty, &out, &[]), &[text(&empty), "no audio in it", "wav"]);
+    fail(&mut pretrain(&empty, &out, &[]), &[text(&empty), "no audio", "wav"]);
 
     let texts = dir.join("texts");
     fs::create_dir(&texts).unwrap();
     fs::write(texts.join("one.txt"), "one").unwrap();
     fs::write(texts.join("two.md"), "two").unwrap();
-    fail(&mut pretrain(&texts, &out, &[]), &[text(&texts), "no audio in it"]);
+    fail(&mut pretrain(&texts, &out, &[]), &[text(&texts), "no audio"]);
     fail(&mut pretrain(&texts.join("one.txt"), &out, &[]), &["one.txt", "not audio"]);
 
     let short = dir.join("short");
@@ -46,7 +47,7 @@ fn data_that_is_none() {
     fs::write(short.join("a.wav"), wav(&sound(0.1, 1))).unwrap();
     fail(&mut pretrain(&short, &out, &[]), &[text(&short), "shorter", "min_seconds = 0.5"]);
 
-    // Too few for two sides, and what to do about it.
+    // Too few for two splits.
     let one = dir.join("one");
     fs::create_dir(&one).unwrap();
     fs::write(one.join("a.wav"), wav(&sound(1.0, 1))).unwrap();
@@ -55,10 +56,10 @@ fn data_that_is_none() {
     succeed(&mut pretrain(&one, &out, &all));
 }
 
-/// Each is skipped, named once with its reason, and counted; up to the limit.
+/// Each is skipped, reported once with its reason, and counted, up to the limit.
 #[test]
-fn a_few_broken_recordings_among_good_ones() {
-    let dir = folder();
+fn skips_and_counts_broken_recordings() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let good = wav(&sound(1.2, 7));
     let nan = {
@@ -81,49 +82,53 @@ fn a_few_broken_recordings_among_good_ones() {
     fs::write(data.join("short.wav"), wav(&sound(0.2, 9))).unwrap();
     let count = broken.len();
 
-    // All are trained on but for the unusable; two passes over them.
+    // Two epochs over all usable recordings.
     let allowed = format!("train.max_bad_examples={count}");
     let overrides = ["train.held_out=0", "train.steps=20", &allowed];
-    let said = succeed(&mut pretrain(&data, &out, &overrides));
+    let printed = succeed(&mut pretrain(&data, &out, &overrides));
     for (name, _, reason) in &broken {
         let path = data.join(name);
-        let of_it: Vec<&str> = said.lines().filter(|line| line.contains(text(&path))).collect();
-        assert_eq!(of_it.len(), 1, "{name}: {said}");
-        assert!(of_it[0].starts_with("note: skipped ") && of_it[0].contains(reason), "{said}");
+        let reports: Vec<&str> =
+            printed.lines().filter(|line| line.contains(text(&path))).collect();
+        assert_eq!(reports.len(), 1, "{name}: {printed}");
+        assert!(
+            reports[0].starts_with("warning: skipped ") && reports[0].contains(reason),
+            "{printed}"
+        );
     }
-    assert!(said.contains("too short: 1"), "{said}");
+    assert!(printed.contains("too short: 1"), "{printed}");
     let last = metrics(&out).into_iter().rfind(|line| line["kind"] == "train").unwrap();
     assert_eq!(last["bad_examples"], count, "{last}");
 
-    // One more than is allowed.
+    // One more than allowed.
     let (count, allowed) = (count.to_string(), format!("train.max_bad_examples={}", count - 1));
     let overrides = ["train.held_out=0", "train.steps=20", &allowed];
     let out = dir.path().join("strict");
-    let said = fail(
+    let printed = fail(
         &mut pretrain(&data, &out, &overrides),
         &[&count, "unusable", "train.max_bad_examples = 6", text(&data)],
     );
     for (name, ..) in &broken {
-        assert!(said.contains(name), "each is named: {said}");
+        assert!(printed.contains(name), "all are reported: {printed}");
     }
 }
 
-/// An example is as bad where it is held out.
+/// Held-out examples count too.
 #[test]
-fn broken_recordings_count_on_both_sides() {
-    let dir = folder();
+fn counts_broken_recordings_of_both_splits() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     for i in 0..6 {
         fs::write(data.join(format!("nan-{i}.wav")), wav(&[f32::NAN; 16_000])).unwrap();
     }
-    for (allowed, enough) in [(6, true), (5, false)] {
+    for (allowed, is_enough) in [(6, true), (5, false)] {
         let out = dir.path().join(format!("run-{allowed}"));
         let allowed = format!("train.max_bad_examples={allowed}");
         let all = ["train.held_out=0.5", "train.eval_batches=99", "train.steps=20", &allowed];
         let mut command = pretrain(&data, &out, &all);
-        if enough {
-            let said = succeed(&mut command);
-            assert_eq!(said.matches("note: skipped ").count(), 6, "{said}");
+        if is_enough {
+            let printed = succeed(&mut command);
+            assert_eq!(printed.matches("warning: skipped ").count(), 6, "{printed}");
             let lines = metrics(&out);
             let last = lines.iter().rfind(|line| line["kind"] == "train").unwrap();
             assert_eq!(last["bad_examples"], 6, "{last}");
@@ -134,8 +139,8 @@ fn broken_recordings_count_on_both_sides() {
 }
 
 #[test]
-fn manifests() {
-    let dir = folder();
+fn rejects_invalid_manifests() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     let (manifest, out) = (dir.path().join("list.tsv"), dir.path().join("run"));
     let train = |lines: &str| {
@@ -149,24 +154,24 @@ fn manifests() {
         let list = format!("{root}{line}{wrong}\n");
         fail(&mut train(&list), &["list.tsv", "line 3", "path<TAB>samples"]);
     }
-    fail(&mut train(line), &["list.tsv", "line 1", "folder"]);
+    fail(&mut train(line), &["list.tsv", "line 1", "directory"]);
     fail(&mut train(""), &["list.tsv", "line 1"]);
     fail(&mut train(&root), &["list.tsv"]);
-    let said = succeed(&mut train(&format!("{root}{line}speaker/gone.wav\t16000\n")));
-    assert!(said.contains("speaker/gone.wav: No such file"), "{said}");
+    let printed = succeed(&mut train(&format!("{root}{line}speaker/gone.wav\t16000\n")));
+    assert!(printed.contains("speaker/gone.wav: No such file"), "{printed}");
     let other = "speaker/19.wav\t48000\n"; // it has 31200
     fs::remove_dir_all(&out).unwrap();
-    let said = succeed(&mut train(&format!("{root}{line}{other}")));
-    assert!(said.contains("speaker/19.wav: 31200 samples"), "{said}");
+    let printed = succeed(&mut train(&format!("{root}{line}{other}")));
+    assert!(printed.contains("speaker/19.wav: 31200 samples"), "{printed}");
     fs::remove_dir_all(&out).unwrap();
     let fail_all = format!("/nowhere\n{line}");
     fail(&mut train(&fail_all), &["/nowhere/speaker/00.wav", "No such file"]);
 }
 
-/// Values that cannot be, of each section: the key is named, and nothing is left behind.
+/// The error names the key, and no run directory is left behind.
 #[test]
-fn impossible_values() {
-    let dir = folder();
+fn rejects_impossible_values() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     for (set, words) in [
         ("seed=-1", &["seed", "-1"][..]),
@@ -233,16 +238,16 @@ fn impossible_values() {
         ("schedule.warmup_steps=12", &["schedule.warmup_steps", "12"]),
     ] {
         println!("{set}");
-        let said = fail(&mut pretrain(&data, &out, &[set]), words);
-        assert!(said.contains("speech-tiny.toml"), "where: {said}");
-        assert!(!out.exists(), "{set} left something behind");
+        let printed = fail(&mut pretrain(&data, &out, &[set]), words);
+        assert!(printed.contains("speech-tiny.toml"), "the recipe is named: {printed}");
+        assert!(!out.exists(), "{set} left a run directory");
     }
 }
 
-/// Possible values that do not go with the data.
+/// Values that are valid for other data.
 #[test]
-fn values_that_do_not_suit_the_data() {
-    let dir = folder();
+fn rejects_values_that_do_not_fit_the_data() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let words = ["train.batch = 1 ", "1.95 s of audio", "19.wav"];
     fail(&mut pretrain(&data, &out, &["train.batch=1", "train.held_out=0"]), &words);
@@ -252,16 +257,16 @@ fn values_that_do_not_suit_the_data() {
         &mut pretrain(&data, &out, &["train.held_out=1e-9"]),
         &["train.held_out", "20 recordings"],
     );
-    // More than any address reaches.
+    // More than the address space holds.
     let huge = ["transformer.dim=4000000", "features.pos_layers=0"];
     fail(&mut pretrain(&data, &out, &huge), &["not enough memory"]);
-    // No step was taken: another recipe may have the folder.
+    // No step was taken: another recipe may use the run directory.
     succeed(&mut pretrain(&data, &out, &["train.steps=3"]));
 }
 
 #[test]
-fn keys_and_overrides() {
-    let dir = folder();
+fn rejects_unknown_keys_and_invalid_overrides() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     for (set, words) in [
         ("transformer.dpeth=3", &["unknown key `dpeth`", "transformer", "`depth`"][..]),
@@ -281,13 +286,13 @@ fn keys_and_overrides() {
     ] {
         println!("{set}");
         fail(&mut pretrain(&data, &out, &[set]), words);
-        assert!(!out.exists(), "{set} left something behind");
+        assert!(!out.exists(), "{set} left a run directory");
     }
 }
 
 #[test]
-fn recipes() {
-    let dir = folder();
+fn rejects_invalid_recipes() {
+    let dir = temp_dir();
     let dir = dir.path();
     let gone = dir.join("gone.toml");
     let mut command = program(&["pretrain", text(&gone), "--data", "x", "--out", text(dir)]);
@@ -319,8 +324,8 @@ fn recipes() {
 }
 
 #[test]
-fn devices() {
-    let dir = folder();
+fn rejects_invalid_devices() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let on = |device: &str| {
         let mut command = program(&["pretrain"]);
@@ -331,15 +336,15 @@ fn devices() {
     for device in ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", ""] {
         fail(&mut on(device), &["--device", device, "cpu, cuda, cuda:N"]);
     }
-    // Far more than any machine has.
-    let said = fail(&mut on("cuda:1000"), &["--device cuda:1000"]);
-    assert!(said.contains("CUDA"), "{said}");
+    // More GPUs than any machine has.
+    let printed = fail(&mut on("cuda:1000"), &["--device cuda:1000"]);
+    assert!(printed.contains("CUDA"), "{printed}");
     assert!(!out.exists());
 }
 
 #[test]
-fn going_on_with_something_else() {
-    let dir = folder();
+fn resume_rejects_another_recipe() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let mut command = pretrain(&data, &out, &["train.steps=3"]);
     fail(command.arg("--resume"), &["--resume", "no run", text(&out)]);
@@ -352,9 +357,9 @@ fn going_on_with_something_else() {
     );
     fail(&mut pretrain(&data, &out, &["train.steps=4"]), &["train.steps: 3 → 4"]);
     assert_eq!(kept, fs::read(out.join("recipe.toml")).unwrap());
-    // What touches nothing that is learned may change.
+    // Keys that do not affect the result may change.
     succeed(&mut pretrain(&data, &out, &["train.steps=3", "train.workers=2", "train.keep=9"]));
-    // A recipe that somebody edited.
+    // A recipe that was edited.
     fs::write(out.join("recipe.toml"), "seed = ").unwrap();
     fail(&mut pretrain(&data, &out, &["train.steps=3"]), &["recipe.toml", "line 1"]);
 }

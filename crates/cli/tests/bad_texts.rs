@@ -1,4 +1,5 @@
-//! Broken and unusual texts and tokenizers, through the program.
+//! Broken and unusual texts and tokenizers: the program reads them, or reports the file and the
+//! reason.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -13,11 +14,11 @@ use ndarray::Array2;
 use ndarray_npy::read_npy;
 use support::*;
 
-/// A folder of texts, and a run of a few steps on them.
+/// Returns a directory with texts and a short run on them.
 fn run() -> &'static tempfile::TempDir {
     static RUN: OnceLock<tempfile::TempDir> = OnceLock::new();
     RUN.get_or_init(|| {
-        let dir = folder();
+        let dir = temp_dir();
         succeed(&mut pretrain_texts(&texts(dir.path()), &dir.path().join("run"), &[]));
         dir
     })
@@ -27,7 +28,7 @@ fn encoder() -> PathBuf {
     run().path().join("run/encoder")
 }
 
-/// A tokenizer of 300 entries, or another number, of the texts at `data`; its folder.
+/// Trains a tokenizer on the texts at `data`.
 fn tokenizer(data: &Path, entries: usize, out: &Path) {
     let mut command = program(&["tokenizer", "train", "--entries", &entries.to_string()]);
     succeed(command.arg("--data").arg(data).arg("--out").arg(out));
@@ -37,15 +38,20 @@ fn utf16(text: &str) -> Vec<u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes).collect()
 }
 
-/// Files that are of no use as texts, or from some place on: name, content, a word of the reason.
+/// Returns files that are unreadable, at least in part: name, content, a part of the expected
+/// reason.
 fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
-    let whole = gzip("the state of the union\n".repeat(5000).as_bytes());
+    let complete = gzip("the state of the union\n".repeat(5000).as_bytes());
     let mut deep = b"[".repeat(100_000);
     deep.push(b'\n');
     vec![
         ("marked.txt", [&[0xff, 0xfe][..], &utf16("the law\n")].concat(), "is UTF-16"),
         ("unmarked.txt", utf16("the law\n"), "is UTF-16"),
-        ("cut.txt.gz", whole[..whole.len() / 2].to_vec(), "incomplete deflate stream; the rest"),
+        (
+            "cut.txt.gz",
+            complete[..complete.len() / 2].to_vec(),
+            "incomplete deflate stream; the rest",
+        ),
         ("plain.txt.gz", b"the people".to_vec(), "invalid gzip header"),
         ("bomb.txt.gz", gzip(&vec![b'\n'; 32 << 20]), "more than 200 times its size"),
         (
@@ -59,33 +65,38 @@ fn broken() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
-/// Each alone is an error of `extract`; among others it is skipped, named once, and counted.
+/// A broken file is an error of `extract`. In training it is skipped, reported once and counted.
 #[test]
-fn broken_texts_are_named_with_the_reason() {
-    let dir = folder();
+fn skips_and_reports_broken_texts() {
+    let dir = temp_dir();
     let data = texts(dir.path());
     for (name, bytes, reason) in broken() {
         let path = data.join(name);
         fs::write(&path, bytes).unwrap();
         let out = dir.path().join("none.npy");
         let reason = reason.trim_end_matches("; the rest");
-        let said = fail(&mut extract(&encoder(), &[&path], &out), &[reason]);
-        assert_eq!(said.matches(path.to_str().unwrap()).count(), 1, "{said}");
+        let printed = fail(&mut extract(&encoder(), &[&path], &out), &[reason]);
+        assert_eq!(printed.matches(path.to_str().unwrap()).count(), 1, "{printed}");
         assert!(!out.exists(), "{name}");
     }
-    let pipe = data.join("pipe.txt"); // nobody ever writes to it
+    let pipe = data.join("pipe.txt"); // never written to
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let count = broken().len() + 1;
     let train = |out: &str, allowed: usize| {
         let allowed = format!("train.max_bad_examples={allowed}");
         pretrain_texts(&data, &dir.path().join(out), &["train.steps=3", &allowed])
     };
-    let said = succeed(&mut train("all", count));
-    for (name, _, reason) in broken().iter().chain([&("pipe.txt", Vec::new(), "is no file")]) {
+    let printed = succeed(&mut train("all", count));
+    for (name, _, reason) in
+        broken().iter().chain([&("pipe.txt", Vec::new(), "is not a regular file")])
+    {
         let path = format!("{}: ", data.join(name).display());
-        let of_it: Vec<&str> = said.lines().filter(|line| line.contains(&path)).collect();
-        assert_eq!(of_it.len(), 1, "{name}: {said}");
-        assert!(of_it[0].starts_with("note: skipped ") && of_it[0].contains(reason), "{said}");
+        let reports: Vec<&str> = printed.lines().filter(|line| line.contains(&path)).collect();
+        assert_eq!(reports.len(), 1, "{name}: {printed}");
+        assert!(
+            reports[0].starts_with("warning: skipped ") && reports[0].contains(reason),
+            "{printed}"
+        );
     }
     let last = metrics(&dir.path().join("all")).pop().unwrap();
     assert!(last["bad_examples"] == count || last["kind"] != "train", "{last}");
@@ -93,36 +104,36 @@ fn broken_texts_are_named_with_the_reason() {
     fail(&mut train("few", count - 1), &words.map(|word| word as &str));
 }
 
-/// Replaced and counted, or refused with the place: as the recipe says.
+/// The recipe chooses between replacing and counting, and refusing with the position.
 #[test]
-fn bytes_that_are_not_utf8() {
-    let dir = folder();
+fn replaces_or_refuses_invalid_utf8() {
+    let dir = temp_dir();
     let data = texts(dir.path());
     let path = data.join("latin.txt");
     fs::write(&path, b"the law\ncaf\xe9 d\xe9j\xe0 vu\n").unwrap();
     let out = |name: &str| dir.path().join(name);
-    let said = succeed(&mut pretrain_texts(&data, &out("replaced"), &["train.steps=3"]));
-    assert!(said.contains("not UTF-8: 3 places"), "{said}");
+    let printed = succeed(&mut pretrain_texts(&data, &out("replaced"), &["train.steps=3"]));
+    assert!(printed.contains("not UTF-8: 3 places"), "{printed}");
     let refuse = ["data.invalid_utf8=refuse"];
     let words = ["latin.txt: line 2, byte 4: not UTF-8", "data.invalid_utf8 = \"replace\""];
     fail(&mut pretrain_texts(&data, &out("refused"), &refuse), &words);
     let mut command = extract(&encoder(), &[&path], &out("none.npy"));
-    let said = fail(&mut command, &["latin.txt: line 2, byte 4: not UTF-8"]);
-    assert!(!said.contains("data."), "there is no recipe here: {said}");
+    let printed = fail(&mut command, &["latin.txt: line 2, byte 4: not UTF-8"]);
+    assert!(!printed.contains("data."), "extract has no recipe: {printed}");
     fs::write(&path, utf16("the law")).unwrap();
     let words = ["latin.txt: is UTF-16", "convert it to UTF-8"];
     fail(&mut pretrain_texts(&data, &out("refused"), &refuse), &words);
 }
 
 #[test]
-fn nothing_to_read() {
-    let dir = folder();
+fn rejects_empty_data() {
+    let dir = temp_dir();
     let (data, out) = (dir.path().join("data"), dir.path().join("run"));
     let gone = dir.path().join("gone");
     fail(&mut pretrain_texts(&gone, &out, &[]), &[gone.to_str().unwrap(), "No such file"]);
-    fs::create_dir_all(data.join("folder.txt")).unwrap();
+    fs::create_dir_all(data.join("directory.txt")).unwrap();
     let at = data.to_str().unwrap();
-    fail(&mut pretrain_texts(&data, &out, &[]), &[at, "no text in it (looked for txt"]);
+    fail(&mut pretrain_texts(&data, &out, &[]), &[at, "looked for txt"]);
     let same_entries =
         ["data.tokenizer={file=\"TOKENIZER\"}".replace("TOKENIZER", encoder().to_str().unwrap())];
     for (name, bytes, reason) in [
@@ -134,7 +145,7 @@ fn nothing_to_read() {
     ] {
         let path = data.join(name);
         fs::write(&path, bytes).unwrap();
-        let words = [at, "no usable text in it", reason];
+        let words = [at, "no usable text", reason];
         fail(&mut pretrain_texts(&data, &out, &[]), &words);
         fail(&mut pretrain_texts(&data, &out, &[&same_entries[0]]), &words);
         let mut command = program(&["tokenizer", "train", "--entries", "300", "--data", at]);
@@ -144,14 +155,14 @@ fn nothing_to_read() {
     }
     fs::write(data.join("x.txt"), "the law").unwrap();
     fail(&mut pretrain_texts(&data, &out, &[]), &[at, "the texts give 261 entries, not 300"]);
-    let folder = data.join("folder.txt");
-    fail(&mut extract(&encoder(), &[&folder], &out), &["folder.txt: Is a directory"]);
+    let dir_path = data.join("directory.txt");
+    fail(&mut extract(&encoder(), &[&dir_path], &out), &["directory.txt: Is a directory"]);
 }
 
-/// Zeros, one letter, spaces: a word as long as its file, and a line of megabytes.
+/// Includes a word as long as its file, and a line of megabytes.
 #[test]
-fn lines_of_any_length() {
-    let dir = folder();
+fn accepts_lines_of_any_length() {
+    let dir = temp_dir();
     for (name, text) in [
         ("zeros", "\0".repeat(1 << 20)),
         ("letters", "ab".repeat(1 << 20)),
@@ -171,10 +182,10 @@ fn lines_of_any_length() {
     }
 }
 
-/// Another tokenizer under a run that goes on, or beside an encoder that was exported.
+/// Another tokenizer for a resumed run, or in the directory of an exported encoder.
 #[test]
-fn tokenizers_that_do_not_fit() {
-    let dir = folder();
+fn rejects_mismatched_tokenizers() {
+    let dir = temp_dir();
     let dir = dir.path();
     let (data, out, mine) = (texts(dir), dir.join("run"), dir.join("tokenizer"));
     let other = dir.join("other");
@@ -192,26 +203,26 @@ fn tokenizers_that_do_not_fit() {
     tokenizer(&data, 290, &mine);
     let words = ["features.vocabulary: is 300, the tokenizer has 290"];
     fail(&mut train(), &words);
-    // As many entries, but others.
+    // The same number of entries, but others.
     tokenizer(&other, 300, &mine);
     let words = [out.to_str().unwrap(), "another tokenizer", "--out"];
     fail(&mut train(), &words);
     assert!(fs::read(out.join("encoder/tokenizer.json")).unwrap() == exported);
-    // So is one that is trained on the data, once these change.
+    // A tokenizer trained on the data changes with the data.
     let grown = dir.join("grown");
     succeed(&mut pretrain_texts(&data, &grown, &[]));
     fs::copy(other.join("a.txt"), data.join("new.txt")).unwrap();
     fail(&mut pretrain_texts(&data, &grown, &[]), &["another tokenizer", "needs the same data"]);
 
     let (copy, text) = (dir.join("encoder"), data.join("00.txt"));
-    copy_folder(&out.join("encoder"), &copy);
+    copy_dir(&out.join("encoder"), &copy);
     succeed(&mut extract(&copy, &[&text], &dir.join("features.npy")));
     let broken = |bytes: &[u8], words: &[&str]| {
         fs::write(copy.join("tokenizer.json"), bytes).unwrap();
         fail(&mut extract(&copy, &[&text], &dir.join("none.npy")), words);
     };
     broken(&fs::read(mine.join("tokenizer.json")).unwrap(), &["encoder: its tokenizer is another"]);
-    fs::remove_file(copy.join("tokenizer.sha256")).unwrap(); // as an encoder from elsewhere
+    fs::remove_file(copy.join("tokenizer.sha256")).unwrap(); // as for an imported encoder
     tokenizer(&other, 290, &copy);
     let words = ["features.vocabulary: is 300, the tokenizer has 290"];
     fail(&mut extract(&copy, &[&text], &dir.join("none.npy")), &words);
@@ -231,13 +242,13 @@ fn tokenizers_that_do_not_fit() {
 }
 
 #[test]
-fn a_pipe_for_data_and_a_tokenizer_beyond_memory_are_refused() {
-    let dir = folder();
+fn rejects_pipes_and_oversized_tokenizers() {
+    let dir = temp_dir();
     let data = texts(dir.path());
     let pipe = dir.path().join("pipe.txt");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let run = dir.path().join("run");
-    fail(&mut pretrain_texts(&pipe, &run, &[]), &["pipe.txt", "neither a folder nor a file"]);
+    fail(&mut pretrain_texts(&pipe, &run, &[]), &["pipe.txt", "neither a directory"]);
     let sets = ["data.tokenizer={train=99999999999}"];
     fail(&mut pretrain_texts(&data, &run, &sets), &["99999999999 entries are too many"]);
 }

@@ -1,4 +1,4 @@
-//! `import` and `export`: files of fairseq, the hub, and what is wrong with a checkpoint in one line.
+//! `import` and `export`: files of fairseq and transformers, the hub, and invalid checkpoints.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -28,8 +28,8 @@ fn export(model: &Path, to: &str, out: &Path) -> Command {
     program(&["export", model.to_str().unwrap(), "--to", to, "--out", out.to_str().unwrap()])
 }
 
-/// Runs to the end and expects success; what it wrote to standard output.
-fn told(command: &mut Command) -> String {
+/// Runs the command and expects success. Returns its standard output.
+fn stdout_of(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{}", stderr(&output));
     stdout(&output)
@@ -40,13 +40,16 @@ fn path(path: &Path) -> &str {
 }
 
 #[test]
-fn there_and_back() {
-    let dir = folder();
+fn import_and_export_round_trip() {
+    let dir = temp_dir();
     let dir = dir.path();
     let ours = dir.join("ours");
-    let said = told(&mut import(path(&golden("fairseq_v1_audio.pt")), &ours));
-    assert!(said.contains("fairseq's data2vec 1.0 for speech: 4 blocks of width 48"), "{said}");
-    assert!(said.contains("left out: 74 (_ema: 72, final_proj: 2)"), "{said}");
+    let printed = stdout_of(&mut import(path(&golden("fairseq_v1_audio.pt")), &ours));
+    assert!(
+        printed.contains("fairseq's data2vec 1.0 for speech: 4 blocks of width 48"),
+        "{printed}"
+    );
+    assert!(printed.contains("skipped 74 (_ema: 72, final_proj: 2)"), "{printed}");
     let sweep = repository().join("data/fixtures/sweep.flac");
     succeed(&mut extract(&ours, &[&sweep], &dir.join("sweep.npy")));
 
@@ -61,47 +64,47 @@ fn there_and_back() {
         }
     }
     succeed(&mut export(&ours, "safetensors", &dir.join("plain")));
-    // The teacher is another one.
+    // The teacher has other weights.
     let teacher = dir.join("teacher");
     succeed(import(path(&golden("fairseq_v1_audio.pt")), &teacher).arg("--teacher"));
     let read = |dir: &Path| fs::read(dir.join("encoder.safetensors")).unwrap();
     assert!(read(&ours) != read(&teacher));
-    // Into a folder in which something is.
+    // The output directory is not empty.
     fail(&mut import(path(&golden("fairseq_v1_audio.pt")), &ours), &["is not empty", "--out"]);
     fail(&mut export(&ours, "fairseq", &teacher), &["is not empty"]);
-    // 2.0 cannot be had there.
+    // transformers lacks data2vec 2.0.
     succeed(&mut import(path(&golden("fairseq_v2_image.pt")), &dir.join("v2")));
-    let words = ["features.positions", "transformers has data2vec 1.0 alone", "--to fairseq"];
+    let words = ["features.positions", "transformers supports only data2vec 1.0", "--to fairseq"];
     fail(&mut export(&dir.join("v2"), "hugging-face", &dir.join("no")), &words);
     assert!(!dir.join("no").exists());
 }
 
 #[test]
-fn what_is_wrong_is_said_in_a_line() {
-    let dir = folder();
+fn rejects_invalid_checkpoints() {
+    let dir = temp_dir();
     let dir = dir.path();
     let out = dir.join("out");
     let refuse = |checkpoint: &Path, words: &[&str]| {
         fail(&mut import(path(checkpoint), &out), words);
         assert!(!out.join("encoder.toml").exists());
     };
-    refuse(&dir.join("nothing.pt"), &["nothing.pt", "no such file or folder"]);
+    refuse(&dir.join("nothing.pt"), &["nothing.pt", "no such file or directory"]);
     refuse(dir, &["neither model.safetensors nor pytorch_model.bin"]);
     refuse(
         &repository().join("README.md"),
-        &["README.md", "neither safetensors nor a file of torch.save"],
+        &["README.md", "neither a safetensors nor a torch.save file"],
     );
     refuse(
         &repository().join("data/fixtures/sweep.flac"),
-        &["sweep.flac", "neither safetensors nor"],
+        &["sweep.flac", "neither a safetensors nor"],
     );
 
-    let whole = fs::read(golden("fairseq_v1_audio.pt")).unwrap();
+    let complete = fs::read(golden("fairseq_v1_audio.pt")).unwrap();
     let cut = dir.join("cut.pt");
-    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    refuse(&cut, &["cut.pt", "not a whole file of torch.save"]);
+    fs::write(&cut, &complete[..complete.len() / 2]).unwrap();
+    refuse(&cut, &["cut.pt", "not a complete torch.save file"]);
 
-    // A pickle that would call os.system.
+    // A pickle that calls os.system.
     let hostile = dir.join("hostile.pt");
     let marker = dir.join("called");
     let command = format!("touch {}", marker.display());
@@ -109,13 +112,13 @@ fn what_is_wrong_is_said_in_a_line() {
     pickle.extend((command.len() as u32).to_le_bytes());
     pickle.extend(command.as_bytes());
     pickle.extend(b"tR.");
-    fs::write(&hostile, stored("archive/data.pkl", &pickle)).unwrap();
-    refuse(&hostile, &["hostile.pt", "holds no tensors by name"]);
-    assert!(!marker.exists(), "it was called");
+    fs::write(&hostile, zip_with_entry("archive/data.pkl", &pickle)).unwrap();
+    refuse(&hostile, &["hostile.pt", "contains no named tensors"]);
+    assert!(!marker.exists(), "the pickle was executed");
 
-    // Tensors of something else.
+    // Tensors of another model.
     let other = golden("v2_text.noise.safetensors");
-    refuse(&other, &["not a layout that is known here", "its tensors are noise.0"]);
+    refuse(&other, &["unknown checkpoint layout", "noise.0"]);
     let model = golden("beit_v1_image.pth");
     fail(
         import(path(&model), &out).args(["--heads", "5"]),
@@ -127,22 +130,22 @@ fn what_is_wrong_is_said_in_a_line() {
     fail(import(path(&text), &out).args(["--tokenizer", path(&wrong)]), &["tokenizer.json"]);
 }
 
-/// A zip file of one stored entry.
-fn stored(name: &str, bytes: &[u8]) -> Vec<u8> {
+/// Encodes a zip file with one uncompressed entry.
+fn zip_with_entry(name: &str, bytes: &[u8]) -> Vec<u8> {
     let mut checksum = flate2::Crc::new();
     checksum.update(bytes);
     let (crc, len) = (checksum.sum().to_le_bytes(), (bytes.len() as u32).to_le_bytes());
     let name_len = (name.len() as u16).to_le_bytes();
-    let facts =
+    let fields =
         [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc, &len, &len, &name_len, &[0, 0]].concat();
-    let local = [b"PK\x03\x04", facts.as_slice(), name.as_bytes(), bytes].concat();
-    let central = [b"PK\x01\x02", &[20, 0][..], &facts, &[0; 14], name.as_bytes()].concat();
+    let local = [b"PK\x03\x04", fields.as_slice(), name.as_bytes(), bytes].concat();
+    let central = [b"PK\x01\x02", &[20, 0][..], &fields, &[0; 14], name.as_bytes()].concat();
     let (at, size) = ((local.len() as u32).to_le_bytes(), (central.len() as u32).to_le_bytes());
     let end = [b"PK\x05\x06", &[0, 0, 0, 0, 1, 0, 1, 0][..], &size, &at, &[0, 0]].concat();
     [local, central, end].concat()
 }
 
-/// A hub with one model, facebook/tiny. Returns its address.
+/// Starts a hub with one model, facebook/tiny. Returns its address.
 fn hub(files: BTreeMap<String, Vec<u8>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
@@ -150,13 +153,13 @@ fn hub(files: BTreeMap<String, Vec<u8>>) -> String {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let files = Arc::clone(&files);
-            std::thread::spawn(move || answer(stream, &files));
+            std::thread::spawn(move || respond(stream, &files));
         }
     });
     address
 }
 
-fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
+fn respond(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
     let (mut request, mut range) = (String::new(), None);
     for line in BufReader::new(stream.try_clone().unwrap()).lines() {
         let line = line.unwrap_or_default();
@@ -199,8 +202,8 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>) {
 }
 
 #[test]
-fn from_the_hub_and_from_its_cache() {
-    let dir = folder();
+fn imports_from_hub_and_cache() {
+    let dir = temp_dir();
     let dir = dir.path();
     let (ours, theirs, cache) = (dir.join("ours"), dir.join("theirs"), dir.join("cache"));
     succeed(&mut import(path(&golden("fairseq_v1_audio.pt")), &ours));
@@ -220,10 +223,10 @@ fn from_the_hub_and_from_its_cache() {
         &mut from_hub("facebook/tiny", "a", "1"),
         &["facebook/tiny", "not in the cache", "HF_HUB_OFFLINE"],
     );
-    fail(&mut from_hub("facebook/none", "a", "0"), &["facebook/none", "cannot be fetched"]);
-    let said = told(&mut from_hub("facebook/tiny", "a", "0"));
-    assert!(said.contains("Hugging Face's Data2VecAudioModel"), "{said}");
-    // Now it is there without the hub.
+    fail(&mut from_hub("facebook/none", "a", "0"), &["facebook/none", "cannot be downloaded"]);
+    let printed = stdout_of(&mut from_hub("facebook/tiny", "a", "0"));
+    assert!(printed.contains("Hugging Face's Data2VecAudioModel"), "{printed}");
+    // Now it is in the cache.
     let mut offline = from_hub("facebook/tiny", "b", "1");
     succeed(offline.env("HF_ENDPOINT", "http://127.0.0.1:9"));
     let read = |dir: PathBuf| fs::read(dir.join("encoder.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! From pretraining through fine-tuning to `classify`, for texts and recordings.
+//! Pretraining, fine-tuning and `classify`, for texts and recordings.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -13,7 +13,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::*;
 
-/// Overrides that make the fine-tuning recipes a matter of seconds.
+/// Overrides that make fine-tuning take seconds.
 const TINY: [&str; 5] = [
     "train.held_out=0.2",
     "train.eval_every=30",
@@ -34,7 +34,7 @@ fn finetune(recipe: &str, paths: [&Path; 3], overrides: &[&str]) -> Command {
     command
 }
 
-/// The most probable class of each file, by `--format json`.
+/// Returns the most probable class of each file, from `--format json`.
 fn classify(model: &Path, files: &[&Path]) -> Vec<String> {
     let mut command = program(&["classify", "--device", "cpu", "--format", "json", "--model"]);
     command.arg(model).args(files);
@@ -52,12 +52,12 @@ fn classify(model: &Path, files: &[&Path]) -> Vec<String> {
 }
 
 #[test]
-fn texts() {
-    let dir = folder();
+fn classifies_texts() {
+    let dir = temp_dir();
     let dir = dir.path();
     let run = dir.join("run");
     succeed(&mut pretrain_texts(&support::texts(dir), &run, &["train.steps=4"]));
-    // As GLUE's SST-2 has it.
+    // The format of GLUE's SST-2.
     let mut table = "sentence\tlabel\n".to_owned();
     for i in 0..40 {
         let (word, label) = if i % 2 == 0 { ("peace", 1) } else { ("law", 0) };
@@ -79,24 +79,25 @@ fn texts() {
         fs::write(dir.join(name), text).unwrap();
         dir.join(name)
     };
-    let (war, good) = (file("a.txt", "law of the people77"), file("b.txt", "peace of the people8"));
-    assert_eq!(classify(&out.join("model"), &[&war, &good]), ["0", "1"]);
+    let (law, peace) =
+        (file("a.txt", "law of the people77"), file("b.txt", "peace of the people8"));
+    assert_eq!(classify(&out.join("model"), &[&law, &peace]), ["0", "1"]);
 
     let mut command = program(&["classify", "--device", "cpu", "--top", "1", "--model"]);
     command.arg(out.join("model")).arg("-").stdin(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"peace of the people9").unwrap();
-    let said = stdout(&finish(child));
-    assert!(said.starts_with("standard input: 1 ") && said.ends_with("%\n"), "{said}");
+    let printed = stdout(&finish(child));
+    assert!(printed.starts_with("standard input: 1 ") && printed.ends_with("%\n"), "{printed}");
 }
 
 #[test]
-fn recordings() {
-    let dir = folder();
+fn classifies_recordings() {
+    let dir = temp_dir();
     let dir = dir.path();
     let run = dir.join("run");
     succeed(&mut pretrain(&corpus(dir), &run, &["train.steps=4"]));
-    // A folder for each class: noise that comes and goes, and a chirp.
+    // A directory per class: a chirp, and a chirp with pauses.
     let data = dir.join("labelled");
     for (class, is_loud) in [("chirp", true), ("hush", false)] {
         fs::create_dir_all(data.join(class)).unwrap();

@@ -1,8 +1,8 @@
-//! One run on several processes: the same numbers whatever their number, and a clean end whatever befalls one.
+//! Runs on several ranks: the same metrics for any world size, and a clean end if a rank fails.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::print_stderr, reason = "a test that was skipped says why")]
+#![allow(clippy::print_stderr, reason = "a skipped test prints the reason")]
 
 mod support;
 
@@ -18,55 +18,56 @@ use support::*;
 fn images(dir: &Path) -> PathBuf {
     let data = dir.join("images");
     for i in 0..40_u8 {
-        let folder = data.join(format!("{}", i % 2));
-        fs::create_dir_all(&folder).unwrap();
+        let class = data.join(format!("{}", i % 2));
+        fs::create_dir_all(&class).unwrap();
         let pixel =
             |x: u32, y: u32| image::Rgb([(x * 20 + u32::from(i)) as u8, (y * 25) as u8, i * 6]);
-        image::RgbImage::from_fn(10, 10, pixel).save(folder.join(format!("{i:02}.png"))).unwrap();
+        image::RgbImage::from_fn(10, 10, pixel).save(class.join(format!("{i:02}.png"))).unwrap();
     }
     data
 }
 
-/// One, two and four processes learn the same, of `make(out, overrides)`.
-fn the_same_on_one_two_and_four(make: &dyn Fn(&Path, &[&str]) -> Command, dir: &Path) {
+/// Asserts that the run of `make(out, overrides)` gives the same result on 1, 2 and 4 ranks.
+fn assert_independent_of_world_size(make: &dyn Fn(&Path, &[&str]) -> Command, dir: &Path) {
     let out = |size: usize| dir.join(format!("on-{size}"));
     succeed(&mut make(&out(1), &with(&[])));
     for size in [2, 4] {
-        // Four share the optimizer as well, and exchange gradients after the backward pass, not during it.
+        // On 4 ranks also shards the optimizer; gradients are then reduced after the backward pass,
+        // not during it.
         let shard: &[&str] = match size {
             4 => &["train.shard_optimizer=true", "model.activation_checkpointing=true"],
             _ => &[],
         };
-        let said = run_on(size, &|| make(&out(size), &with(shard)));
-        assert!(said.contains(&format!("processes: {size}; a step is ")), "{said}");
+        let printed = run_on(size, &|| make(&out(size), &with(shard)));
+        assert!(printed.contains(&format!("world size: {size}; a step is ")), "{printed}");
         assert_close(&out(1), &out(size));
     }
 }
 
 #[test]
-fn recordings_on_one_two_and_four_processes() {
-    let dir = folder();
+fn speech_run_is_independent_of_world_size() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    the_same_on_one_two_and_four(&|out, set| pretrain(&data, out, set), dir.path());
+    assert_independent_of_world_size(&|out, set| pretrain(&data, out, set), dir.path());
 }
 
 #[test]
-fn images_on_one_two_and_four_processes() {
-    let dir = folder();
+fn vision_run_is_independent_of_world_size() {
+    let dir = temp_dir();
     let data = images(dir.path());
-    the_same_on_one_two_and_four(&|out, set| pretrain_images(&data, out, set), dir.path());
+    assert_independent_of_world_size(&|out, set| pretrain_images(&data, out, set), dir.path());
 }
 
 #[test]
-fn texts_on_one_two_and_four_processes() {
-    let dir = folder();
+fn text_run_is_independent_of_world_size() {
+    let dir = temp_dir();
     let data = texts(dir.path());
-    the_same_on_one_two_and_four(&|out, set| pretrain_texts(&data, out, set), dir.path());
+    assert_independent_of_world_size(&|out, set| pretrain_texts(&data, out, set), dir.path());
 }
 
 #[test]
-fn fine_tuning_on_one_two_and_four_processes() {
-    let dir = folder();
+fn finetuning_is_independent_of_world_size() {
+    let dir = temp_dir();
     let data = images(dir.path());
     let run = dir.path().join("pretrained");
     succeed(&mut pretrain_images(&data, &run, &["train.steps=4"]));
@@ -91,8 +92,8 @@ fn fine_tuning_on_one_two_and_four_processes() {
 }
 
 #[test]
-fn a_group_of_one_is_as_none() {
-    let dir = folder();
+fn group_of_one_equals_no_group() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     let [alone, group] = ["alone", "group"].map(|name| dir.path().join(name));
     succeed(&mut pretrain(&data, &alone, &FOUR));
@@ -101,8 +102,8 @@ fn a_group_of_one_is_as_none() {
 }
 
 #[test]
-fn batches_that_cannot_be_divided() {
-    let dir = folder();
+fn rejects_batches_not_divisible_by_world_size() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let outputs = end(start(3, &|| pretrain(&data, &out, &FOUR)));
     for (rank, error) in errors(&outputs).iter().enumerate() {
@@ -113,8 +114,8 @@ fn batches_that_cannot_be_divided() {
 }
 
 #[test]
-fn a_rank_that_was_started_in_another_way() {
-    let dir = folder();
+fn rejects_ranks_with_different_recipes() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let mut commands = ranks(2, &|| pretrain(&data, &out, &FOUR));
     commands[1].args(["--set", "seed=7"]);
@@ -125,11 +126,11 @@ fn a_rank_that_was_started_in_another_way() {
 }
 
 #[test]
-fn a_rank_that_sees_other_data() {
-    let dir = folder();
+fn rejects_ranks_with_different_data() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     let fewer = dir.path().join("fewer");
-    copy_folder(&data, &fewer);
+    copy_dir(&data, &fewer);
     for i in 3..9 {
         fs::remove_file(fewer.join(format!("speaker/{i:02}.wav"))).unwrap();
     }
@@ -145,19 +146,19 @@ fn a_rank_that_sees_other_data() {
     }
 }
 
-/// The steps that metrics tell of so far.
-fn told(out: &Path) -> usize {
+/// Returns the number of lines of metrics so far.
+fn metrics_lines(out: &Path) -> usize {
     fs::read_to_string(out.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
 const LONG: [&str; 3] = ["train.steps=40", "train.save_every=4", "train.eval_every=20"];
 
-/// A run on two processes, in which one is killed when `ready` says so: the other one's error. The same
-/// command then ends as if nothing had happened.
-fn killed(victim: usize, signal: &str, ready: &dyn Fn(&Path) -> bool) -> Option<String> {
-    let dir = folder();
+/// Starts a run on two ranks and sends `signal` to one of them once `ready` returns true. Returns
+/// the other rank's error. Asserts that the same command then completes the run exactly.
+fn kill_one_rank(victim: usize, signal: &str, ready: &dyn Fn(&Path) -> bool) -> Option<String> {
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    let [out, whole] = ["run", "whole"].map(|name| dir.path().join(name));
+    let [out, uninterrupted] = ["run", "uninterrupted"].map(|name| dir.path().join(name));
     let make = |out: &Path| pretrain(&data, out, &with(&LONG));
     let mut children = start(2, &|| {
         let mut command = make(&out);
@@ -176,38 +177,38 @@ fn killed(victim: usize, signal: &str, ready: &dyn Fn(&Path) -> bool) -> Option<
     let error =
         (!outputs[1 - victim].status.success()).then(|| errors(&outputs)[1 - victim].clone());
     run_on(2, &|| make(&out));
-    run_on(2, &|| make(&whole));
-    assert_same(&whole, &out);
+    run_on(2, &|| make(&uninterrupted));
+    assert_same(&uninterrupted, &out);
     error
 }
 
 #[test]
-fn a_rank_that_is_killed_ends_the_others_and_the_run_goes_on_exactly() {
-    let in_steps = |out: &Path| told(out) > 6;
-    let error = killed(1, "KILL", &in_steps).expect("it was in time");
+fn killed_rank_ends_the_others_and_the_run_resumes_exactly() {
+    let in_steps = |out: &Path| metrics_lines(out) > 6;
+    let error = kill_one_rank(1, "KILL", &in_steps).expect("rank 0 fails");
     assert!(error.contains("rank 1 is gone or does not answer"), "{error}");
     let writing = |out: &Path| {
         let entries = fs::read_dir(out.join("checkpoints")).into_iter().flatten().flatten();
         entries.map(|e| e.file_name()).any(|n| n.to_string_lossy().starts_with(".unfinished"))
     };
-    if let Some(error) = killed(0, "KILL", &writing) {
+    if let Some(error) = kill_one_rank(0, "KILL", &writing) {
         assert!(error.contains("rank 0"), "{error}");
     }
-    // While they meet.
-    if let Some(error) = killed(1, "KILL", &|out| out.join("run.lock").exists()) {
+    // While they join the process group.
+    if let Some(error) = kill_one_rank(1, "KILL", &|out| out.join("run.lock").exists()) {
         assert!(error.contains("rank 1"), "{error}");
     }
 }
 
 #[test]
-fn a_rank_that_hangs_ends_the_others() {
-    let error = killed(1, "STOP", &|out| told(out) > 6).expect("it was in time");
+fn hanging_rank_ends_the_others() {
+    let error = kill_one_rank(1, "STOP", &|out| metrics_lines(out) > 6).expect("rank 0 fails");
     assert!(error.contains("rank 1 is gone or does not answer"), "{error}");
 }
 
 #[test]
-fn a_rank_that_fails_tells_the_others_why() {
-    let dir = folder();
+fn failing_rank_reports_its_reason_to_the_others() {
+    let dir = temp_dir();
     let (data, out) = (corpus(dir.path()), dir.path().join("run"));
     fs::write(data.join("speaker/07.wav"), wav(&[f32::NAN; 20_000])).unwrap();
     let set = ["train.max_bad_examples=0", "train.held_out=0.0"];
@@ -216,13 +217,13 @@ fn a_rank_that_fails_tells_the_others_why() {
     assert!(errors.iter().any(|error| error.contains(" failed: ")), "{errors:?}");
 }
 
-/// One rank's batch makes the gradients of all of them useless.
+/// A batch of one rank invalidates the gradients of all.
 #[test]
-fn a_step_that_is_not_finite_is_skipped_by_all() {
-    let dir = folder();
+fn all_ranks_skip_a_non_finite_step() {
+    let dir = temp_dir();
     let data = loud(dir.path(), |i| i == 7);
     let make = |out: &Path| {
-        let mut command = pretrain(&data, out, &with(&AS_THEY_ARE));
+        let mut command = pretrain(&data, out, &with(&WITHOUT_NORMALIZATION));
         command.args(["--set", "train.batch=2"]);
         command
     };
@@ -239,23 +240,23 @@ fn a_step_that_is_not_finite_is_skipped_by_all() {
             let text = fs::read_to_string(path).unwrap();
             text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>()
         };
-        assert_eq!(names(&one), names(&two), "of all ranks");
+        assert_eq!(names(&one), names(&two), "examples of all ranks");
     }
 }
 
 #[test]
-fn unusable_examples_are_told_once_whoever_meets_them() {
-    let dir = folder();
+fn unusable_examples_are_reported_once() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     fs::write(data.join("speaker/07.wav"), wav(&[f32::NAN; 20_000])).unwrap();
-    // With one example a batch, a process has nothing at all to add to a step.
+    // With one example per batch, a rank has no batch at all for some step.
     let single = ["train.batch=2.0", "train.accumulate=2", "train.steps=12", "train.log_every=12"];
     for (name, more) in [("many", &["train.log_every=6"][..]), ("single", &single)] {
         let [one, two] = ["one", "two"].map(|run| dir.path().join(format!("{name}-{run}")));
         let set = [&with(&["train.held_out=0.0"]), more].concat();
         succeed(&mut pretrain(&data, &one, &set));
-        let said = run_on(2, &|| pretrain(&data, &two, &set));
-        assert_eq!(said.matches("note: skipped").count(), 1, "{name}: {said}");
+        let printed = run_on(2, &|| pretrain(&data, &two, &set));
+        assert_eq!(printed.matches("warning: skipped").count(), 1, "{name}: {printed}");
         assert_close(&one, &two);
         let lines = metrics(&two);
         let trained = lines.iter().rfind(|line| line["kind"] == "train").unwrap();
@@ -263,44 +264,43 @@ fn unusable_examples_are_told_once_whoever_meets_them() {
     }
 }
 
-/// In bf16 the teacher is divided as well, and nothing changes: not a bit of any weight, exact or not, and neither
-/// when a run goes on.
+/// In bf16 the teacher is sharded too. No bit of any weight changes, also after a resume.
 #[test]
-fn a_divided_teacher_is_the_same_teacher() {
-    let dir = folder();
+fn sharded_teacher_equals_replicated_teacher() {
+    let dir = temp_dir();
     let data = images(dir.path());
-    let [whole, divided] = ["whole", "divided"].map(|name| dir.path().join(name));
+    let [replicated, sharded] = ["replicated", "sharded"].map(|name| dir.path().join(name));
     let run = |out: &Path, shard: &str| {
         let set = with(&["model.precision=bf16", "schedule.warmup_steps=1", shard]);
         run_on(2, &|| pretrain_images(&data, out, &set))
     };
-    run(&whole, "train.shard_optimizer=false");
-    let whole = tensors(&whole);
-    assert!(whole.keys().any(|name| name.contains("teacher.safetensors")));
-    for again in [false, true] {
-        if again {
-            fs::remove_dir_all(checkpoint(&divided, 6)).unwrap();
+    run(&replicated, "train.shard_optimizer=false");
+    let replicated = tensors(&replicated);
+    assert!(replicated.keys().any(|name| name.contains("teacher.safetensors")));
+    for is_resumed in [false, true] {
+        if is_resumed {
+            fs::remove_dir_all(checkpoint(&sharded, 6)).unwrap();
         }
-        let said = run(&divided, "train.shard_optimizer=true");
-        assert_eq!(said.contains("going on from step 4 "), again, "{said}");
-        let divided = tensors(&divided);
-        for (name, x) in &whole {
-            assert_eq!(x.kind(), divided[name].kind(), "{name}");
-            assert_eq!(x, &divided[name], "{name}");
+        let printed = run(&sharded, "train.shard_optimizer=true");
+        assert_eq!(printed.contains("resuming from step 4 "), is_resumed, "{printed}");
+        let sharded = tensors(&sharded);
+        for (name, x) in &replicated {
+            assert_eq!(x.kind(), sharded[name].kind(), "{name}");
+            assert_eq!(x, &sharded[name], "{name}");
         }
-        assert_eq!(whole.len(), divided.len());
+        assert_eq!(replicated.len(), sharded.len());
     }
 }
 
-/// Two processes, stopped by a signal to one of them; then one, stopped again; then four.
+/// Two ranks, stopped by a signal to one of them; then one process, stopped again; then four ranks.
 #[test]
-fn another_number_of_processes_goes_on() {
-    let dir = folder();
+fn resumes_with_another_world_size() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    let [out, whole] = ["run", "whole"].map(|name| dir.path().join(name));
+    let [out, uninterrupted] = ["run", "uninterrupted"].map(|name| dir.path().join(name));
     let make = |out: &Path| pretrain(&data, out, &with(&LONG));
     let children = start(2, &|| make(&out));
-    assert!(wait_until(|| told(&out) > 4));
+    assert!(wait_until(|| metrics_lines(&out) > 4));
     kill("TERM", children[1].id());
     let outputs = end(children);
     let codes: Vec<_> = outputs.iter().map(|output| output.status.code()).collect();
@@ -309,19 +309,19 @@ fn another_number_of_processes_goes_on() {
     let saved = *checkpoints(&out).last().unwrap();
 
     let child = make(&out).spawn().unwrap();
-    assert!(wait_until(|| told(&out) > saved as usize + 4));
+    assert!(wait_until(|| metrics_lines(&out) > saved as usize + 4));
     kill("INT", child.id());
     let output = finish(child);
     assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-    assert!(stderr(&output).contains(&format!("going on from step {saved} ")));
+    assert!(stderr(&output).contains(&format!("resuming from step {saved} ")));
 
-    let said = run_on(4, &|| make(&out));
-    assert!(said.contains("going on from step "), "{said}");
-    succeed(&mut make(&whole));
-    assert_close(&whole, &out);
+    let printed = run_on(4, &|| make(&out));
+    assert!(printed.contains("resuming from step "), "{printed}");
+    succeed(&mut make(&uninterrupted));
+    assert_close(&uninterrupted, &out);
 }
 
-/// The process that torchrun, process `parent`, has started as rank 1.
+/// Returns the process that torchrun, process `parent`, started as rank 1.
 fn rank_one_of(parent: u32) -> Option<u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|id: &u32| {
@@ -334,14 +334,14 @@ fn rank_one_of(parent: u32) -> Option<u32> {
 }
 
 #[test]
-fn torchrun_starts_all_again_when_one_is_killed() {
+fn torchrun_restarts_after_a_killed_rank() {
     let Some(python) = std::env::var_os("DATA2VEC_PYTHON") else {
         eprintln!("skipped: DATA2VEC_PYTHON names no interpreter with torch");
         return;
     };
-    let dir = folder();
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    let [out, whole] = ["run", "whole"].map(|name| dir.path().join(name));
+    let [out, uninterrupted] = ["run", "uninterrupted"].map(|name| dir.path().join(name));
     let run = pretrain(&data, &out, &with(&LONG));
     let mut torchrun = Command::new(python);
     torchrun.args(["-m", "torch.distributed.run", "--standalone", "--no-python"]);
@@ -352,12 +352,12 @@ fn torchrun_starts_all_again_when_one_is_killed() {
     assert!(wait_until(|| checkpoint(&out, 4).join("checkpoint.json").exists()));
     kill("KILL", rank_one_of(child.id()).expect("rank 1"));
     let output = finish(child);
-    let said = stderr(&output);
-    assert!(output.status.success(), "{said}");
+    let printed = stderr(&output);
+    assert!(output.status.success(), "{printed}");
     assert!(
-        said.contains("rank 0 of 2: rank 1 is gone") && said.contains("going on from step "),
-        "{said}"
+        printed.contains("rank 0 of 2: rank 1 is gone") && printed.contains("resuming from step "),
+        "{printed}"
     );
-    run_on(2, &|| pretrain(&data, &whole, &with(&LONG)));
-    assert_same(&whole, &out);
+    run_on(2, &|| pretrain(&data, &uninterrupted, &with(&LONG)));
+    assert_same(&uninterrupted, &out);
 }

@@ -1,5 +1,5 @@
-//! Each published recipe, made small: stopped in the middle of an epoch and gone on with, it ends with the
-//! same bits as a run that nobody stopped.
+//! Exact resume of each published recipe: a run that is stopped in the middle of an epoch and
+//! resumed ends with the same bits as an uninterrupted run.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -12,7 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 use support::*;
 
-/// All that is random is switched on.
+/// Overrides that turn on every kind of randomness.
 const RANDOM: [&str; 6] = [
     "transformer.layer_drop=0.2",
     "transformer.drop_path=0.1",
@@ -22,10 +22,10 @@ const RANDOM: [&str; 6] = [
     "transformer.activation_dropout=0.1",
 ];
 
-/// And what only some decoders have.
+/// Further randomness of decoders that support it.
 const DECODER: &[&str] = &["decoder.input_dropout=0.1"];
 
-/// Number of the next batch in the newest checkpoint.
+/// Returns the number of the next batch in the newest checkpoint.
 fn next_batch(run: &Path) -> u64 {
     let newest = checkpoint(run, *checkpoints(run).last().unwrap());
     let text = fs::read_to_string(newest.join("checkpoint.json")).unwrap();
@@ -33,15 +33,15 @@ fn next_batch(run: &Path) -> u64 {
     manifest["position"]["next_batch"].as_u64().unwrap()
 }
 
-/// Batches of an epoch, from the last line about training.
+/// Returns the number of batches per epoch, from the last training line.
 fn batches_per_epoch(run: &Path) -> u64 {
     let lines = metrics(run);
     let epoch = lines.iter().rev().find_map(|line| line["epoch"].as_f64()).unwrap();
     (next_batch(run) as f64 / epoch).round() as u64
 }
 
-/// The decay that each line tells is the one of its step, no more and no fewer.
-fn check_teacher(run: &Path) {
+/// Asserts that the EMA decay in each line is the schedule's at its step.
+fn assert_ema_schedule(run: &Path) {
     for line in metrics(run).iter().filter(|line| line["kind"] == "train") {
         let step = line["step"].as_f64().unwrap();
         let expected = 0.99 - 0.09 * (1.0 - step / 18.0).max(0.0);
@@ -50,15 +50,16 @@ fn check_teacher(run: &Path) {
     }
 }
 
-/// Stops the run twice at moments that only the machine knows, in the middle of an epoch, and compares.
-fn resumes(recipe: &str, more: &[&str]) {
-    let dir = folder();
+/// Stops a run twice at random times in the middle of an epoch, resumes it, and compares it with an
+/// uninterrupted run.
+fn assert_resumes_exactly(recipe: &str, more: &[&str]) {
+    let dir = temp_dir();
     let data = small::data(recipe, dir.path());
     let random: Vec<&str> = RANDOM.iter().chain(more).copied().collect();
     let command = |out: &Path| small::pretrain(recipe, &random, &data, out);
     let straight = dir.path().join("straight");
     succeed(&mut command(&straight));
-    check_teacher(&straight);
+    assert_ema_schedule(&straight);
     let per_epoch = batches_per_epoch(&straight);
     assert!((3..40).contains(&per_epoch), "{recipe}: {per_epoch} batches an epoch");
 
@@ -67,20 +68,21 @@ fn resumes(recipe: &str, more: &[&str]) {
         let mut inside = 0;
         for lines in [1, 5] {
             let mut child = command(&out).spawn().unwrap();
-            let told = || fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
-            let done = || told().lines().count() > lines || child.try_wait().unwrap().is_some();
+            let metrics_text = || fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
+            let done =
+                || metrics_text().lines().count() > lines || child.try_wait().unwrap().is_some();
             assert!(wait_until(done));
             kill("TERM", child.id());
             let output = finish(child);
             if output.status.success() {
-                break; // it was faster
+                break; // it finished first
             }
             assert_eq!(output.status.code(), Some(143), "{recipe}: {}", stderr(&output));
             inside += u32::from(!next_batch(&out).is_multiple_of(per_epoch));
         }
         if inside == 2 {
-            let said = succeed(&mut command(&out));
-            assert!(said.contains("going on from step "), "{recipe}: {said}");
+            let printed = succeed(&mut command(&out));
+            assert!(printed.contains("resuming from step "), "{recipe}: {printed}");
             assert_same(&straight, &out);
             return;
         }
@@ -89,31 +91,31 @@ fn resumes(recipe: &str, more: &[&str]) {
 }
 
 #[test]
-fn speech_1() {
-    resumes("speech-v1", &[]);
+fn speech_v1() {
+    assert_resumes_exactly("speech-v1", &[]);
 }
 
 #[test]
-fn speech_2() {
-    resumes("speech", DECODER);
+fn speech_v2() {
+    assert_resumes_exactly("speech", DECODER);
 }
 
 #[test]
-fn vision_1() {
-    resumes("vision-v1", &[]);
+fn vision_v1() {
+    assert_resumes_exactly("vision-v1", &[]);
 }
 
 #[test]
-fn vision_2() {
-    resumes("vision", DECODER);
+fn vision_v2() {
+    assert_resumes_exactly("vision", DECODER);
 }
 
 #[test]
-fn text_1() {
-    resumes("nlp-v1", &[]);
+fn text_v1() {
+    assert_resumes_exactly("nlp-v1", &[]);
 }
 
 #[test]
-fn text_2() {
-    resumes("nlp", DECODER);
+fn text_v2() {
+    assert_resumes_exactly("nlp", DECODER);
 }

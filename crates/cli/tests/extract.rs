@@ -1,4 +1,4 @@
-//! Features of a file of each kind, by an encoder of each kind that the program trained.
+//! `extract` for each modality, with encoders that the program trained.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,8 +9,8 @@ use ndarray_npy::read_npy;
 use support::*;
 
 #[test]
-fn audio_images_and_texts() {
-    let dir = folder();
+fn extracts_from_audio_images_and_texts() {
+    let dir = temp_dir();
     let dir = dir.path();
     let fixtures = repository().join("data/fixtures");
     let (sweep, words) = (fixtures.join("sweep.flac"), fixtures.join("README.md"));
@@ -30,17 +30,20 @@ fn audio_images_and_texts() {
         assert!(features.nrows() > 1 && features.ncols() == dim, "{name}: {:?}", features.dim());
         assert!(features.iter().all(|x| x.is_finite()), "{name}");
         let first = features.row(0);
-        assert!(features.rows().into_iter().any(|row| row != first), "{name}: all the same");
+        assert!(features.rows().into_iter().any(|row| row != first), "{name}: all rows are equal");
     }
-    // In bf16: nearly the same.
+    // bf16 gives nearly the same features.
     let (full, half) = (dir.join("speech.npy"), dir.join("half.npy"));
     let mut command = extract(&encoder("speech"), &[&sweep], &half);
     succeed(command.args(["--precision", "bf16"]));
     let [full, half]: [Array2<f32>; 2] = [full, half].map(|path| read_npy(path).unwrap());
     let error = (&full - &half).iter().fold(0.0_f32, |most, x| most.max(x.abs()));
     assert!(error > 0.0 && error < 0.1, "{error}");
-    // Of the wrong kind: one line.
+    // Files of another modality.
     fail(&mut extract(&encoder("speech"), &[&picture], &dir.join("x.npy")), &["rgb.jpg"]);
-    fail(&mut extract(&encoder("vision"), &[&sweep], &dir.join("x.npy")), &["no image of a known"]);
+    fail(
+        &mut extract(&encoder("vision"), &[&sweep], &dir.join("x.npy")),
+        &["not an image of a supported format"],
+    );
     fail(&mut extract(&encoder("nlp"), &[&picture], &dir.join("x.npy")), &["rgb.jpg", "not UTF-8"]);
 }

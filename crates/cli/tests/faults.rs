@@ -1,9 +1,9 @@
-//! Whatever happens to a run, and however often, it ends with the same bits as one that nothing happened
-//! to. `DATA2VEC_KILLS=200` asks for more than the few kills that fit every test run.
+//! Random faults: a run that is killed, out of disk space or damaged any number of times ends with
+//! the same bits as an undisturbed one. `DATA2VEC_KILLS=200` raises the number of kills.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::print_stderr, reason = "what could not be tried here, and what was")]
+#![allow(clippy::print_stderr, reason = "reports faults that cannot be injected here")]
 
 mod support;
 
@@ -20,24 +20,24 @@ use rand::{RngExt, SeedableRng};
 use support::disturb::*;
 use support::*;
 
-/// A run in a place where everything may happen to it.
-struct Victim {
+/// A run into which faults are injected.
+struct FaultyRun {
     rng: StdRng,
     dir: tempfile::TempDir,
     disk: Option<Disk>,
-    /// Which of several runs: one that was faster than all that happened to it is followed by another.
+    /// Number of the run: one that finishes before a fault is followed by another.
     run: usize,
     tally: BTreeMap<String, usize>,
 }
 
-impl Victim {
+impl FaultyRun {
     fn new(seed: u64) -> Self {
-        let dir = folder();
+        let dir = temp_dir();
         let disk = Disk::mount(dir.path().join("disk"), 32 << 10);
         if disk.is_none() {
-            eprintln!("no file system may be mounted here: no full disks");
+            eprintln!("skipped full disks: mount is not permitted");
         }
-        copy_folder(&undisturbed().data(), &dir.path().join("data"));
+        copy_dir(&undisturbed().data(), &dir.path().join("data"));
         let rng = StdRng::seed_from_u64(seed);
         Self { rng, dir, disk, run: 0, tally: BTreeMap::new() }
     }
@@ -65,24 +65,24 @@ impl Victim {
         self.tally.iter().filter(|(what, _)| what.starts_with("SIG")).map(|(_, n)| n).sum()
     }
 
-    /// Waits for a moment in the start, in a checkpoint or between; what it was.
-    fn wait_for_a_moment(&mut self, child: &mut Child) -> &'static str {
+    /// Waits for a random moment: during startup, during a checkpoint, or between. Returns which.
+    fn wait_for_random_moment(&mut self, child: &mut Child) -> &'static str {
         let out = self.out();
-        // Lines of metrics come when the start is over.
-        let told = || fs::metadata(out.join("metrics.jsonl")).map_or(0, |meta| meta.len());
-        let before = told();
+        // The first line of metrics is written after startup.
+        let metrics_len = || fs::metadata(out.join("metrics.jsonl")).map_or(0, |meta| meta.len());
+        let before = metrics_len();
         let mut wait_for = |done: &dyn Fn() -> bool| {
             assert!(wait_until(|| done() || child.try_wait().unwrap().is_some()));
         };
         let (what, most) = match self.rng.random_range(0..4) {
-            0 => ("in the start", 300_000),
+            0 => ("during startup", 300_000),
             1 => {
-                wait_for(&|| told() != before);
+                wait_for(&|| metrics_len() != before);
                 wait_for(&|| unfinished(&out));
-                ("in a checkpoint", 1_000)
+                ("during a checkpoint", 1_000)
             }
             _ => {
-                wait_for(&|| told() != before);
+                wait_for(&|| metrics_len() != before);
                 ("between", 150_000)
             }
         };
@@ -90,12 +90,12 @@ impl Victim {
         what
     }
 
-    /// The end of a run that something happened to. One that was faster must be right, and a new one
-    /// begins. Otherwise, its output.
+    /// Waits for the end of a run with a fault. Returns its output if it failed; if it succeeded,
+    /// checks the result and starts over with a new run.
     fn end(&mut self, child: Child) -> Option<Output> {
         let output = finish(child);
-        let said = stderr(&output);
-        assert!(!said.contains("panicked") && !said.contains("internal error"), "{said}");
+        let printed = stderr(&output);
+        assert!(!printed.contains("panicked") && !printed.contains("internal error"), "{printed}");
         if !output.status.success() {
             return Some(output);
         }
@@ -107,12 +107,12 @@ impl Victim {
 
     fn kill(&mut self) {
         let mut child = self.command().spawn().unwrap();
-        let moment = self.wait_for_a_moment(&mut child);
+        let moment = self.wait_for_random_moment(&mut child);
         let signal = *["KILL", "KILL", "TERM", "INT"].choose(&mut self.rng).unwrap();
         kill(signal, child.id());
         let twice = signal != "KILL" && self.rng.random_range(0..4) == 0;
         if twice {
-            kill(signal, child.id()); // the second one ends it at once
+            kill(signal, child.id()); // the second signal ends it at once
         }
         if self.end(child).is_some() {
             let twice = if twice { " twice" } else { "" };
@@ -120,12 +120,12 @@ impl Victim {
         }
     }
 
-    /// The disk is full but for some pages from some moment on.
+    /// Fills the disk up to a few pages at a random moment.
     fn fill_the_disk(&mut self) {
         let Some(disk) = &self.disk else { return };
         let ballast = disk.0.join("ballast");
         let mut child = self.command().spawn().unwrap();
-        self.wait_for_a_moment(&mut child);
+        self.wait_for_random_moment(&mut child);
         let mut file = File::create(&ballast).unwrap();
         let zeros = [0; 4096];
         while file.write_all(&zeros).is_ok() {}
@@ -134,39 +134,42 @@ impl Victim {
         let ended = self.end(child);
         fs::remove_file(&ballast).unwrap();
         if let Some(output) = ended {
-            let said = stderr(&output);
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            assert!(said.lines().last().unwrap().contains("No space left on device"), "{said}");
+            let printed = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{printed}");
+            assert!(
+                printed.lines().last().unwrap().contains("No space left on device"),
+                "{printed}"
+            );
             self.count("full disk");
         }
     }
 
-    /// The data are gone from some moment on.
+    /// Moves the data away at a random moment.
     fn hide_the_data(&mut self) {
         let (data, hidden) = (self.data(), self.dir.path().join("hidden"));
         let mut child = self.command().spawn().unwrap();
-        self.wait_for_a_moment(&mut child);
+        self.wait_for_random_moment(&mut child);
         fs::rename(&data, &hidden).unwrap();
         let ended = self.end(child);
         fs::rename(&hidden, &data).unwrap();
         if let Some(output) = ended {
-            let said = stderr(&output);
-            assert_eq!(output.status.code(), Some(1), "{said}");
-            let error = said.lines().last().unwrap();
+            let printed = stderr(&output);
+            assert_eq!(output.status.code(), Some(1), "{printed}");
+            let error = printed.lines().last().unwrap();
             assert!(
                 error.starts_with("error: ") && error.contains(data.to_str().unwrap()),
-                "{said}"
+                "{printed}"
             );
             self.count("data gone");
         }
     }
 
-    /// A file of the newest checkpoint is cut, changed, emptied or gone.
+    /// Truncates, changes, empties or removes a file of the newest checkpoint.
     fn damage(&mut self) {
         let out = self.out();
         let [.., _, newest] = checkpoints(&out)[..] else { return };
-        let folder = fs::read_dir(checkpoint(&out, newest)).unwrap();
-        let mut files: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
+        let entries = fs::read_dir(checkpoint(&out, newest)).unwrap();
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
         files.sort();
         let path = files.choose(&mut self.rng).unwrap();
         let mut bytes = fs::read(path).unwrap();
@@ -176,7 +179,7 @@ impl Victim {
             1 => bytes.clear(),
             2 => bytes.push(0),
             _ if path.ends_with("checkpoint.json") => {
-                // White space may change: a digit may not.
+                // A change of white space would be valid: change a digit.
                 let digits: Vec<usize> =
                     (0..bytes.len()).filter(|&i| bytes[i].is_ascii_digit()).collect();
                 bytes[*digits.choose(&mut self.rng).unwrap()] ^= 1;
@@ -189,13 +192,13 @@ impl Victim {
         }
         let (mut command, out) = (self.command(), out.display().to_string());
         let mut child = command.spawn().unwrap();
-        self.wait_for_a_moment(&mut child);
+        self.wait_for_random_moment(&mut child);
         kill("TERM", child.id());
         if let Some(output) = self.end(child) {
-            let said = stderr(&output);
-            if output.status.code() == Some(143) && said.contains("going on from step ") {
+            let printed = stderr(&output);
+            if output.status.code() == Some(143) && printed.contains("resuming from step ") {
                 let damaged = format!("{out}/checkpoints/step-{newest:08} is damaged");
-                assert!(said.contains(&damaged), "{}: {said}", path.display());
+                assert!(printed.contains(&damaged), "{}: {printed}", path.display());
             }
             self.count("damaged checkpoint");
         }
@@ -208,9 +211,9 @@ fn overwrite(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn a_run_survives_whatever_happens_to_it() {
+fn survives_random_faults() {
     let kills = std::env::var("DATA2VEC_KILLS").map_or(16, |n| n.parse().unwrap());
-    let mut victim = Victim::new(20);
+    let mut run = FaultyRun::new(20);
     while victim.kills() < kills {
         match victim.rng.random_range(0..10) {
             0 => victim.fill_the_disk(),
@@ -219,8 +222,8 @@ fn a_run_survives_whatever_happens_to_it() {
             _ => victim.kill(),
         }
     }
-    eprintln!("{:#?}, {} whole runs among them", victim.tally, victim.run);
+    eprintln!("{:#?}, {} completed runs", victim.tally, victim.run);
     succeed(&mut victim.command());
     assert_same(&undisturbed().run(), &victim.out());
-    assert!(!unfinished(&victim.out()), "what was being written is cleared away");
+    assert!(!unfinished(&victim.out()), "incomplete checkpoints are removed");
 }

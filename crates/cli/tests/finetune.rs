@@ -1,4 +1,4 @@
-//! `finetune` and `evaluate`, on the real program.
+//! `finetune` and `evaluate`.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 use support::*;
 
-/// Overrides that make the fine-tuning recipes a matter of milliseconds a step.
+/// Overrides that make a step of fine-tuning take milliseconds.
 const TINY: [&str; 9] = [
     "train.steps=24",
     "train.held_out=0.2",
@@ -28,7 +28,7 @@ const TINY: [&str; 9] = [
     "schedule.lr=1e-2",
 ];
 
-/// 20 dark and 20 bright images, in a folder for each class.
+/// Writes 20 dark and 20 bright images, a directory per class.
 fn images(dir: &Path) -> PathBuf {
     let (data, mut rng) = (dir.join("images"), StdRng::seed_from_u64(5));
     for (class, level) in [("bright", 150), ("dark", 20)] {
@@ -58,7 +58,7 @@ impl Pretrained {
 fn pretrained() -> &'static Pretrained {
     static RUN: OnceLock<Pretrained> = OnceLock::new();
     RUN.get_or_init(|| {
-        let run = Pretrained { dir: folder() };
+        let run = Pretrained { dir: temp_dir() };
         let data = images(run.dir.path());
         succeed(&mut pretrain_images(&data, &run.dir.path().join("run"), &["train.steps=4"]));
         run
@@ -83,54 +83,56 @@ fn evaluate(model: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// What it wrote to standard output.
-fn shown(command: &mut Command) -> String {
+/// Runs the command and expects success. Returns its standard output.
+fn stdout_of(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{}", stderr(&output));
     stdout(&output)
 }
 
 #[test]
-fn classes_are_learned_and_told() {
-    let dir = folder();
+fn learns_and_evaluates_classes() {
+    let dir = temp_dir();
     let out = dir.path().join("tuned");
-    let said = shown(&mut finetune(&out, &["test_share=0.2"]));
-    assert!(said.contains("data2vec classify --model"), "{said}");
+    let printed = stdout_of(&mut finetune(&out, &["test_share=0.2"]));
+    assert!(printed.contains("data2vec classify --model"), "{printed}");
     let held_out: Vec<f64> = metrics(&out)
         .iter()
         .filter(|line| line["kind"] == "validation")
-        .map(|line| line["figures"]["accuracy"].as_f64().unwrap())
+        .map(|line| line["metrics"]["accuracy"].as_f64().unwrap())
         .collect();
     assert_eq!(held_out.len(), 5); // before the first step, and after 6, 12, 18 and 24
     assert_eq!(held_out.iter().copied().fold(0.0, f64::max), 1.0, "{held_out:?}");
 
-    // What nothing depended on: 4 of each class, told apart by the model that was kept.
+    // The test split has 4 images of each class.
     let json = dir.path().join("report.json");
     let model = out.join("model");
-    let said = shown(evaluate(&model, &["--split", "test", "--json"]).arg(&json));
-    assert!(said.contains("accuracy   1.0000") && said.contains("bright"), "{said}");
+    let printed = stdout_of(evaluate(&model, &["--split", "test", "--json"]).arg(&json));
+    assert!(printed.contains("accuracy   1.0000") && printed.contains("bright"), "{printed}");
     let report: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!(report["confusion"], serde_json::json!([[4, 0], [0, 4]]));
     assert_eq!(report["examples"], 8);
-    let all = shown(&mut evaluate(&model, &[]));
+    let all = stdout_of(&mut evaluate(&model, &[]));
     assert!(all.starts_with("40 examples"), "{all}");
 
-    // It is still an encoder, too.
+    // A fine-tuned model is also an encoder.
     let features = dir.path().join("features.npy");
     succeed(&mut extract(&model, &[&pretrained().data().join("dark/00.bmp")], &features));
 }
 
 #[test]
-fn what_was_killed_goes_on_to_the_same_bits() {
-    let dir = folder();
-    let (whole, killed) = (dir.path().join("whole"), dir.path().join("killed"));
-    succeed(&mut finetune(&whole, &["tune.freeze_steps=3", "train.accumulate=2"]));
+fn killed_run_resumes_exactly() {
+    let dir = temp_dir();
+    let (uninterrupted, killed) = (dir.path().join("uninterrupted"), dir.path().join("killed"));
+    succeed(&mut finetune(&uninterrupted, &["tune.freeze_steps=3", "train.accumulate=2"]));
     let mut kills = 0;
     for wanted in [2, 6, 9] {
         let mut child =
             finetune(&killed, &["tune.freeze_steps=3", "train.accumulate=2"]).spawn().unwrap();
-        let told = || fs::read_to_string(killed.join("metrics.jsonl")).unwrap_or_default();
-        wait_until(|| told().lines().count() > wanted || child.try_wait().unwrap().is_some());
+        let metrics_text = || fs::read_to_string(killed.join("metrics.jsonl")).unwrap_or_default();
+        wait_until(|| {
+            metrics_text().lines().count() > wanted || child.try_wait().unwrap().is_some()
+        });
         if child.try_wait().unwrap().is_none() {
             kill("KILL", child.id());
             kills += 1;
@@ -138,25 +140,25 @@ fn what_was_killed_goes_on_to_the_same_bits() {
         finish(child);
     }
     succeed(&mut finetune(&killed, &["tune.freeze_steps=3", "train.accumulate=2"]));
-    assert!(kills > 0, "always faster than SIGKILL");
-    assert_eq!(timeless_metrics(&whole), timeless_metrics(&killed));
+    assert!(kills > 0, "each process finished before SIGKILL");
+    assert_eq!(timeless_metrics(&uninterrupted), timeless_metrics(&killed));
     for name in ["model/encoder.safetensors", "model/head.safetensors"] {
-        let [a, b] = [&whole, &killed].map(|run| fs::read(run.join(name)).unwrap());
+        let [a, b] = [&uninterrupted, &killed].map(|run| fs::read(run.join(name)).unwrap());
         assert!(a == b, "{name}");
     }
 }
 
 #[test]
-fn frozen_parts_stay_and_scratch_forgets() {
-    let dir = folder();
-    let tensors = |path: PathBuf| data2vec_core::checkpoint::read_tensors(&path).unwrap();
+fn freezes_parts_and_trains_from_scratch() {
+    let dir = temp_dir();
+    let tensors = |path: PathBuf| data2vec_core::io::checkpoint::read_tensors(&path).unwrap();
     let before = tensors(pretrained().encoder().join("encoder.safetensors"));
     let after = |name: &str, overrides: &[&str], more: &[&str]| {
         let out = dir.path().join(name);
         succeed(finetune(&out, overrides).args(more));
         tensors(out.join("model/encoder.safetensors"))
     };
-    // No evaluation: the model is the last one.
+    // Without evaluation, the last model is exported.
     let last = ["train.held_out=0"];
     let frozen = after("frozen", &[last[0], "tune.freeze_steps=24"], &[]);
     assert!(before.iter().all(|(name, tensor)| frozen[name] == *tensor));
@@ -169,22 +171,22 @@ fn frozen_parts_stay_and_scratch_forgets() {
     let again = after("again", &[last[0]], &["--from-scratch"]);
     let name = "encoder.transformer.blocks.0.mlp.fc1.weight";
     assert_ne!(scratch[name], before[name]);
-    assert_eq!(scratch[name], again[name], "what has learned nothing is not frozen");
+    assert_eq!(scratch[name], again[name], "random weights are not frozen");
 }
 
 #[test]
-fn mistakes_are_one_line() {
-    let dir = folder();
+fn reports_mistakes_in_one_line() {
+    let dir = temp_dir();
     let out = dir.path().join("tuned");
     let run = pretrained();
-    let wrong = |set: &[&str], said: &[&str]| fail(&mut finetune(&out, set), said);
-    wrong(&["select=wer"], &["select", "wer"]);
-    wrong(&["head.pool=none"], &["head.pool", "ctc"]);
-    wrong(&["tune.layer_decay=0"], &["tune.layer_decay"]);
-    wrong(&["label_share=0"], &["label_share"]);
-    wrong(&["tune.dropuot=0.1"], &["unknown key `dropuot`", "did you mean `dropout`?"]);
+    let rejects = |set: &[&str], words: &[&str]| fail(&mut finetune(&out, set), words);
+    rejects(&["select=wer"], &["select", "wer"]);
+    rejects(&["head.pool=none"], &["head.pool", "ctc"]);
+    rejects(&["tune.layer_decay=0"], &["tune.layer_decay"]);
+    rejects(&["label_share=0"], &["label_share"]);
+    rejects(&["tune.dropuot=0.1"], &["unknown key `dropuot`", "did you mean `dropout`?"]);
 
-    // An encoder of another kind, a recipe of another command, a model without a head.
+    // An encoder of another modality, a recipe of another command, a model without a head.
     let by = |recipe: &str| {
         let mut command = program(&["finetune"]);
         command.arg(repository().join(format!("recipes/{recipe}.toml")));
@@ -196,7 +198,7 @@ fn mistakes_are_one_line() {
     fail(&mut by("vision-tiny"), &["for pretraining", "finetune"]);
     fail(&mut evaluate(&run.encoder(), &[]), &["without a head", "fine-tune"]);
 
-    // Another start, in the folder of a run.
+    // Other options in the directory of a run.
     succeed(&mut finetune(&out, &[]));
     fail(finetune(&out, &[]).arg("--from-scratch"), &["from_scratch", "--out"]);
     fail(&mut finetune(&out, &["schedule.lr=1e-3"]), &["schedule.lr", "--out"]);

@@ -1,7 +1,7 @@
-//! What a run tells while it trains, and what it leaves to be looked at.
+//! Logs of a run: TensorBoard, Prometheus, `--quiet`, `--json`, `run.json`, `diff`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::print_stderr, reason = "a test that was skipped says why")]
+#![allow(clippy::print_stderr, reason = "a skipped test prints the reason")]
 
 mod support;
 
@@ -16,10 +16,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::*;
 
-/// Steps, values and times by tag.
+/// Steps, values and wall times by tag.
 type Scalars = BTreeMap<String, Vec<(u64, f64, f64)>>;
 
-/// What TensorBoard reads of a run; nothing without an interpreter that has it.
+/// Reads a run with TensorBoard. Returns `None` without a Python that has it.
 fn read_by_tensorboard(run: &Path) -> Option<Scalars> {
     let Some(python) = std::env::var_os("DATA2VEC_PYTHON") else {
         eprintln!("skipped: DATA2VEC_PYTHON names no interpreter with TensorBoard");
@@ -36,7 +36,7 @@ fn event_files(run: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// TensorBoard and `metrics.jsonl` tell the same.
+/// Asserts that TensorBoard has exactly the numbers of `metrics.jsonl`.
 fn assert_same_scalars(scalars: &Scalars, lines: &[Value]) {
     let mut count = 0;
     for line in lines {
@@ -46,62 +46,61 @@ fn assert_same_scalars(scalars: &Scalars, lines: &[Value]) {
             let series = &scalars[&format!("{kind}/{name}")];
             let here: Vec<f64> = series.iter().filter(|s| s.0 == step).map(|s| s.1).collect();
             assert_eq!(here.len(), 1, "{kind}/{name} at {step}");
-            // Read by two readers of JSON, which may differ in the last digit.
+            // Two JSON readers may differ in the last digit.
             let off = (here[0] - f64::from(value as f32)).abs();
             assert!(off <= 1e-7 * value.abs(), "{kind}/{name} at {step}: {here:?}, not {value}");
             count += 1;
         }
     }
     assert!(count > 0);
-    assert_eq!(count, scalars.values().map(Vec::len).sum::<usize>(), "nothing else is there");
+    assert_eq!(count, scalars.values().map(Vec::len).sum::<usize>(), "no other scalars");
 }
 
 #[test]
-fn tensorboard_reads_what_the_metrics_tell_also_after_a_stop() {
-    let dir = folder();
+fn tensorboard_matches_metrics_after_resume() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
     succeed(&mut pretrain(&data, &run, &[]));
     assert_eq!(event_files(&run).len(), 1);
-    let whole = read_by_tensorboard(&run);
-    if let Some(scalars) = &whole {
+    let uninterrupted = read_by_tensorboard(&run);
+    if let Some(scalars) = &uninterrupted {
         assert_same_scalars(scalars, &metrics(&run));
         assert!(scalars["train/loss"].iter().all(|s| s.2 > 1.6e9), "{scalars:?}");
     }
 
-    // As if killed after step 10, when the last checkpoint was that of step 8.
+    // As if killed after step 10, with the checkpoint of step 8.
     fs::remove_dir_all(checkpoint(&run, 12)).unwrap();
     succeed(&mut pretrain(&data, &run, &[]));
-    assert_eq!(event_files(&run).len(), 1, "a file takes the place of the one before");
-    if let (Some(before), Some(scalars)) = (whole, read_by_tensorboard(&run)) {
+    assert_eq!(event_files(&run).len(), 1, "the file is replaced");
+    if let (Some(before), Some(scalars)) = (uninterrupted, read_by_tensorboard(&run)) {
         assert_same_scalars(&scalars, &metrics(&run));
         let (before, after) = (&before["train/loss"], &scalars["train/loss"]);
         for (old, new) in before.iter().zip(after).take(4) {
-            // Lines of one step get one time.
             assert_eq!((old.0, old.1), (new.0, new.1));
-            assert!((old.2 - new.2).abs() < 0.1, "with the times of then: {old:?} {new:?}");
+            assert!((old.2 - new.2).abs() < 0.1, "times are kept: {old:?} {new:?}");
         }
         assert!(before[4].2 < after[4].2, "step 10 is new");
     }
 }
 
-/// A run that goes on until it is killed, serving figures, and where it does so.
-struct Served {
+/// A run that serves metrics until it is killed.
+struct ServedRun {
     child: Child,
     address: String,
 }
 
-impl Served {
+impl ServedRun {
     fn start(data: &Path, run: &Path) -> Self {
         let mut command = pretrain(data, run, &["train.steps=100000", "train.save_every=4"]);
         command.args(["--no-report", "--prometheus", "127.0.0.1:0"]);
         let mut child = command.spawn().unwrap();
-        let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = said.find_map(|line| {
+        let mut printed = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = printed.find_map(|line| {
             let line = line.unwrap();
             Some(line.split_once("http://")?.1.strip_suffix("/metrics")?.to_owned())
         });
-        // What nobody reads would hold the program up.
-        std::thread::spawn(move || said.for_each(drop));
+        // A full pipe would block the program.
+        std::thread::spawn(move || printed.for_each(drop));
         Self { child, address: address.unwrap() }
     }
 
@@ -111,7 +110,7 @@ impl Served {
         client
     }
 
-    /// What it answers to `request`; what a connection that is cut still gave.
+    /// Sends a request. Returns the response, as far as it arrives.
     fn ask(&self, request: &[u8]) -> String {
         let mut client = self.connect();
         let _ = client.write_all(request);
@@ -120,25 +119,25 @@ impl Served {
         String::from_utf8(answer).unwrap()
     }
 
-    /// The figures by name, checked to be in Prometheus's format.
+    /// Scrapes the gauges by name, and checks the format.
     fn scrape(&self) -> BTreeMap<String, f64> {
         let answer = self.ask(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
         assert!(head.contains("Content-Type: text/plain; version=0.0.4"), "{head}");
         assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
-        // Before anything is known there is nothing.
+        // Empty before the run starts.
         assert!(body.is_empty() || body.ends_with('\n'));
         let lines: Vec<&str> = body.lines().collect();
-        let mut figures = BTreeMap::new();
-        for three in lines.chunks(3) {
-            let name = three[2].split(['{', ' ']).next().unwrap();
-            assert!(three[0].starts_with(&format!("# HELP {name} ")), "{three:?}");
-            assert_eq!(three[1], format!("# TYPE {name} gauge"));
-            let value = three[2].rsplit(' ').next().unwrap().parse().unwrap();
-            assert_eq!(figures.insert(name.to_owned(), value), None, "{name} is there twice");
+        let mut gauges = BTreeMap::new();
+        for metric in lines.chunks(3) {
+            let name = metric[2].split(['{', ' ']).next().unwrap();
+            assert!(metric[0].starts_with(&format!("# HELP {name} ")), "{metric:?}");
+            assert_eq!(metric[1], format!("# TYPE {name} gauge"));
+            let value = metric[2].rsplit(' ').next().unwrap().parse().unwrap();
+            assert_eq!(gauges.insert(name.to_owned(), value), None, "{name} appears twice");
         }
-        figures
+        gauges
     }
 
     fn scrape_when(&self, done: impl Fn(&BTreeMap<String, f64>) -> bool) -> BTreeMap<String, f64> {
@@ -147,7 +146,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl Drop for ServedRun {
     fn drop(&mut self) {
         kill("KILL", self.child.id());
         let _ = self.child.wait();
@@ -155,16 +154,18 @@ impl Drop for Served {
 }
 
 #[test]
-fn prometheus_scrapes_while_it_trains_and_bad_clients_do_no_harm() {
-    let dir = folder();
+fn prometheus_serves_metrics_despite_bad_clients() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("a \"run\""));
-    let mut served = Served::start(&data, &run);
+    let mut served = ServedRun::start(&data, &run);
     let saved = "data2vec_last_checkpoint_timestamp_seconds";
-    let figures = served.scrape_when(|figures| figures.contains_key(saved));
-    assert_eq!(figures["data2vec_steps"], 100_000.0);
-    assert!(figures["data2vec_step"] >= 4.0 && figures[saved] > 1.6e9, "{figures:?}");
-    for name in ["train_loss", "train_units_per_second", "held_out_explained", "memory_bytes"] {
-        assert!(figures[&format!("data2vec_{name}")].is_finite(), "{name}");
+    let gauges = served.scrape_when(|gauges| gauges.contains_key(saved));
+    assert_eq!(gauges["data2vec_steps"], 100_000.0);
+    assert!(gauges["data2vec_step"] >= 4.0 && gauges[saved] > 1.6e9, "{gauges:?}");
+    for name in
+        ["train_loss", "train_units_per_second", "held_out_explained_variance", "memory_bytes"]
+    {
+        assert!(gauges[&format!("data2vec_{name}")].is_finite(), "{name}");
     }
     let labels = served.ask(b"GET /metrics?x HTTP/1.0\r\n\r\n");
     assert!(labels.contains(r#"a \"run\"""#) && labels.contains("unit=\"s of audio\""), "{labels}");
@@ -178,24 +179,24 @@ fn prometheus_scrapes_while_it_trains_and_bad_clients_do_no_harm() {
     served.ask(b"\x16\x03\x01\x00\xff\x00\r\n\r\n");
     served.ask(&[b'a'; 1 << 20]);
     drop(served.connect());
-    // More than are answered at a time, none of which says anything, or says it slowly.
+    // More slow clients than are served at a time.
     let slow: Vec<TcpStream> = (0..12).map(|_| served.connect()).collect();
     for mut client in &slow {
         client.write_all(b"GET /met").unwrap();
     }
     let before = metrics(&run).len();
-    assert!(wait_until(|| metrics(&run).len() > before), "training goes on");
+    assert!(wait_until(|| metrics(&run).len() > before), "training continues");
     let step = served.scrape()["data2vec_step"];
-    served.scrape_when(|figures| figures["data2vec_step"] > step);
+    served.scrape_when(|gauges| gauges["data2vec_step"] > step);
     drop(slow);
 
     kill("TERM", served.child.id());
-    assert_eq!(served.child.wait().unwrap().code(), Some(143), "it ends as ever");
+    assert_eq!(served.child.wait().unwrap().code(), Some(143), "a signal still ends the run");
 }
 
 #[test]
-fn a_port_in_use_is_one_error_before_anything_is_done() {
-    let dir = folder();
+fn rejects_port_in_use() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -208,34 +209,34 @@ fn a_port_in_use_is_one_error_before_anything_is_done() {
 }
 
 #[test]
-fn quiet_tells_errors_and_results_alone() {
-    let dir = folder();
+fn quiet_prints_only_errors_and_results() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
-    let said = output(pretrain(&data, &run, &[]).arg("--quiet"));
-    assert!(said.status.success());
-    assert_eq!(stderr(&said), "");
-    assert!(stdout(&said).contains("Trained in") && stdout(&said).contains("encoder"));
-    let said = fail(pretrain(&data, &run, &["seed=9"]).arg("--quiet"), &["another recipe"]);
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let printed = output(pretrain(&data, &run, &[]).arg("--quiet"));
+    assert!(printed.status.success());
+    assert_eq!(stderr(&printed), "");
+    assert!(stdout(&printed).contains("Trained in") && stdout(&printed).contains("encoder"));
+    let printed = fail(pretrain(&data, &run, &["seed=9"]).arg("--quiet"), &["another recipe"]);
+    assert_eq!(printed.lines().count(), 1, "{printed}");
 }
 
 #[test]
-fn json_is_the_metrics_and_nothing_else() {
-    let dir = folder();
+fn json_prints_only_metrics() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
-    let said = output(pretrain(&data, &run, &[]).arg("--json"));
-    assert!(said.status.success());
-    assert_eq!(stdout(&said), fs::read_to_string(run.join("metrics.jsonl")).unwrap());
-    assert!(stderr(&said).contains("Trained in"), "{}", stderr(&said));
+    let printed = output(pretrain(&data, &run, &[]).arg("--json"));
+    assert!(printed.status.success());
+    assert_eq!(stdout(&printed), fs::read_to_string(run.join("metrics.jsonl")).unwrap());
+    assert!(stderr(&printed).contains("Trained in"), "{}", stderr(&printed));
 }
 
 #[test]
-fn the_record_tells_of_every_process() {
-    let dir = folder();
+fn record_lists_all_processes() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
     let record =
         || -> Value { serde_json::from_slice(&fs::read(run.join("run.json")).unwrap()).unwrap() };
-    // One that finds no data leaves nothing behind; one that is killed leaves what it knew.
+    // A process without data counts as failed; a killed one leaves what it knew.
     fail(&mut pretrain(&dir.path().join("gone"), &run, &[]), &["gone"]);
     assert_eq!(record()["end"], "failed");
     let mut child = pretrain(&data, &run, &["train.steps=1000"]).spawn().unwrap();
@@ -274,11 +275,11 @@ fn the_record_tells_of_every_process() {
 }
 
 #[test]
-fn diff_tells_what_differs() {
-    let dir = folder();
+fn diff_reports_differences() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     let moved = dir.path().join("moved");
-    copy_folder(&data, &moved);
+    copy_dir(&data, &moved);
     let runs = ["a", "b", "c"].map(|name| dir.path().join(name));
     succeed(&mut pretrain(&data, &runs[0], &[]));
     succeed(&mut pretrain(&data, &runs[1], &[]));
@@ -291,31 +292,31 @@ fn diff_tells_what_differs() {
     fs::remove_file(moved.join("speaker/19.wav")).unwrap();
     let other = ["schedule.lr=0.01", "train.workers=1"];
     succeed(&mut pretrain(&moved, &runs[2], &other));
-    // Two runs may take the same time to the millisecond.
+    // Two runs may take the same time: set another one.
     let path = runs[2].join("run.json");
     let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     record["seconds"] = json!(86_400.5);
     fs::write(&path, record.to_string()).unwrap();
-    let (code, said, _) = diff(&runs[0], &runs[2], &[]);
+    let (code, printed, _) = diff(&runs[0], &runs[2], &[]);
     assert_eq!(code, Some(1));
     let words: Vec<Vec<&str>> =
-        said.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert!(words.contains(&vec!["examples", "20", "19"]), "{said}");
-    assert!(words.contains(&vec!["schedule.lr", "0.0005", "0.01"]), "{said}");
+        printed.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(words.contains(&vec!["examples", "20", "19"]), "{printed}");
+    assert!(words.contains(&vec!["schedule.lr", "0.0005", "0.01"]), "{printed}");
     for name in ["recipe", "data", "sha256", "command", "results", "train/loss", "cost", "seconds"]
     {
-        assert!(words.iter().any(|line| line[0] == name), "no {name} in {said}");
+        assert!(words.iter().any(|line| line[0] == name), "no {name} in {printed}");
     }
     for name in ["libtorch", "device", "step", "seed"] {
-        assert!(!words.iter().any(|line| line[0] == name), "{name} in {said}");
+        assert!(!words.iter().any(|line| line[0] == name), "{name} in {printed}");
     }
-    let (code, said, _) = diff(&runs[0], &runs[2], &["--json"]);
+    let (code, printed, _) = diff(&runs[0], &runs[2], &["--json"]);
     assert_eq!(code, Some(1));
-    let said: Value = serde_json::from_str(&said).unwrap();
-    assert_eq!(said["same"], false);
-    assert_eq!(said["differences"]["data"][0]["b"], "19", "{said}");
+    let printed: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(printed["same"], false);
+    assert_eq!(printed["differences"]["data"][0]["b"], "19", "{printed}");
 
-    let (code, said, error) = diff(&runs[0], &data, &[]);
-    assert_eq!((code, said.as_str()), (Some(2), ""));
-    assert!(error.starts_with("error: ") && error.contains("is no run"), "{error}");
+    let (code, printed, error) = diff(&runs[0], &data, &[]);
+    assert_eq!((code, printed.as_str()), (Some(2), ""));
+    assert!(error.starts_with("error: ") && error.contains("not a run directory"), "{error}");
 }

@@ -1,4 +1,4 @@
-//! A whole run of the program, and what can be done with its result.
+//! A complete run of `pretrain`, and `extract` with its encoder.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -11,33 +11,33 @@ use ndarray::{Array2, Array3};
 use ndarray_npy::read_npy;
 use support::*;
 
-/// One run that all tests here look at.
+/// Returns the run that the tests share, with its standard output.
 fn run() -> &'static (tempfile::TempDir, String) {
     static RUN: OnceLock<(tempfile::TempDir, String)> = OnceLock::new();
     RUN.get_or_init(|| {
-        let dir = folder();
+        let dir = temp_dir();
         let data = corpus(dir.path());
-        let said = output(&mut pretrain(&data, &dir.path().join("run"), &[]));
-        assert!(said.status.success(), "{}", stderr(&said));
-        let said = stdout(&said);
-        (dir, said)
+        let printed = output(&mut pretrain(&data, &dir.path().join("run"), &[]));
+        assert!(printed.status.success(), "{}", stderr(&printed));
+        let printed = stdout(&printed);
+        (dir, printed)
     })
 }
 
 #[test]
-fn a_run_leaves_all_that_it_promises() {
-    let (dir, said) = run();
+fn writes_all_outputs() {
+    let (dir, printed) = run();
     let run = dir.path().join("run");
     for (what, name) in [("run", ""), ("curve", "curve.svg"), ("encoder", "encoder")] {
         let path = run.join(name);
         let path = path.to_str().unwrap().trim_end_matches('/');
-        assert!(said.contains(path), "where the {what} is: {said}");
+        assert!(printed.contains(path), "no path of the {what}: {printed}");
     }
     for name in ["recipe.toml", "run.json", "curve.svg", "encoder/encoder.toml"] {
         assert!(fs::metadata(run.join(name)).unwrap().len() > 0, "{name}");
     }
     let recipe: toml::Table = fs::read_to_string(run.join("recipe.toml")).unwrap().parse().unwrap();
-    assert_eq!(recipe["transformer"]["dim"].as_integer(), Some(32), "overrides are resolved");
+    assert_eq!(recipe["transformer"]["dim"].as_integer(), Some(32), "overrides are applied");
     let record = fs::read_to_string(run.join("run.json")).unwrap();
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     assert_eq!(record["command"][1], "pretrain");
@@ -63,12 +63,12 @@ fn metrics_are_in_order_and_finite() {
         for (key, value) in numbers(line) {
             assert!(value.is_some_and(f64::is_finite), "{key} in {line}");
         }
-        let spread = if line["kind"] == "health" {
-            &line["figures"]["local_var"]
+        let std = if line["kind"] == "health" {
+            &line["metrics"]["local_std"]
         } else {
-            &line["target_var"]
+            &line["target_std"]
         };
-        assert!(spread.as_f64() > Some(0.0), "{line}");
+        assert!(std.as_f64() > Some(0.0), "{line}");
     }
     let train: Vec<_> = lines.iter().filter(|line| line["kind"] == "train").collect();
     assert!(train.windows(2).all(|pair| pair[0]["epoch"].as_f64() < pair[1]["epoch"].as_f64()));
@@ -82,18 +82,18 @@ fn metrics_are_in_order_and_finite() {
 }
 
 #[test]
-fn the_same_command_again_has_nothing_to_do() {
+fn finished_run_has_nothing_to_do() {
     let (dir, _) = run();
     let data = dir.path().join("data");
     let copy = dir.path().join("again");
-    copy_folder(&dir.path().join("run"), &copy);
-    let said = succeed(&mut pretrain(&data, &copy, &[]));
-    assert!(said.contains("this run is finished: 12 steps"), "{said}");
+    copy_dir(&dir.path().join("run"), &copy);
+    let printed = succeed(&mut pretrain(&data, &copy, &[]));
+    assert!(printed.contains("this run is finished: 12 steps"), "{printed}");
     assert_same(&dir.path().join("run"), &copy);
 }
 
 #[test]
-fn features_of_one_file_of_several_and_of_a_layer() {
+fn extracts_one_file_several_files_and_one_layer() {
     let (dir, _) = run();
     let dir = dir.path();
     let encoder = dir.join("run/encoder");
@@ -118,7 +118,7 @@ fn features_of_one_file_of_several_and_of_a_layer() {
     {
         let out = dir.join("two.safetensors");
         succeed(&mut extract(&encoder, &[&first, &second], &out));
-        let tensors = data2vec_core::checkpoint::read_tensors(&out).unwrap();
+        let tensors = data2vec_core::io::checkpoint::read_tensors(&out).unwrap();
         assert_eq!(tensors.len(), 2);
         assert_eq!(tensors[first.to_str().unwrap()].size(), [49, 32]);
         assert_eq!(tensors[second.to_str().unwrap()].size(), [97, 32], "1.95 s");
@@ -132,24 +132,24 @@ fn features_of_one_file_of_several_and_of_a_layer() {
 }
 
 #[test]
-fn what_extract_refuses() {
+fn extract_rejects_invalid_arguments() {
     let (dir, _) = run();
     let dir = dir.path();
     let (encoder, out) = (dir.join("run/encoder"), dir.join("refused.npy"));
     let good = dir.join("data/speaker/00.wav");
     for layer in ["0", "2", "-1", "first"] {
         let mut command = extract(&encoder, &[&good], &out);
-        fail(command.arg(format!("--layer={layer}")), &["--layer", layer, "1 to 1, last, all"]);
+        fail(command.arg(format!("--layer={layer}")), &["--layer", layer, "1 to 1, last or all"]);
     }
     fail(&mut extract(&dir.join("nowhere"), &[&good], &out), &["nowhere", "No such file"]);
     let two = extract(&encoder, &[&good, &dir.join("data/speaker/01.wav")], &out);
-    fail(&mut { two }, &["refused.npy", "one file's features", "folder"]);
+    fail(&mut { two }, &["refused.npy", "features of one file", "directory"]);
     fail(&mut extract(&encoder, &[&dir.join("gone.wav")], &out), &["gone.wav", "No such file"]);
     let deep = dir.join("no/such/folder.npy");
     fail(&mut extract(&encoder, &[&good], &deep), &["no/such/folder.npy", "No such file"]);
-    assert!(!out.exists(), "nothing is written of what is refused");
+    assert!(!out.exists(), "nothing is written");
 
-    // Two of the same name, which would be one file in the folder: known before work begins.
+    // Two inputs of the same name would overwrite each other: detected before any work.
     fs::create_dir_all(dir.join("other")).unwrap();
     fs::copy(&good, dir.join("other/00.wav")).unwrap();
     let same = dir.join("same");
@@ -159,40 +159,40 @@ fn what_extract_refuses() {
 }
 
 #[test]
-fn a_broken_file_does_not_cost_the_others() {
+fn extract_skips_broken_files() {
     let (dir, _) = run();
     let dir = dir.path();
     let (encoder, out) = (dir.join("run/encoder"), dir.join("some"));
     let (good, bad) = (dir.join("data/speaker/00.wav"), dir.join("bad.wav"));
     fs::write(&bad, &fs::read(&good).unwrap()[..9_000]).unwrap();
     let mut command = extract(&encoder, &[&bad, &good], &out);
-    let said = fail(&mut command, &["1 of 2 files"]);
+    let printed = fail(&mut command, &["1 of 2 files"]);
     let path = bad.to_str().unwrap();
-    assert_eq!(said.matches(path).count(), 1, "named once: {said}");
-    assert!(said.contains("truncated"), "{said}");
+    assert_eq!(printed.matches(path).count(), 1, "reported once: {printed}");
+    assert!(printed.contains("truncated"), "{printed}");
     assert_eq!(read_npy::<_, Array2<f32>>(out.join("00.npy")).unwrap().nrows(), 49);
     assert!(!out.join("bad.npy").exists());
 
-    // Alone, it is the error.
+    // A single file is an error.
     fail(&mut extract(&encoder, &[&bad], &dir.join("none.npy")), &[path, "truncated"]);
-    // None of several could be used: no file that looks like a result.
+    // All files unreadable: no output that looks like a result.
     let none = dir.join("none.safetensors");
     fail(&mut extract(&encoder, &[&bad, &bad], &none), &["2 of 2 files"]);
     assert!(!none.exists());
 }
 
 #[test]
-fn broken_encoders_are_named() {
+fn rejects_broken_encoders() {
     let (dir, _) = run();
     let dir = dir.path();
     let good = dir.join("data/speaker/00.wav");
     let broken = |name: &str, file: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>, words: &[&str]| {
         let encoder = dir.join(name);
-        copy_folder(&dir.join("run/encoder"), &encoder);
+        copy_dir(&dir.join("run/encoder"), &encoder);
         let path = encoder.join(file);
         fs::write(&path, change(fs::read(&path).unwrap())).unwrap();
-        let said = fail(&mut extract(&encoder, &[&good], &dir.join("broken.npy")), words);
-        assert!(said.contains(encoder.to_str().unwrap()), "{said}");
+        let printed = fail(&mut extract(&encoder, &[&good], &dir.join("broken.npy")), words);
+        assert!(printed.contains(encoder.to_str().unwrap()), "{printed}");
     };
     let replace = |from: &'static str, to: &'static str| {
         move |bytes: Vec<u8>| {
@@ -203,8 +203,8 @@ fn broken_encoders_are_named() {
     };
     let (weights, config) = ("encoder.safetensors", "encoder.toml");
     let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
-    broken("cut", weights, &half, &["not a whole safetensors file"]);
-    broken("empty", weights, &|_| Vec::new(), &["not a whole safetensors file"]);
+    broken("cut", weights, &half, &["not a complete safetensors file"]);
+    broken("empty", weights, &|_| Vec::new(), &["not a complete safetensors file"]);
     broken("text", config, &|_| b"once upon a time".to_vec(), &["line 1"]);
     broken("kind", config, &replace("\"wave\"", "\"wove\""), &["wove", "wave"]);
     broken("depth", config, &replace("depth = 1", "depth = 2"), &["blocks.1", "missing"]);
@@ -212,10 +212,10 @@ fn broken_encoders_are_named() {
     broken("key", config, &replace("depth = ", "dpeth = "), &["dpeth"]);
 }
 
-/// A reader that goes away, as `head` does, is no reason to lose a run.
+/// A closed pipe, as after `head`, does not end a run.
 #[test]
-fn nobody_listens() {
-    let dir = folder();
+fn survives_closed_pipes() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     let out = dir.path().join("run");
     let mut child = pretrain(&data, &out, &[]).spawn().unwrap();
@@ -228,17 +228,17 @@ fn nobody_listens() {
 }
 
 #[test]
-fn a_plan_tells_what_fits_and_leaves_no_run() {
-    let dir = folder();
+fn plan_reports_memory_and_leaves_no_run() {
+    let dir = temp_dir();
     let (data, run) = (corpus(dir.path()), dir.path().join("run"));
-    let said = output(pretrain(&data, &run, &[]).arg("--plan"));
-    assert!(said.status.success(), "{}", stderr(&said));
-    let lines: Vec<String> = stdout(&said).lines().map(str::to_owned).collect();
+    let printed = output(pretrain(&data, &run, &[]).arg("--plan"));
+    assert!(printed.status.success(), "{}", stderr(&printed));
+    let lines: Vec<String> = stdout(&printed).lines().map(str::to_owned).collect();
     assert!(lines[0].starts_with("the largest batch, "), "{lines:?}");
     assert!(lines[1].contains("GiB on the CPU"), "{lines:?}");
     for name in ["recipe.toml", "run.json", "metrics.jsonl", "encoder"] {
         assert!(!run.join(name).exists(), "{name}");
     }
-    // Other sizes may follow.
+    // Another recipe may use the directory.
     succeed(&mut pretrain(&data, &run, &["model.activation_checkpointing=true"]));
 }

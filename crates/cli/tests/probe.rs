@@ -1,4 +1,4 @@
-//! `probe` of encoders of each kind, and `classify`, on the real program.
+//! `probe` for each modality, and `classify`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 use support::*;
 
-/// Ten dark and ten bright pictures, in a folder for each class.
+/// Writes ten dark and ten bright pictures, a directory per class.
 fn pictures(dir: &Path) -> PathBuf {
     let data = dir.join("pictures");
     for (class, picture) in [("bright", "brightness-1.37.png"), ("dark", "brightness-0.63.png")] {
@@ -23,7 +23,7 @@ fn pictures(dir: &Path) -> PathBuf {
     data
 }
 
-/// Ten low and ten high voices of unequal length, in a folder for each class.
+/// Writes ten low and ten high voices of different lengths, a directory per class.
 fn voices(dir: &Path) -> PathBuf {
     let data = dir.join("voices");
     for (class, pitch) in [("low", 0), ("high", 8)] {
@@ -36,7 +36,7 @@ fn voices(dir: &Path) -> PathBuf {
     data
 }
 
-/// Twenty opinions, in a table.
+/// Writes a table of twenty labelled texts.
 fn opinions(dir: &Path) -> PathBuf {
     let data = dir.join("opinions.tsv");
     let line = |i| match i % 2 {
@@ -53,16 +53,16 @@ fn probe(encoder: &Path, data: &Path, more: &[&str]) -> Command {
     command
 }
 
-/// What it wrote to standard output.
-fn shown(command: &mut Command) -> String {
+/// Runs the command and expects success. Returns its standard output.
+fn stdout_of(command: &mut Command) -> String {
     let output = output(command);
     assert!(output.status.success(), "{}", stderr(&output));
     stdout(&output)
 }
 
 #[test]
-fn encoders_of_each_kind_tell_classes() {
-    let dir = folder();
+fn probes_all_modalities() {
+    let dir = temp_dir();
     let dir = dir.path();
     let (pictures, voices, opinions) = (pictures(dir), voices(dir), opinions(dir));
     let run = |name: &str| dir.join(name);
@@ -72,8 +72,9 @@ fn encoders_of_each_kind_tell_classes() {
     succeed(&mut pretrain_texts(&texts(dir), &run("nlp"), &short));
     for (name, data) in [("vision", &pictures), ("speech", &voices), ("nlp", &opinions)] {
         let (encoder, json) = (run(name).join("encoder"), run(name).join("probe.json"));
-        let said = shown(probe(&encoder, data, &["--test-share", "0.4", "--json"]).arg(&json));
-        assert!(said.starts_with("trained encoder, 2 classes: "), "{name}: {said}");
+        let printed =
+            stdout_of(probe(&encoder, data, &["--test-share", "0.4", "--json"]).arg(&json));
+        assert!(printed.starts_with("trained encoder, 2 classes: "), "{name}: {printed}");
         let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
         let [train, test] =
             ["train_examples", "test_examples"].map(|side| report[side].as_u64().unwrap());
@@ -81,28 +82,28 @@ fn encoders_of_each_kind_tell_classes() {
         let layers = report["layers"].as_array().unwrap();
         assert_eq!(layers.len(), 2, "{name}");
         for layer in layers {
-            // What differs as much as this is told by any encoder.
+            // Any encoder separates classes that differ this much.
             assert!(layer["linear"].as_f64().unwrap() > 0.7, "{name}: {report}");
             assert!(layer["knn"].as_f64().unwrap() > 0.7, "{name}: {report}");
         }
-        let again = shown(&mut probe(&encoder, data, &["--test-share", "0.4"]));
-        assert_eq!(again, said, "{name}: the same each time");
+        let again = stdout_of(&mut probe(&encoder, data, &["--test-share", "0.4"]));
+        assert_eq!(again, printed, "{name}: deterministic");
     }
 }
 
 #[test]
-fn an_untrained_encoder_other_test_examples_fewer_and_one_layer() {
-    let dir = folder();
+fn supports_random_encoder_test_data_limit_and_layers() {
+    let dir = temp_dir();
     let data = pictures(dir.path());
     let run = dir.path().join("run");
     succeed(&mut pretrain_images(&data, &run, &["train.steps=3"]));
     let encoder = run.join("encoder");
-    let random = shown(&mut probe(&encoder, &data, &["--random", "--layers", "last"]));
-    assert!(random.starts_with("untrained encoder, 2 classes: 16 examples"), "{random}");
+    let random = stdout_of(&mut probe(&encoder, &data, &["--random", "--layers", "last"]));
+    assert!(random.starts_with("untrained encoder, 2 classes: 16 training examples"), "{random}");
     assert_eq!(random.lines().count(), 5, "{random}");
     let test = data.to_str().unwrap();
-    let other = shown(&mut probe(&encoder, &data, &["--test", test, "--limit", "9"]));
-    assert!(other.contains("9 examples to learn from, 9 to tell"), "{other}");
+    let other = stdout_of(&mut probe(&encoder, &data, &["--test", test, "--limit", "9"]));
+    assert!(other.contains("9 training examples, 9 test examples"), "{other}");
 
     fail(&mut probe(&encoder, &data, &["--layers", "7"]), &["--layers 7", "1 to 1"]);
     fail(&mut probe(&encoder, &data, &["--limit", "0"]), &["--limit 0"]);
@@ -112,8 +113,8 @@ fn an_untrained_encoder_other_test_examples_fewer_and_one_layer() {
 }
 
 #[test]
-fn files_are_classified() {
-    let dir = folder();
+fn classifies_files() {
+    let dir = temp_dir();
     let data = pictures(dir.path());
     let (run, tuned) = (dir.path().join("run"), dir.path().join("tuned"));
     succeed(&mut pretrain_images(&data, &run, &["train.steps=3"]));
@@ -132,17 +133,20 @@ fn files_are_classified() {
         command.arg(&model).args(more).args(files);
         command
     };
-    let said = shown(&mut classify(&[&dark], &[]));
+    let printed = stdout_of(&mut classify(&[&dark], &[]));
     let name = dark.display().to_string();
-    assert!(said.starts_with(&format!("{name}: dark ")) && said.contains(", bright "), "{said}");
+    assert!(
+        printed.starts_with(&format!("{name}: dark ")) && printed.contains(", bright "),
+        "{printed}"
+    );
 
-    // A broken file does not stop the others.
+    // A broken file is skipped.
     let (broken, bright) = (dir.path().join("broken.png"), image("brightness-1.37.png"));
     fs::write(&broken, "no picture").unwrap();
     let output = output(&mut classify(&[&broken, &bright], &["--format", "json", "--top", "1"]));
     assert_eq!(output.status.code(), Some(1));
-    let (said, noted) = (stdout(&output), stderr(&output));
-    let line: Value = serde_json::from_str(&said).unwrap();
+    let (printed, noted) = (stdout(&output), stderr(&output));
+    let line: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(line["file"], bright.display().to_string());
     assert_eq!(line["classes"].as_array().unwrap().len(), 1);
     assert_eq!(line["classes"][0]["label"], "bright");
@@ -155,8 +159,8 @@ fn files_are_classified() {
         command.stdin(File::open(file).unwrap());
         command
     };
-    assert!(shown(&mut piped(&dark)).starts_with("standard input: dark "));
-    fail(&mut piped(&broken), &["error: standard input: is no image of a known kind"]);
+    assert!(stdout_of(&mut piped(&dark)).starts_with("standard input: dark "));
+    fail(&mut piped(&broken), &["error: standard input: is not an image of a supported format"]);
 
     fail(&mut classify(&[&dark], &["--top", "0"]), &["--top 0"]);
     let mut headless = program(&["classify", "--device", "cpu", "--model"]);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What TensorBoard reads in a folder, as JSON: steps and values by tag, for `logs.rs`."""
+"""Print the scalars of a TensorBoard directory as JSON, by tag: step, value, wall time. For `logs.rs`."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-//! Runs that go wrong: steps that are not finite, collapse, and what the recipe wants done about it.
+//! Recovery of failing runs: non-finite steps, collapse, and `train.on_failure`.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -9,23 +9,23 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use data2vec_core::checkpoint::read_tensors;
+use data2vec_core::io::checkpoint::read_tensors;
 use serde_json::Value;
 use support::*;
 
 #[test]
-fn a_step_that_is_not_finite_is_skipped_and_its_batch_kept() {
-    let dir = folder();
+fn skips_non_finite_steps_and_keeps_their_batches() {
+    let dir = temp_dir();
     let data = loud(dir.path(), |i| i == 7);
     let out = dir.path().join("run");
-    let said = succeed(&mut pretrain(&data, &out, &AS_THEY_ARE));
+    let printed = succeed(&mut pretrain(&data, &out, &WITHOUT_NORMALIZATION));
     let actions = actions(&out);
     assert!(!actions.is_empty() && actions.len() < 12, "{actions:?}");
     for action in &actions {
         assert_eq!(action["action"], "skip");
         let reason = action["reason"].as_str().unwrap();
-        let file = reason.split("kept in ").nth(1).unwrap();
-        assert!(said.contains(reason), "{said}");
+        let file = reason.split("saved to ").nth(1).unwrap();
+        assert!(printed.contains(reason), "{printed}");
         let names = fs::read_to_string(out.join(file).with_extension("txt")).unwrap();
         assert!(names.contains("07.wav"), "{names}");
         let kept = read_tensors(&out.join(file)).unwrap();
@@ -39,19 +39,19 @@ fn a_step_that_is_not_finite_is_skipped_and_its_batch_kept() {
 }
 
 #[test]
-fn nothing_but_steps_that_are_not_finite_ends_the_run() {
-    let dir = folder();
+fn fails_if_no_step_is_finite() {
+    let dir = temp_dir();
     let data = loud(dir.path(), |_| true);
     let out = dir.path().join("run");
-    let mut command = pretrain(&data, &out, &AS_THEY_ARE);
-    fail(&mut command, &["10 steps in a row were not finite", "no checkpoint", "schedule.lr"]);
+    let mut command = pretrain(&data, &out, &WITHOUT_NORMALIZATION);
+    fail(&mut command, &["not finite in 10 consecutive steps", "no checkpoint", "schedule.lr"]);
     assert_eq!(actions(&out).len(), 10);
     let kept = fs::read_dir(out.join("bad_steps")).unwrap().count();
-    assert_eq!(kept, 20, "a file of tensors and one of names for each");
+    assert_eq!(kept, 20, "tensors and names of each step");
 }
 
-/// A tiny run on texts whose predictions begin to vary and then are all the same, within some 30 steps: the rate
-/// is much too high.
+/// Returns a tiny run on texts that collapses within about 30 steps: the learning rate is much too
+/// high.
 fn collapsing(dir: &Path, out: &Path, more: &[&str]) -> Command {
     let mut overrides = vec![
         "train.steps=32",
@@ -68,24 +68,24 @@ fn collapsing(dir: &Path, out: &Path, more: &[&str]) -> Command {
 }
 
 #[test]
-fn a_collapse_is_met_as_the_recipe_wants() {
-    let dir = folder();
+fn handles_collapse_as_configured() {
+    let dir = temp_dir();
     let run = |name: &str| dir.path().join(name);
 
     let out = run("warn");
     succeed(&mut collapsing(dir.path(), &out, &[]));
-    let grave = actions(&out)[0].clone();
+    let first_warning = actions(&out)[0].clone();
     assert!(actions(&out).iter().all(|action| action["action"] == "warn"), "{:?}", actions(&out));
 
     let out = run("stop");
-    let mut command = collapsing(dir.path(), &out, &["train.on_trouble=stop"]);
-    fail(&mut command, &["on_trouble = \"stop\"", "schedule.lr", "data2vec doctor"]);
+    let mut command = collapsing(dir.path(), &out, &["train.on_failure=stop"]);
+    fail(&mut command, &["on_failure = \"stop\"", "schedule.lr", "data2vec doctor"]);
     let last = actions(&out).pop().unwrap();
     assert_eq!(last["action"], "stop");
-    assert!(grave["step"].as_u64() <= last["step"].as_u64());
+    assert!(first_warning["step"].as_u64() <= last["step"].as_u64());
 
     let out = run("lower");
-    let _ = output(&mut collapsing(dir.path(), &out, &["train.on_trouble=lower_lr"]));
+    let _ = output(&mut collapsing(dir.path(), &out, &["train.on_failure=lower_lr"]));
     let lowered: Vec<Value> =
         actions(&out).into_iter().filter(|line| line["action"] == "lower_lr").collect();
     assert_eq!(lowered[0]["lr_scale"], 0.5);
@@ -98,34 +98,35 @@ fn a_collapse_is_met_as_the_recipe_wants() {
 }
 
 #[test]
-fn a_run_that_collapses_goes_back_and_on_at_a_lower_rate() {
-    let dir = folder();
-    let backs = |run: &Path| -> Vec<Value> {
+fn rolls_back_after_collapse() {
+    let dir = temp_dir();
+    let roll_backs = |run: &Path| -> Vec<Value> {
         actions(run).into_iter().filter(|line| line["action"] == "roll_back").collect()
     };
-    // Which rates a run can be saved from depends on the last digits of a processor's sums.
+    // From which rates a run recovers depends on the rounding of the processor.
     let rates = ["0.7", "0.65", "0.8", "0.5", "1.0"];
     let saved = rates.iter().find_map(|rate| {
         let (out, rate) = (dir.path().join(rate), format!("schedule.lr={rate}"));
         let done =
-            output(&mut collapsing(dir.path(), &out, &["train.on_trouble=roll_back", &rate]));
-        (done.status.success() && !backs(&out).is_empty()).then_some((out, rate))
+            output(&mut collapsing(dir.path(), &out, &["train.on_failure=roll_back", &rate]));
+        (done.status.success() && !roll_backs(&out).is_empty()).then_some((out, rate))
     });
-    let (undisturbed, rate) = saved.expect("a rate at which a run collapses and can be saved");
-    let policy = ["train.on_trouble=roll_back", rate.as_str()];
-    let backs = backs(&undisturbed);
-    let scales: Vec<f64> = backs.iter().map(|line| line["lr_scale"].as_f64().unwrap()).collect();
-    assert!(scales.is_sorted_by(|a, b| a > b), "{backs:?}");
-    for back in &backs {
-        // It stands at a checkpoint, before what it tells of.
-        let [step, from] = ["step", "from"].map(|key| back[key].as_u64().unwrap());
-        assert!(step.is_multiple_of(4) && step < from, "{back}");
+    let (undisturbed, rate) = saved.expect("a rate at which a run collapses and recovers");
+    let policy = ["train.on_failure=roll_back", rate.as_str()];
+    let roll_backs = roll_backs(&undisturbed);
+    let scales: Vec<f64> =
+        roll_backs.iter().map(|line| line["lr_scale"].as_f64().unwrap()).collect();
+    assert!(scales.is_sorted_by(|a, b| a > b), "{roll_backs:?}");
+    for line in &roll_backs {
+        // It leads to a checkpoint before the failure.
+        let [step, from] = ["step", "from"].map(|key| line[key].as_u64().unwrap());
+        assert!(step.is_multiple_of(4) && step < from, "{line}");
     }
     let steps: Vec<u64> =
         metrics(&undisturbed).iter().map(|x| x["step"].as_u64().unwrap()).collect();
     assert!(steps.is_sorted(), "{steps:?}");
 
-    // Killed again and again, it comes to the same end.
+    // Repeated kills do not change the result.
     let out = dir.path().join("killed");
     for round in 0..20 {
         let child = collapsing(dir.path(), &out, &policy).spawn().unwrap();
@@ -140,8 +141,8 @@ fn a_run_that_collapses_goes_back_and_on_at_a_lower_rate() {
 }
 
 #[test]
-fn nearest_neighbours_tell_classes_while_an_encoder_learns() {
-    let dir = folder();
+fn probes_during_pretraining() {
+    let dir = temp_dir();
     let data = dir.path().join("pictures");
     for (class, picture) in [("bright", "brightness-1.37.png"), ("dark", "brightness-0.63.png")] {
         fs::create_dir_all(data.join(class)).unwrap();
@@ -164,7 +165,7 @@ fn nearest_neighbours_tell_classes_while_an_encoder_learns() {
     assert_eq!((&last["k"], &last["accuracy"]), (&10.into(), &1.0.into()), "{last}");
     assert!(last["chance"].as_f64().unwrap() < 0.9);
 
-    // It changes nothing.
+    // The probe does not affect the run.
     let without = dir.path().join("without");
     succeed(&mut pretrain_images(&data, &without, &[]));
     assert_eq!(result(&out), result(&without));

@@ -1,9 +1,9 @@
-//! `report.html`: that all of a run is on it, that nothing in a run can break out of its place, and, with a browser
-//! (`DATA2VEC_BROWSER` names a Chromium), that it is drawn.
+//! `report.html`: shows all of a run, escapes its texts, and renders in a browser if
+//! `DATA2VEC_BROWSER` names a Chromium.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(clippy::print_stderr, reason = "a test that was skipped says why")]
+#![allow(clippy::print_stderr, reason = "a skipped test prints the reason")]
 
 mod support;
 
@@ -15,15 +15,15 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use support::*;
 
-/// What must stay a text, wherever it stands.
+/// Text that a report must escape.
 const HOSTILE: &str = "</script><script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;";
 
-/// Recordings whose names and transcripts are hostile, in a folder that is.
+/// Writes recordings with hostile names and transcripts to a directory with a hostile name.
 fn hostile(dir: &Path) -> PathBuf {
     let data = dir.join("a <b>bold</b> \"name\" & '");
     fs::create_dir_all(&data).unwrap();
     for i in 0..20 {
-        // A slash ends a name.
+        // A file name has no slash.
         let name = format!("{i:02} {}", HOSTILE.replace('/', ""));
         fs::write(data.join(format!("{name}.wav")), wav(&sound(1.0 + 0.05 * i as f64, i))).unwrap();
         fs::write(data.join(format!("{name}.txt")), HOSTILE).unwrap();
@@ -45,11 +45,11 @@ impl Runs {
     }
 }
 
-/// A run of each modality, and one of speech that wrote no report.
+/// Returns a run of each modality, and one of speech without a report.
 fn runs() -> &'static Runs {
     static RUNS: OnceLock<Runs> = OnceLock::new();
     RUNS.get_or_init(|| {
-        let dir = folder();
+        let dir = temp_dir();
         let sounds = hostile(dir.path());
         let images = pictures(dir.path());
         let texts = texts(dir.path());
@@ -63,7 +63,7 @@ fn runs() -> &'static Runs {
     })
 }
 
-/// A folder `pictures` in `dir`: two classes of 20 images each.
+/// Writes two classes of 20 images each to a directory `pictures` in `dir`.
 fn pictures(dir: &Path) -> PathBuf {
     let data = dir.join("pictures");
     for (class, level) in [("bright", 180_u8), ("dark <i>", 20)] {
@@ -76,13 +76,13 @@ fn pictures(dir: &Path) -> PathBuf {
     data
 }
 
-/// What the page's script reads.
+/// Returns the data that the page's script reads.
 fn data(page: &str) -> Value {
     let after = page.split("<script id=\"data\" type=\"application/json\">").nth(1).unwrap();
     serde_json::from_str(after.split("</script>").next().unwrap()).unwrap()
 }
 
-/// Every number that `metrics.jsonl` tells is a point of some curve.
+/// Asserts that every number of `metrics.jsonl` is a point of some curve.
 fn assert_all_curves(page: &str, run: &Path) {
     let data = data(page);
     let panels = data["panels"].as_array().unwrap();
@@ -97,47 +97,51 @@ fn assert_all_curves(page: &str, run: &Path) {
         let own = fields.iter().filter(|(key, _)| !["kind", "step", "k"].contains(&key.as_str()));
         for (key, value) in own.chain(inner) {
             let Some(value) = value.as_f64() else { continue };
-            let is_it =
+            let matches =
                 |&(at, y): &(u64, f64)| at == step && (y - value).abs() <= 1e-5 * value.abs();
-            assert!(points.iter().any(is_it), "{key} of {line} is in no curve");
+            assert!(points.iter().any(matches), "{key} of {line} is in no curve");
         }
     }
 }
 
-/// Nothing is fetched, and nothing of the run is taken for a part of the page.
+/// Asserts that the page fetches nothing, and that texts of the run are escaped.
 fn assert_contained(page: &str) {
     let addresses = page.matches("://").count();
-    assert_eq!(addresses, page.matches("http://www.w3.org/2000/svg").count(), "an address");
-    assert_eq!(page.matches("<script").count(), 2, "data, and what draws them");
+    assert_eq!(
+        addresses,
+        page.matches("http://www.w3.org/2000/svg").count(),
+        "an external address"
+    );
+    assert_eq!(page.matches("<script").count(), 2, "data and code");
     assert_eq!(page.matches("</script>").count(), 2);
     for element in ["<link", "<iframe", "<object", "@import", "url(http", "<b>bold", "<i>"] {
-        let allowed = usize::from(element == "<link"); // an icon that is empty
+        let allowed = usize::from(element == "<link"); // an empty icon
         assert!(page.matches(element).count() <= allowed, "{element}");
     }
     assert!(!page.contains("<img src=x"), "a hostile name got through");
     let pictures = page.matches("src=\"").count() + page.matches("<image").count();
-    let held = page.matches("=\"data:image/png;base64,").count();
-    assert_eq!(pictures, held, "each picture is in the page");
+    let embedded = page.matches("=\"data:image/png;base64,").count();
+    assert_eq!(pictures, embedded, "all pictures are embedded");
     assert!(page.len() < 3 << 20, "{} bytes", page.len());
 }
 
 #[test]
-fn a_page_has_all_of_its_run_and_nothing_else() {
+fn report_shows_all_metrics_and_is_self_contained() {
     let runs = runs();
     for name in ["speech", "vision", "nlp"] {
         let page = runs.page(name);
         assert_contained(&page);
         assert_all_curves(&page, &runs.path(name));
         for part in [
-            "How it learns",
+            "Standard deviation of targets",
             "id=\"verdict\"",
             "Effective rank of the blocks",
             "Clipped steps",
             "Explained variance",
             "near 0: collapse",
-            "What the mask hides",
+            "Masks and features",
             "Nearest neighbours",
-            "Where it comes from",
+            "Provenance",
             "class=\"shade\"",
             "weight_decay",
             "libtorch",
@@ -150,9 +154,9 @@ fn a_page_has_all_of_its_run_and_nothing_else() {
     assert!(speech.contains("&lt;script&gt;alert"), "names and transcripts are shown");
     assert!(
         speech.contains("a &lt;b&gt;bold&lt;/b&gt; &quot;name&quot; &amp; '"),
-        "and so is the folder"
+        "and so is the directory"
     );
-    assert!(runs.page("nlp").contains("class=\"hid\""), "hidden tokens are marked");
+    assert!(runs.page("nlp").contains("class=\"masked\""), "masked tokens are marked");
     assert!(
         !runs.path("silent").join("report.html").exists()
             && !runs.path("silent").join("examples.json").exists()
@@ -160,7 +164,7 @@ fn a_page_has_all_of_its_run_and_nothing_else() {
 }
 
 #[test]
-fn masks_and_features_are_those_of_the_model() {
+fn report_shows_masks_and_features_of_the_model() {
     let runs = runs();
     let examples = |name: &str| -> Value {
         serde_json::from_str(&fs::read_to_string(runs.path(name).join("examples.json")).unwrap())
@@ -170,21 +174,21 @@ fn masks_and_features_are_those_of_the_model() {
         let all = examples(name);
         let shown = all["gallery"]["shown"].as_array().unwrap().clone();
         assert!(!shown.is_empty() && all["step"] == 12, "{name}");
-        let mut hidden = Vec::new();
+        let mut masked = Vec::new();
         for one in &shown {
             let tokens: u64 =
                 one["grid"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product();
             assert_eq!(one["colours"].as_array().unwrap().len() as u64, tokens, "{name}");
             let masks = one["masks"].as_array().unwrap();
-            assert_eq!(masks.len(), 2, "{name}: as many as copies");
+            assert_eq!(masks.len(), 2, "{name}: one per copy");
             for mask in masks {
                 let mask = mask.as_str().unwrap();
                 assert_eq!(mask.len() as u64, tokens, "{name}");
-                hidden.push(mask.matches('#').count() as f64 / tokens as f64);
+                masked.push(mask.matches('#').count() as f64 / tokens as f64);
             }
         }
-        let mean = hidden.iter().sum::<f64>() / hidden.len() as f64;
-        assert!((mean - share).abs() < 0.15, "{name}: {mean} hidden");
+        let mean = masked.iter().sum::<f64>() / masked.len() as f64;
+        assert!((mean - share).abs() < 0.15, "{name}: {mean} masked");
     }
     let label =
         |all: &Value| all["gallery"]["shown"][0]["card"]["label"].as_str().map(str::to_owned);
@@ -192,19 +196,16 @@ fn masks_and_features_are_those_of_the_model() {
 }
 
 #[test]
-fn a_report_changes_nothing_and_can_be_made_later() {
+fn report_changes_nothing_and_can_be_written_later() {
     let runs = runs();
     assert_same(&runs.path("speech"), &runs.path("silent"));
     let later = runs.path("later");
-    copy_folder(&runs.path("silent"), &later);
+    copy_dir(&runs.path("silent"), &later);
     succeed(program(&["report"]).arg(&later));
     let examples = |name: &str| fs::read(runs.path(name).join("examples.json")).unwrap();
-    assert!(
-        examples("later") == examples("speech"),
-        "the exported encoder is the one that was trained"
-    );
+    assert!(examples("later") == examples("speech"), "the exported encoder is the trained one");
     assert_contained(&runs.page("later"));
-    // And once more from what is kept, without the data.
+    // Again from the stored examples, without the data.
     let out = runs.path("elsewhere.html");
     let record = later.join("run.json");
     let text = fs::read_to_string(&record).unwrap().replace("bold", "gone");
@@ -214,7 +215,7 @@ fn a_report_changes_nothing_and_can_be_made_later() {
 }
 
 #[test]
-fn several_runs_are_compared() {
+fn compares_several_runs() {
     let runs = runs();
     let out = runs.path("compare.html");
     let both = [runs.path("speech"), runs.path("vision")];
@@ -222,11 +223,11 @@ fn several_runs_are_compared() {
     let page = fs::read_to_string(&out).unwrap();
     assert_contained(&page);
     for part in [
-        "Where they end",
-        "What differs",
+        "Final metrics",
+        "Differences",
         "features.conv_layers",
-        "held_out/explained",
-        "2 runs side by side",
+        "held_out/explained_variance",
+        "Comparison of 2 runs",
     ] {
         assert!(page.contains(part), "no {part}");
     }
@@ -241,14 +242,14 @@ fn several_runs_are_compared() {
     }
     let same = [runs.path("speech"), runs.path("silent")];
     succeed(program(&["report"]).args(&same).arg("--out").arg(&out));
-    assert!(fs::read_to_string(&out).unwrap().contains("the recipes are the same"));
+    assert!(fs::read_to_string(&out).unwrap().contains("The recipes are the same"));
     fail(program(&["report"]).args(&both), &["--out compare.html"]);
-    fail(program(&["report"]).arg(runs.dir.path()), &["is no run", "recipe.toml"]);
+    fail(program(&["report"]).arg(runs.dir.path()), &["not a run directory", "recipe.toml"]);
 }
 
-/// The page in a browser whose window is `width` wide: what it becomes, and what is logged.
+/// Opens a page in a browser window of this width. Returns its DOM and its log.
 fn open(browser: &Path, page: &Path, width: u32, is_dark: bool) -> (String, String) {
-    let profile = folder();
+    let profile = temp_dir();
     let mut command = Command::new(browser);
     command
         .args([
@@ -278,7 +279,7 @@ fn open(browser: &Path, page: &Path, width: u32, is_dark: bool) -> (String, Stri
 }
 
 #[test]
-fn a_browser_draws_all_and_complains_of_nothing() {
+fn browser_draws_everything_without_errors() {
     let Some(browser) = std::env::var_os("DATA2VEC_BROWSER").map(PathBuf::from) else {
         eprintln!("skipped: DATA2VEC_BROWSER names no Chromium");
         return;
@@ -289,7 +290,7 @@ fn a_browser_draws_all_and_complains_of_nothing() {
     succeed(program(&["report"]).args(&both).arg("--out").arg(&compared));
     let pages = ["speech", "vision", "nlp"].map(|name| runs.path(name).join("report.html"));
     for page in pages.iter().chain([&compared]) {
-        // A colon and the like would not survive in an address.
+        // Some characters of the path are not valid in an address.
         let copy = runs.path("page.html");
         fs::copy(page, &copy).unwrap();
         let panels =

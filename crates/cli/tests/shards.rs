@@ -1,5 +1,5 @@
-//! Shards are the folder that was packed: the same examples, the same order, the same numbers; and what is wrong
-//! with them is told in one line.
+//! Shards: training on them gives the same bits as training on the packed directory. Invalid shards
+//! are reported in one line.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -14,26 +14,26 @@ use std::process::Command;
 use serde_json::Value;
 use support::*;
 
-/// Packs `data` into shards of `size` in the folder `shards` beside it.
+/// Packs `data` into shards of `size` in a sibling directory `shards`. Returns the directory.
 fn pack(data: &Path, modality: &str, size: &str) -> PathBuf {
     let out = data.with_file_name("shards");
     let mut command = program(&["data", "pack", "--modality", modality, "--shard-size", size]);
-    let said = output(command.arg(data).arg("--out").arg(&out));
-    assert!(said.status.success(), "{}", stderr(&said));
+    let printed = output(command.arg(data).arg("--out").arg(&out));
+    assert!(printed.status.success(), "{}", stderr(&printed));
     let hint = format!("data2vec pretrain RECIPE --data {}", out.display());
-    assert!(stdout(&said).contains(&hint), "{}", stdout(&said));
+    assert!(stdout(&printed).contains(&hint), "{}", stdout(&printed));
     out
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap();
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
 
-/// Digest and number of the examples of a run.
+/// Returns digest and number of the examples of a run.
 fn examples(run: &Path) -> (Value, Value) {
     let record = fs::read_to_string(run.join("run.json")).unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
@@ -42,32 +42,33 @@ fn examples(run: &Path) -> (Value, Value) {
 
 type Pretrain = fn(&Path, &Path, &[&str]) -> Command;
 
-/// Training on a folder and on its shards, in two ways to name them, ends with the same bits.
-fn same_as_the_folder(data: &Path, shards: &Path, pretrain: Pretrain) {
+/// Asserts that training on a directory, on its shards, and on a pattern of the shards gives the
+/// same bits.
+fn assert_equals_directory(data: &Path, shards: &Path, pretrain: Pretrain) {
     let run = |name: &str| data.with_file_name(name);
-    succeed(&mut pretrain(data, &run("of-folder"), &[]));
+    succeed(&mut pretrain(data, &run("of-directory"), &[]));
     succeed(&mut pretrain(shards, &run("of-shards"), &[]));
-    assert_same(&run("of-folder"), &run("of-shards"));
-    assert_eq!(examples(&run("of-folder")), examples(&run("of-shards")));
+    assert_same(&run("of-directory"), &run("of-shards"));
+    assert_eq!(examples(&run("of-directory")), examples(&run("of-shards")));
     let last = names(shards).len() - 1;
-    assert!(last > 0, "one shard is no test");
+    assert!(last > 0, "several shards are needed");
     let pattern = shards.join(format!("data-{{000000..{last:06}}}.tar"));
     succeed(&mut pretrain(&pattern, &run("of-pattern"), &[]));
-    assert_same(&run("of-folder"), &run("of-pattern"));
+    assert_same(&run("of-directory"), &run("of-pattern"));
 }
 
 #[test]
-fn recordings() {
-    let dir = folder();
+fn speech_shards_equal_their_directory() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    // Names that tar's keys would end in the middle of.
+    // Dots in names, where WebDataset's keys would end.
     fs::rename(data.join("speaker/07.wav"), data.join("speaker/07.5 of 100%.wav")).unwrap();
     fs::rename(data.join("speaker/11.wav"), data.join("11.wav")).unwrap();
     fs::write(data.join("speaker/03.txt"), "Three.").unwrap();
     let shards = pack(&data, "speech", "700kB");
-    same_as_the_folder(&data, &shards, pretrain);
+    assert_equals_directory(&data, &shards, pretrain);
 
-    // Packed again, the same shards; nothing is overwritten.
+    // Packing is deterministic and overwrites nothing.
     let again = dir.path().join("again");
     let pack = |out: &Path| {
         let mut command =
@@ -81,7 +82,7 @@ fn recordings() {
     }
     fail(&mut pack(&again), &["again", "is not empty"]);
 
-    // What is known of them is the same too.
+    // The statistics are the same too.
     let stats = |data: &Path| {
         let out = dir.path().join("stats.json");
         let mut command = program(&["data", "stats", "--modality", "speech"]);
@@ -95,20 +96,20 @@ fn recordings() {
 }
 
 #[test]
-fn a_run_on_shards_goes_on_and_is_divided() {
-    let dir = folder();
+fn resumes_and_distributes_on_shards() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
-    let (shards, whole, cut) =
-        (pack(&data, "speech", "700kB"), dir.path().join("whole"), dir.path().join("cut"));
-    succeed(&mut pretrain(&shards, &whole, &[]));
-    copy_folder(&whole, &cut);
+    let (shards, uninterrupted, cut) =
+        (pack(&data, "speech", "700kB"), dir.path().join("uninterrupted"), dir.path().join("cut"));
+    succeed(&mut pretrain(&shards, &uninterrupted, &[]));
+    copy_dir(&uninterrupted, &cut);
     fs::remove_dir_all(checkpoint(&cut, 12)).unwrap();
     for made in ["encoder", "cache"] {
         fs::remove_dir_all(cut.join(made)).unwrap();
     }
-    let said = succeed(&mut pretrain(&shards, &cut, &[]));
-    assert!(said.contains("going on from step 8 "), "{said}");
-    assert_same(&whole, &cut);
+    let printed = succeed(&mut pretrain(&shards, &cut, &[]));
+    assert!(printed.contains("resuming from step 8 "), "{printed}");
+    assert_same(&uninterrupted, &cut);
 
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let rank = |data: &Path, out: &Path, rank: &str| {
@@ -129,10 +130,10 @@ fn a_run_on_shards_goes_on_and_is_divided() {
         }
         out
     };
-    assert_same(&run(&data, "two-of-folder"), &run(&shards, "two-of-shards"));
+    assert_same(&run(&data, "two-of-directory"), &run(&shards, "two-of-shards"));
 }
 
-/// Images of two classes, in a folder for each.
+/// Writes images of two classes, a directory per class.
 fn images(dir: &Path) -> PathBuf {
     let data = dir.join("images");
     for (class, level) in [("bright", 150), ("dark", 20)] {
@@ -146,13 +147,13 @@ fn images(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn images_and_their_classes() {
-    let dir = folder();
+fn image_shards_keep_labels() {
+    let dir = temp_dir();
     let data = images(dir.path());
     let shards = pack(&data, "vision", "20kB");
-    same_as_the_folder(&data, &shards, pretrain_images);
+    assert_equals_directory(&data, &shards, pretrain_images);
 
-    let encoder = dir.path().join("of-folder/encoder");
+    let encoder = dir.path().join("of-directory/encoder");
     let tune = |data: &Path, name: &str| {
         let out = dir.path().join(name);
         let mut command = program(&["finetune"]);
@@ -174,43 +175,43 @@ fn images_and_their_classes() {
         succeed(&mut command);
         out
     };
-    let [one, other] = [tune(&data, "tuned-of-folder"), tune(&shards, "tuned-of-shards")];
+    let [one, other] = [tune(&data, "tuned-of-directory"), tune(&shards, "tuned-of-shards")];
     assert_eq!(timeless_metrics(&one), timeless_metrics(&other));
     assert_eq!(fs::read_to_string(one.join("labels.txt")).unwrap(), "bright\ndark");
     let head = "model/head.safetensors";
     assert!(fs::read(one.join(head)).unwrap() == fs::read(other.join(head)).unwrap());
 
-    // evaluate and probe take them as well.
-    let says = |verb: &str, flag: &str, model: &Path, data: &Path| {
+    // evaluate and probe accept shards too.
+    let stdout_of = |verb: &str, flag: &str, model: &Path, data: &Path| {
         let mut command = program(&[verb, "--device", "cpu", flag]);
         command.arg(model).arg("--data").arg(data).env("XDG_CACHE_HOME", dir.path().join("home"));
         let output = output(&mut command);
         assert!(output.status.success(), "{}", stderr(&output));
-        let said = stdout(&output);
-        said.replace(data.to_str().unwrap(), "")
+        let printed = stdout(&output);
+        printed.replace(data.to_str().unwrap(), "")
     };
     let model = one.join("model");
     assert_eq!(
-        says("evaluate", "--model", &model, &data),
-        says("evaluate", "--model", &model, &shards)
+        stdout_of("evaluate", "--model", &model, &data),
+        stdout_of("evaluate", "--model", &model, &shards)
     );
     assert_eq!(
-        says("probe", "--encoder", &encoder, &data),
-        says("probe", "--encoder", &encoder, &shards)
+        stdout_of("probe", "--encoder", &encoder, &data),
+        stdout_of("probe", "--encoder", &encoder, &shards)
     );
 
-    // Sides of their own are packed apart.
+    // Existing splits are packed separately.
     let root = dir.path().join("root");
-    copy_folder(&data, &root.join("train"));
-    copy_folder(&data, &root.join("val"));
+    copy_dir(&data, &root.join("train"));
+    copy_dir(&data, &root.join("val"));
     let mut command = program(&["data", "pack", "--modality", "vision"]);
     command.arg(&root).arg("--out").arg(dir.path().join("no"));
     fail(&mut command, &["root", "pack each"]);
 }
 
 #[test]
-fn texts() {
-    let dir = folder();
+fn text_shards_equal_their_directory() {
+    let dir = temp_dir();
     let data = support::texts(dir.path());
     fs::create_dir_all(data.join("more.d")).unwrap();
     fs::write(
@@ -222,21 +223,21 @@ fn texts() {
     fs::write(data.join("03.txt.gz"), zipped).unwrap();
     fs::remove_file(data.join("03.txt")).unwrap();
     let shards = pack(&data, "nlp", "20kB");
-    same_as_the_folder(&data, &shards, pretrain_texts);
+    assert_equals_directory(&data, &shards, pretrain_texts);
 }
 
 #[test]
-fn a_broken_example_is_skipped_counted_and_listed() {
-    let dir = folder();
+fn skips_counts_and_lists_broken_examples() {
+    let dir = temp_dir();
     let data = corpus(dir.path());
     let path = data.join("speaker/05.wav");
-    let whole = fs::read(&path).unwrap();
-    // Its header is good: only reading all of it tells.
-    fs::write(&path, wav(&vec![f32::NAN; whole.len() / 8])).unwrap();
+    let complete = fs::read(&path).unwrap();
+    // The header is valid: only reading all samples finds the error.
+    fs::write(&path, wav(&vec![f32::NAN; complete.len() / 8])).unwrap();
     let shards = pack(&data, "speech", "700kB");
     let out = dir.path().join("run");
-    let said = succeed(&mut pretrain(&shards, &out, &["train.max_bad_examples=1"]));
-    assert!(said.contains("skipped") && said.contains("speaker/05.wav"), "{said}");
+    let printed = succeed(&mut pretrain(&shards, &out, &["train.max_bad_examples=1"]));
+    assert!(printed.contains("skipped") && printed.contains("speaker/05.wav"), "{printed}");
     let listed = fs::read_to_string(out.join("bad_examples.txt")).unwrap();
     assert_eq!(listed.lines().count(), 1, "{listed}");
     assert!(listed.contains("speaker/05.wav: sample at 0.000 s is NaN"), "{listed}");
@@ -249,7 +250,7 @@ fn a_broken_example_is_skipped_counted_and_listed() {
     );
 }
 
-/// A tar archive of files.
+/// Writes a tar archive of files.
 fn tar(path: &Path, files: &[(&str, Vec<u8>)]) {
     let mut bytes = Vec::new();
     for (name, content) in files {
@@ -272,8 +273,8 @@ fn tar(path: &Path, files: &[(&str, Vec<u8>)]) {
 }
 
 #[test]
-fn what_is_wrong_with_shards_is_told_in_one_line() {
-    let dir = folder();
+fn rejects_invalid_shards() {
+    let dir = temp_dir();
     let place = |name: &str| {
         let path = dir.path().join(name);
         fs::create_dir_all(&path).unwrap();
@@ -287,40 +288,40 @@ fn what_is_wrong_with_shards_is_told_in_one_line() {
     tar(&cut.join("a.tar"), &[("1.wav", recording(1)), ("2.wav", recording(2))]);
     let bytes = fs::read(cut.join("a.tar")).unwrap();
     fs::write(cut.join("a.tar"), &bytes[..bytes.len() / 2 + 7_000]).unwrap();
-    refuse(&cut, &["a.tar", "cut off"]);
+    refuse(&cut, &["a.tar", "truncated"]);
 
     refuse(&place("empty"), &["empty", "no audio in it"]);
     refuse(&dir.path().join("x-{000..003}.tar"), &["x-000.tar", "No such file"]);
-    refuse(&dir.path().join("none-*.tar"), &["none-*.tar", "no shards here"]);
+    refuse(&dir.path().join("none-*.tar"), &["none-*.tar", "no shards found"]);
 
     let other = place("other");
     tar(&other.join("a.tar"), &[("1.jpg", vec![1]), ("1.txt", vec![b'a'])]);
-    refuse(&other, &["no example of use", "a.tar/1: has jpg, txt, none of wav"]);
+    refuse(&other, &["no usable example", "a.tar/1: has jpg, txt, none of wav"]);
 
     let twice = place("twice");
     let same = [("1.wav", recording(1)), ("2.wav", recording(2)), ("1.wav", recording(3))];
     tar(&twice.join("a.tar"), &same);
-    refuse(&twice, &["a.tar/1", "twice"]);
+    refuse(&twice, &["a.tar/1", "duplicate"]);
 
-    // One without its recording among others is a broken example.
-    let lacking = place("lacking");
+    // An entry without a recording is an unusable example.
+    let incomplete = place("incomplete");
     let names: Vec<String> = (0..19).map(|i| format!("{i}.wav")).collect();
     let mut files: Vec<(&str, Vec<u8>)> =
         (0..).zip(&names).map(|(i, name)| (name.as_str(), recording(i))).collect();
     files.push(("x.txt", b"alone".to_vec()));
-    tar(&lacking.join("a.tar"), &files);
-    let mut strict = pretrain(&lacking, &out, &["train.max_bad_examples=0"]);
+    tar(&incomplete.join("a.tar"), &files);
+    let mut strict = pretrain(&incomplete, &out, &["train.max_bad_examples=0"]);
     fail(&mut strict, &["1 unusable examples", "a.tar/x: has txt, none of wav"]);
-    let said = succeed(&mut pretrain(&lacking, &out, &["train.max_bad_examples=1"]));
-    assert!(said.contains("a.tar/x: has txt, none of wav"), "{said}");
+    let printed = succeed(&mut pretrain(&incomplete, &out, &["train.max_bad_examples=1"]));
+    assert!(printed.contains("a.tar/x: has txt, none of wav"), "{printed}");
     let listed = fs::read_to_string(out.join("bad_examples.txt")).unwrap();
     assert!(listed.contains("a.tar/x: has txt, none of wav"), "{listed}");
 }
 
-/// Labelled texts as columns, and as fields of tar shards.
+/// Labelled texts as columns of a table, and as fields of tar shards.
 #[test]
-fn labelled_texts() {
-    let dir = folder();
+fn labelled_text_shards_equal_their_table() {
+    let dir = temp_dir();
     let dir = dir.path();
     let run = dir.join("run");
     succeed(&mut pretrain_texts(&support::texts(dir), &run, &["train.steps=4"]));
@@ -338,8 +339,8 @@ fn labelled_texts() {
     let names: Vec<[String; 2]> =
         (0..40).map(|i| ["txt", "cls"].map(|field| format!("{i:02}.{field}"))).collect();
     let mut files = Vec::new();
-    for ([text, class], (said, label)) in names.iter().zip(&rows) {
-        files.push((text.as_str(), said.clone().into_bytes()));
+    for ([text, class], (printed, label)) in names.iter().zip(&rows) {
+        files.push((text.as_str(), printed.clone().into_bytes()));
         files.push((class.as_str(), label.as_bytes().to_vec()));
     }
     files.push(("x.txt", b"no label".to_vec()));
@@ -369,14 +370,14 @@ fn labelled_texts() {
         ] {
             command.args(["--set", set]);
         }
-        let said = succeed(&mut command);
+        let printed = succeed(&mut command);
         let mut lines = timeless_metrics(&out);
         lines
             .iter_mut()
             .for_each(|line| drop(line.as_object_mut().unwrap().remove("bad_examples")));
-        (lines, said)
+        (lines, printed)
     };
-    let ((one, _), (other, said)) = (tune(&table, "of-table"), tune(&shards, "of-shards"));
+    let ((one, _), (other, printed)) = (tune(&table, "of-table"), tune(&shards, "of-shards"));
     assert_eq!(one, other);
-    assert!(said.contains("x.txt: no label"), "{said}");
+    assert!(printed.contains("x.txt: no label"), "{printed}");
 }

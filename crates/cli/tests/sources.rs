@@ -1,4 +1,4 @@
-//! Several sources as one, named by a TOML file.
+//! A TOML file that combines several sources of data.
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -11,22 +11,22 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use support::*;
 
-/// The file `name` in `dir` with this text.
+/// Writes a file. Returns its path.
 fn file(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     fs::write(&path, text).unwrap();
     path
 }
 
-/// How many examples a run has, held-out ones too.
+/// Returns the number of examples of a run, including held-out ones.
 fn examples(run: &Path) -> u64 {
     let record = fs::read_to_string(run.join("run.json")).unwrap();
     serde_json::from_str::<Value>(&record).unwrap()["examples"].as_u64().unwrap()
 }
 
 #[test]
-fn recordings_of_two_places_each_with_its_share() {
-    let dir = folder();
+fn mixes_sources_by_weight() {
+    let dir = temp_dir();
     let dir = dir.path();
     corpus(dir);
     let more = dir.join("more");
@@ -37,13 +37,13 @@ fn recordings_of_two_places_each_with_its_share() {
     let all = ["train.held_out=0"];
     let run = |name: &str| dir.join(name);
 
-    // One source is what it names.
+    // A single source equals its data.
     let one = file(dir, "one.toml", "[[source]]\ndata = \"data\"\n");
-    succeed(&mut pretrain(&dir.join("data"), &run("folder"), &all));
+    succeed(&mut pretrain(&dir.join("data"), &run("directory"), &all));
     succeed(&mut pretrain(&one, &run("one"), &all));
-    assert_same(&run("folder"), &run("one"));
+    assert_same(&run("directory"), &run("one"));
 
-    // Without weights each example once; with them the small one until its share is full.
+    // Without weights, each example appears once; with weights, a small source is repeated.
     let both = "[[source]]\ndata = \"data\"\n[[source]]\ndata = \"more\"\n";
     succeed(&mut pretrain(&file(dir, "both.toml", both), &run("both"), &all));
     assert_eq!(examples(&run("both")), 25);
@@ -53,20 +53,20 @@ fn recordings_of_two_places_each_with_its_share() {
     succeed(&mut pretrain(&half, &run("half"), &all));
     assert_eq!(examples(&run("half")), 40);
 
-    // The same command goes on, and held-out examples are of both.
+    // The same command resumes; held-out examples come from both sources.
     let held = ["train.held_out=0.4"];
-    succeed(&mut pretrain(&half, &run("whole"), &held));
+    succeed(&mut pretrain(&half, &run("uninterrupted"), &held));
     let mut child = pretrain(&half, &run("stopped"), &held).spawn().unwrap();
     wait_until(|| !checkpoints(&run("stopped")).is_empty() || child.try_wait().unwrap().is_some());
     kill("TERM", child.id());
     finish(child);
     succeed(&mut pretrain(&half, &run("stopped"), &held));
-    assert_same(&run("whole"), &run("stopped"));
+    assert_same(&run("uninterrupted"), &run("stopped"));
 }
 
 #[test]
-fn texts_share_a_tokenizer() {
-    let dir = folder();
+fn sources_share_a_tokenizer() {
+    let dir = temp_dir();
     let dir = dir.path();
     texts(dir);
     let other = dir.join("other");
@@ -77,15 +77,15 @@ fn texts_share_a_tokenizer() {
     let both = file(dir, "both.toml", both);
     fail(&mut pretrain_texts(&both, &dir.join("run"), &[]), &["both.toml", "data.tokenizer"]);
 
-    // That of an earlier run serves for all.
+    // The tokenizer of an earlier run serves all sources.
     succeed(&mut pretrain_texts(&dir.join("texts"), &dir.join("first"), &[]));
     let tokenizer = format!("data.tokenizer={{file={:?}}}", dir.join("first/encoder"));
     succeed(&mut pretrain_texts(&both, &dir.join("run"), &[&tokenizer]));
 }
 
 #[test]
-fn what_is_wrong_is_told_in_one_line() {
-    let dir = folder();
+fn rejects_invalid_source_lists() {
+    let dir = temp_dir();
     let dir = dir.path();
     corpus(dir);
     let source = "[[source]]\ndata = \"data\"\n";
@@ -94,7 +94,7 @@ fn what_is_wrong_is_told_in_one_line() {
         ("none", String::new(), ["none.toml", "source"]),
         ("key", format!("{source}wieght = 1.0\n"), ["key.toml", "did you mean `weight`?"]),
         ("some", format!("{source}weight = 1.0\n{source}"), ["some.toml", "1 of 2 have one"]),
-        ("below", format!("{source}weight = -1.0\n"), ["below.toml", "not above 0"]),
+        ("below", format!("{source}weight = -1.0\n"), ["below.toml", "must be above 0"]),
         ("toml", "[[source]\n".to_owned(), ["toml.toml", "line 1"]),
         ("gone", "[[source]]\ndata = \"gone\"\n".to_owned(), ["gone.toml", "gone"]),
     ] {

@@ -1,4 +1,4 @@
-//! `data2vec transcribe`: formats, several files, standard input, broken files.
+//! `data2vec transcribe`: output formats, several files, standard input, broken files.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -9,10 +9,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use data2vec_core::{Tuned, write_model};
+use data2vec_core::{FinetunedModel, save_model};
 use data2vec_speech::WaveEncoder;
 use serde_json::Value;
-use support::{folder, program, sound, wav};
+use support::{program, sound, temp_dir, wav};
 use tch::{Device, nn};
 
 const ENCODER: &str = r#"
@@ -51,23 +51,23 @@ labels = ["<pad>", "|", "A", "B"]
 const ARPA: &str =
     "\\data\\\nngram 1=5\n\n\\1-grams:\n-1 <unk>\n-9 <s>\n-1 </s>\n-1 AB\n-2 A\n\n\\end\\\n";
 
-/// A model that says something.
+/// Writes a model that outputs symbols.
 fn model(dir: &Path) {
     tch::manual_seed(1);
     let (config, head) = (toml::from_str(ENCODER).unwrap(), toml::from_str(HEAD).unwrap());
     let vars = nn::VarStore::new(Device::Cpu);
-    Tuned::<WaveEncoder>::new(&vars.root(), config, head).unwrap();
+    FinetunedModel::<WaveEncoder>::new(&vars.root(), config, head).unwrap();
     let mut tensors = vars.variables();
-    let sharper = &tensors["head.out.weight"] * 8.0;
-    tensors.insert("head.out.weight".into(), sharper);
+    let sharpened = &tensors["head.out.weight"] * 8.0;
+    tensors.insert("head.out.weight".into(), sharpened);
     let config: data2vec_core::EncoderConfig<data2vec_speech::WaveEncoderConfig> =
         toml::from_str(ENCODER).unwrap();
-    write_model(dir, &tensors, &config, Some(&toml::from_str(HEAD).unwrap()), None).unwrap();
+    save_model(dir, &tensors, &config, Some(&toml::from_str(HEAD).unwrap()), None).unwrap();
 }
 
 #[test]
-fn recordings_become_texts_and_subtitles() {
-    let dir = folder();
+fn transcribes_files_in_all_formats() {
+    let dir = temp_dir();
     let (dir, model_dir) = (dir.path(), dir.path().join("model"));
     model(&model_dir);
     let path = |name: &str| dir.join(name).display().to_string();
@@ -97,7 +97,7 @@ fn recordings_become_texts_and_subtitles() {
         words.iter().all(|word| word["end"].as_f64() <= Some(3.0) && word["score"].is_number())
     );
 
-    // A broken one costs the exit code, not the others.
+    // A broken file is skipped, and sets the exit code.
     let (ok, both, stderr) = run(&[&path("a.wav"), &path("broken.wav"), &path("b.wav")]);
     assert!(!ok && stderr.contains("broken.wav: not audio"), "{stderr}");
     assert!(stderr.contains("1 of 3 files could not be used"), "{stderr}");
@@ -112,25 +112,27 @@ fn recordings_become_texts_and_subtitles() {
     let (ok, srt, _) = run(&[&path("a.wav"), "--format", "srt"]);
     assert!(ok && srt.starts_with("1\n00:00:0") && srt.contains(" --> 00:00:0"), "{srt}");
     let (ok, _, stderr) = run(&[&path("a.wav"), &path("b.wav"), "--format", "srt"]);
-    assert!(!ok && stderr.contains("need --out FOLDER"), "{stderr}");
+    assert!(!ok && stderr.contains("need --out DIR"), "{stderr}");
     let (ok, _, stderr) = run(&[&path("a.wav"), &path("a.wav"), "--out", &out]);
     assert!(!ok && stderr.contains("two inputs are called a"), "{stderr}");
 
     let (lm, words) = (path("words.arpa"), path("words.txt"));
-    let weighed = ["--lm", &lm, "--lexicon", &words, "--lm-weight", "1", "--word-score", "-1"];
-    let (ok, text, stderr) = run(&[&[path("a.wav").as_str()], &weighed[..]].concat());
+    let options = ["--lm", &lm, "--lexicon", &words, "--lm-weight", "1", "--word-score", "-1"];
+    let (ok, text, stderr) = run(&[&[path("a.wav").as_str()], &options[..]].concat());
     assert!(
         ok && text.split_whitespace().all(|word| ["AB", "A"].contains(&word)),
         "{text} {stderr}"
     );
-    assert!(stderr.contains("1 spellings have symbols that the model lacks; 2 words remain"));
+    assert!(
+        stderr.contains("skipped 1 spellings with symbols that the model lacks; 2 words remain")
+    );
     let (ok, _, stderr) = run(&[&path("a.wav"), "--lm", &path("a.wav")]);
     assert!(!ok && stderr.lines().count() == 1 && stderr.contains("a.wav: line 1"), "{stderr}");
 }
 
 #[test]
-fn standard_input_is_a_recording() {
-    let dir = folder();
+fn transcribes_standard_input() {
+    let dir = temp_dir();
     let model_dir = dir.path().join("model");
     model(&model_dir);
     let args = ["transcribe", "--device", "cpu", "--model", &model_dir.display().to_string(), "-"];

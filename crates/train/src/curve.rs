@@ -1,4 +1,4 @@
-//! `curve.svg`: how the run went, at a glance.
+//! Draws `curve.svg`, the main curves of a run.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,18 +10,21 @@ use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine, ValidationLine, 
 
 type Points = Vec<(f64, f64)>;
 
-/// A panel: its title, and named series.
+/// A panel: title and named series.
 type Panel = (String, Vec<(&'static str, Points)>);
 
-/// Draws the lines of `metrics` to the file `out`.
+/// Draws the curves of the file `metrics` to the SVG file `out`.
+///
+/// # Errors
+/// If `metrics` cannot be read or `out` cannot be written.
 pub fn draw(metrics: &Path, out: &Path) -> Result<()> {
     let lines = read(metrics)?;
-    let is_tuning = lines.iter().any(|line| matches!(line, Line::Validation(_)));
-    let panels = if is_tuning { tuning(&lines) } else { pretraining(&lines) };
-    panels_to(out, &panels).map_err(|e| anyhow!("{}: {e}", out.display()))
+    let is_finetuning = lines.iter().any(|line| matches!(line, Line::Validation(_)));
+    let panels = if is_finetuning { finetuning(&lines) } else { pretraining(&lines) };
+    draw_panels(out, &panels).map_err(|e| anyhow!("{}: {e}", out.display()))
 }
 
-/// Of the lines that have it, `value` by step.
+/// Returns steps and values of the lines that have a value.
 fn points(lines: &[Line], value: impl Fn(&Line) -> Option<(u64, f64)>) -> Points {
     lines.iter().filter_map(value).map(|(step, value)| (step as f64, value)).collect()
 }
@@ -34,8 +37,7 @@ fn train(lines: &[Line], value: impl Fn(&TrainLine) -> Option<f64>) -> Points {
 }
 
 fn pretraining(lines: &[Line]) -> Vec<Panel> {
-    let spread =
-        |value: fn(&Pretraining) -> f64| train(lines, |l| l.pretraining.as_ref().map(value));
+    let std = |value: fn(&Pretraining) -> f64| train(lines, |l| l.pretraining.as_ref().map(value));
     let held_out = |value: fn(&HeldOutLine) -> Option<f64>| {
         points(lines, |line| match line {
             Line::HeldOut(line) => Some((line.step, value(line)?)),
@@ -44,25 +46,25 @@ fn pretraining(lines: &[Line]) -> Vec<Panel> {
     };
     vec![
         (
-            "loss (the targets move: falling alone proves nothing)".into(),
+            "loss (targets move with the teacher: a falling loss alone proves nothing)".into(),
             vec![
                 ("training", train(lines, |l| Some(l.loss))),
                 ("held out", held_out(|l| Some(l.loss))),
             ],
         ),
         (
-            "explained variance of the targets, held out (0: no better than a constant)".into(),
-            vec![("explained", held_out(|l| l.explained))],
+            "explained variance, held out (0: no better than a constant)".into(),
+            vec![("explained variance", held_out(|l| l.explained_variance))],
         ),
         (
-            "spread of targets and predictions (near 0: collapse)".into(),
-            vec![("targets", spread(|l| l.target_var)), ("predictions", spread(|l| l.pred_var))],
+            "standard deviation of targets and predictions (near 0: collapse)".into(),
+            vec![("targets", std(|l| l.target_std)), ("predictions", std(|l| l.pred_std))],
         ),
     ]
 }
 
-/// The loss, and a panel for each figure of the evaluations.
-fn tuning(lines: &[Line]) -> Vec<Panel> {
+/// Returns a panel of the loss, and one for each metric of the evaluations.
+fn finetuning(lines: &[Line]) -> Vec<Panel> {
     let validation = |value: &dyn Fn(&ValidationLine) -> Option<f64>| {
         points(lines, |line| match line {
             Line::Validation(line) => Some((line.step, value(line)?)),
@@ -75,17 +77,17 @@ fn tuning(lines: &[Line]) -> Vec<Panel> {
     ];
     let mut panels = vec![("loss".to_owned(), losses)];
     let names = lines.iter().filter_map(|line| match line {
-        Line::Validation(line) => Some(line.figures.keys()),
+        Line::Validation(line) => Some(line.metrics.keys()),
         _ => None,
     });
     for name in names.flatten().collect::<BTreeSet<_>>() {
-        let figure = validation(&|l| l.figures.get(name).copied());
-        panels.push((format!("{name}, held out"), vec![("held out", figure)]));
+        let values = validation(&|l| l.metrics.get(name).copied());
+        panels.push((format!("{name}, held out"), vec![("held out", values)]));
     }
     panels
 }
 
-fn panels_to(out: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
+fn draw_panels(out: &Path, panels: &[Panel]) -> Result<(), Box<dyn std::error::Error>> {
     let colors = [RGBColor(31, 119, 180), RGBColor(214, 100, 20)];
     let root = SVGBackend::new(out, (760, 900)).into_drawing_area();
     root.fill(&WHITE)?;
@@ -135,21 +137,26 @@ mod tests {
     use crate::metrics::{HeldOutLine, Metrics, TrainLine};
 
     #[test]
-    fn draws_curves_and_survives_emptiness_and_nan() {
+    fn draws_empty_metrics_and_nan() {
         let dir = std::env::temp_dir();
         let (metrics, out) = (dir.join("data2vec-curve.jsonl"), dir.join("data2vec-curve.svg"));
         let _ = std::fs::remove_file(&metrics);
-        draw(&metrics, &out).expect("an empty figure");
+        draw(&metrics, &out).expect("an empty plot");
         let mut file = Metrics::open(&metrics, 0).expect("a new file");
         for step in 1..20 {
             let loss = if step == 7 { f64::NAN } else { 1.0 / step as f64 };
             file.write(&Line::Train(TrainLine { step, loss, ..TrainLine::default() }))
                 .expect("space");
         }
-        let explained = Some(-0.1);
-        let line = HeldOutLine { step: 9, loss: 1.0, explained, target_var: 1.0, pred_var: 0.5 };
+        let line = HeldOutLine {
+            step: 9,
+            loss: 1.0,
+            explained_variance: Some(-0.1),
+            target_std: 1.0,
+            pred_std: 0.5,
+        };
         file.write(&Line::HeldOut(line)).expect("space");
-        draw(&metrics, &out).expect("a figure");
+        draw(&metrics, &out).expect("a plot");
         let svg = std::fs::read_to_string(&out).expect("text");
         assert!(svg.contains("explained variance") && svg.matches("<polyline").count() > 3);
         assert!(!svg.contains("NaN"));

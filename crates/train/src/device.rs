@@ -1,41 +1,18 @@
-//! Where to compute.
+//! Devices: choosing, naming, trying.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use data2vec_core::Precision;
 use tch::{Cuda, Device, Kind, Tensor};
+use tracing::warn;
 
-/// Where a trained model computes, and in what.
-#[derive(clap::Args)]
-pub struct Place {
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
-    /// What matrix products are computed in: bf16 is faster on CPUs and GPUs that know it, and rounds
-    #[arg(long, default_value = "f32", value_parser = precisions())]
-    pub precision: Precision,
-}
-
-impl Place {
-    /// See [`choose`].
-    pub fn device(&self) -> Result<Device> {
-        choose(self.device.as_deref())
-    }
-}
-
-fn precisions() -> impl TypedValueParser<Value = Precision> {
-    let precision = |name: String| match name.as_str() {
-        "bf16" => Precision::Bf16,
-        _ => Precision::F32,
-    };
-    PossibleValuesParser::new(["f32", "bf16"]).map(precision)
-}
-
-/// The device called `asked`, or the best there is. Never another than was asked for.
-pub fn choose(asked: Option<&str>) -> Result<Device> {
-    let wanted = match asked {
+/// Returns the device called `name` (`cpu`, `cuda`, `cuda:N`), or without a name a GPU if there is
+/// one. Never returns another device than the named one.
+///
+/// # Errors
+/// If the name is unknown or the device is unusable.
+pub fn choose(name: Option<&str>) -> Result<Device> {
+    let wanted = match name {
         None => None,
         Some("cpu") => return Ok(Device::Cpu),
         Some("cuda") => Some(0),
@@ -49,28 +26,31 @@ pub fn choose(asked: Option<&str>) -> Result<Device> {
         (_, Ok(device)) => Ok(device),
         (Some(n), Err(reason)) => bail!("--device cuda:{n}: {reason}"),
         (None, Err(reason)) => {
-            // A GPU that is there but out of order is worth a word; none at all is not.
-            if std::path::Path::new("/dev/nvidia0").exists() {
-                crate::report::note(format!("there is a GPU, but {reason}; computing on the CPU"));
+            // Only a GPU that is there but unusable deserves a warning.
+            if Path::new("/dev/nvidia0").exists() {
+                warn!("there is a GPU, but {reason}; computing on the CPU");
             }
             Ok(Device::Cpu)
         }
     }
 }
 
-/// The same for process number `local` of this machine: each has a GPU of its own, and all compute on GPUs if
-/// one of them does.
-pub fn choose_for(asked: Option<&str>, local: usize) -> Result<Device> {
-    match asked {
-        Some("cuda") => choose(Some(&format!("cuda:{local}"))),
-        None if usable(0).is_ok() => choose(Some(&format!("cuda:{local}"))),
-        asked => choose(asked),
+/// Returns the device of local rank `local_rank`: each rank has a GPU of its own, and all use GPUs
+/// if one does.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_for_rank(name: Option<&str>, local_rank: usize) -> Result<Device> {
+    match name {
+        Some("cuda") => choose(Some(&format!("cuda:{local_rank}"))),
+        None if usable(0).is_ok() => choose(Some(&format!("cuda:{local_rank}"))),
+        name => choose(name),
     }
 }
 
-/// CUDA device `n`, after trying it: it can be listed and still refuse every allocation.
+/// Returns CUDA device `n` after trying it: a listed device may still refuse every allocation.
 fn usable(n: usize) -> Result<Device, String> {
-    let lib = libtorch_folder().ok_or("LibTorch's folder is not known")?;
+    let lib = libtorch_dir().ok_or("the directory of LibTorch is unknown")?;
     if !data2vec_torch_ext::load_cuda(&lib)? {
         return Err(format!(
             "LibTorch in {} has no CUDA; `cargo xtask libtorch --cuda` installs one that has",
@@ -87,20 +67,20 @@ fn usable(n: usize) -> Result<Device, String> {
     match Tensor::f_zeros([1], (Kind::Float, device)) {
         Ok(_) => Ok(device),
         Err(e) => {
-            Err(format!("it refuses work: {}", e.to_string().lines().next().unwrap_or_default()))
+            Err(format!("it is unusable: {}", e.to_string().lines().next().unwrap_or_default()))
         }
     }
 }
 
-/// The folder of the `libtorch_cpu` that this process runs on.
-fn libtorch_folder() -> Option<PathBuf> {
+/// Returns the directory of the `libtorch_cpu` that this process has loaded.
+fn libtorch_dir() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with("/libtorch_cpu.so"))?;
     let path = &line[line.find('/')?..];
     PathBuf::from(path).parent().map(PathBuf::from)
 }
 
-/// What to call `device`.
+/// Returns a readable name of `device`.
 pub fn name(device: Device) -> String {
     match device {
         Device::Cpu => format!("the CPU ({} threads)", tch::get_num_threads()),
@@ -109,7 +89,7 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// What the system calls the processor, and for a GPU the graphics cards of NVIDIA's that it knows.
+/// Returns the names of the processor and, for a GPU, of the NVIDIA cards that the system lists.
 pub fn hardware(device: Device) -> Vec<String> {
     let value = |text: &str, key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix(':'));
@@ -132,10 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_was_asked_for() {
+    fn returns_only_the_named_device() {
         assert_eq!(choose(Some("cpu")).expect("always there"), Device::Cpu);
         assert!(choose(Some("gpu")).unwrap_err().to_string().contains("cuda:N"));
         assert!(choose(Some("cuda:99")).unwrap_err().to_string().contains("cuda:99"));
-        assert!(libtorch_folder().is_some());
+        assert!(libtorch_dir().is_some());
     }
 }

@@ -1,8 +1,7 @@
-//! `data2vec diff`: what differs between two runs.
+//! The differences between two runs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -10,33 +9,9 @@ use serde_json::json;
 use toml::Table;
 
 use crate::record::{self, End, History, Start};
-use crate::report::{fail, out};
 use crate::{metrics, recipe};
 
-/// What `diff` is told.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Folder of a run
-    a: PathBuf,
-    /// Folder of another one
-    b: PathBuf,
-    /// One JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-/// As `diff` does: 0 if nothing differs, 1 if something does, 2 if that cannot be told.
-pub fn run(args: &Args) -> ExitCode {
-    match tell(args) {
-        Ok(same) => ExitCode::from(u8::from(!same)),
-        Err(error) => {
-            fail(&error);
-            ExitCode::from(2)
-        }
-    }
-}
-
-/// Values of two runs under one name; `None`: a run has none.
+/// Values of two runs under one name; `None` if a run has none.
 #[derive(Debug, PartialEq, Serialize)]
 struct Row {
     name: String,
@@ -44,55 +19,72 @@ struct Row {
     b: Option<String>,
 }
 
-/// Rows by what they are about.
+/// Rows by topic.
 type Parts = Vec<(&'static str, Vec<Row>)>;
 
-/// Prints what differs. Whether nothing does.
-fn tell(args: &Args) -> Result<bool> {
-    let (a, b) = (Run::read(&args.a)?, Run::read(&args.b)?);
-    let mut parts = differences(&a, &b);
-    let same = parts.iter().all(|(_, rows)| rows.is_empty());
-    if !same {
-        // No two runs take the same time, so that alone is no difference.
-        parts.push(("cost", rows(&a.cost(), &b.cost())));
-    }
-    if args.json {
-        let parts: BTreeMap<_, _> = parts.into_iter().collect();
-        out!("{}", json!({ "same": same, "differences": parts }));
-    } else {
-        table(&parts, [&args.a, &args.b]).iter().for_each(|line| out!("{line}"));
-    }
-    Ok(same)
+/// The differences between two runs.
+pub struct Differences {
+    parts: Parts,
+    /// Whether the runs differ in nothing but cost.
+    pub same: bool,
 }
 
-/// What is known of a run.
+impl Differences {
+    /// Compares the runs in two directories.
+    ///
+    /// # Errors
+    /// If a directory is not a run directory, or a file of a run is damaged.
+    pub fn between(a: &Path, b: &Path) -> Result<Self> {
+        let (a, b) = (Run::read(a)?, Run::read(b)?);
+        let mut parts = differences(&a, &b);
+        let same = parts.iter().all(|(_, rows)| rows.is_empty());
+        if !same {
+            // Cost differs between any two runs, so it does not count as a difference.
+            parts.push(("cost", rows(&a.cost(), &b.cost())));
+        }
+        Ok(Self { parts, same })
+    }
+
+    /// Returns them as one JSON object.
+    pub fn to_json(&self) -> serde_json::Value {
+        let parts: BTreeMap<_, _> = self.parts.iter().map(|(name, rows)| (name, rows)).collect();
+        json!({ "same": self.same, "differences": parts })
+    }
+
+    /// Returns them as lines of a table with the names of the runs.
+    pub fn to_table(&self, names: [&Path; 2]) -> Vec<String> {
+        table(&self.parts, names)
+    }
+}
+
+/// The compared parts of a run.
 struct Run {
     recipe: Table,
     history: History,
     /// The last values of all scalars, by tag.
-    figures: BTreeMap<String, f64>,
-    /// Last step that a line tells of.
+    metrics: BTreeMap<String, f64>,
+    /// Last step with a line.
     step: u64,
 }
 
 impl Run {
-    fn read(folder: &Path) -> Result<Self> {
-        let recipe = recipe::of_run(folder)?;
-        let path = folder.join(record::FILE);
+    fn read(dir: &Path) -> Result<Self> {
+        let recipe = recipe::read_run(dir)?;
+        let path = dir.join(record::FILE);
         let history = History::read(&path)
-            .with_context(|| format!("{}: missing, or not what a run writes", path.display()))?;
-        let lines = metrics::read(&folder.join("metrics.jsonl"))?;
+            .with_context(|| format!("{}: missing or invalid", path.display()))?;
+        let lines = metrics::read(&dir.join("metrics.jsonl"))?;
         let step = lines.iter().map(metrics::Line::step).max().unwrap_or(0);
-        let figures = lines.iter().flat_map(metrics::Line::scalars).collect();
-        Ok(Self { recipe, history, figures, step })
+        let metrics = lines.iter().flat_map(metrics::Line::scalars).collect();
+        Ok(Self { recipe, history, metrics, step })
     }
 
-    /// All processes, oldest first.
+    /// Iterates over the processes of the run, oldest first.
     fn starts(&self) -> impl Iterator<Item = &Start> {
         self.history.earlier.iter().chain([&self.history.last])
     }
 
-    /// Keys with their sections, and values.
+    /// Returns values by keys with their sections.
     fn recipe(&self) -> BTreeMap<String, String> {
         recipe::keys(&self.recipe).into_iter().collect()
     }
@@ -102,7 +94,7 @@ impl Run {
         let examples = start.examples.map(|count| count.to_string());
         let mut known =
             vec![("examples", examples), ("sha256", start.data_sha256.as_deref().map(short))];
-        // The same data may lie in two places.
+        // The same data may have two paths.
         if start.data_sha256.is_none() {
             known.push(("path", Some(start.data.display().to_string())));
         }
@@ -128,7 +120,8 @@ impl Run {
         ])
     }
 
-    /// The command without paths of the program, the run and the data, which are compared by what is in them.
+    /// Returns the command without the paths of the program, the run and the data, whose contents
+    /// are compared instead.
     fn command(&self) -> BTreeMap<String, String> {
         let mut words = self.history.last.command.iter().skip(1);
         let mut kept = Vec::new();
@@ -142,30 +135,30 @@ impl Run {
         named(vec![("command", Some(kept.join(" ")))])
     }
 
-    /// How it stands: steps and figures, but not how fast it was.
+    /// Returns step, end and metrics, without timings.
     fn results(&self) -> BTreeMap<String, String> {
-        let clock = ["train/units_per_second", "train/waiting", "train/phases/"];
-        let of_clock = |tag: &str| clock.iter().any(|begin| tag.starts_with(begin));
-        let figures = self.figures.iter().filter(|(tag, _)| !of_clock(tag));
+        let timings = ["train/units_per_second", "train/waiting", "train/phases/"];
+        let is_timing = |tag: &str| timings.iter().any(|prefix| tag.starts_with(prefix));
+        let metrics = self.metrics.iter().filter(|(tag, _)| !is_timing(tag));
         let mut results: BTreeMap<String, String> =
-            figures.map(|(tag, value)| (tag.clone(), number(*value))).collect();
+            metrics.map(|(tag, value)| (tag.clone(), number(*value))).collect();
         results.insert("step".into(), self.step.to_string());
         let end = match self.history.last.end {
             Some(End::Finished) => "finished",
             Some(End::Stopped) => "stopped",
             Some(End::Failed) => "failed",
-            None => "not ended, or killed",
+            None => "running or killed",
         };
         results.insert("end".into(), end.into());
         results
     }
 
-    /// What its processes took together.
+    /// Returns the time, energy and memory of all processes of the run.
     fn cost(&self) -> BTreeMap<String, String> {
         let sum =
             |value: fn(&Start) -> Option<f64>| self.starts().filter_map(value).reduce(|a, b| a + b);
         let peak = self.starts().filter_map(|start| start.peak_memory_bytes).max();
-        let speed = self.figures.get("train/units_per_second");
+        let speed = self.metrics.get("train/units_per_second");
         named(vec![
             ("processes", Some(self.starts().count().to_string())),
             ("seconds", sum(|start| start.seconds).map(number)),
@@ -180,7 +173,7 @@ fn named(values: Vec<(&str, Option<String>)>) -> BTreeMap<String, String> {
     values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
-/// Six digits, which tell runs apart.
+/// Formats a number with six decimals, or six digits if it is very small or large.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size != 0.0 && !(1e-4..1e9).contains(&size) => format!("{value:.5e}"),
@@ -188,12 +181,12 @@ fn number(value: f64) -> String {
     }
 }
 
-/// Of a digest what suffices to tell two apart.
+/// Shortens a digest.
 fn short(digest: &str) -> String {
     digest.chars().take(16).collect()
 }
 
-/// What is not the same in `a` and `b`.
+/// Returns the names whose values differ.
 fn rows(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<Row> {
     let names: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     let rows = names.into_iter().map(|name| Row {
@@ -215,10 +208,10 @@ fn differences(a: &Run, b: &Run) -> Parts {
     ]
 }
 
-/// Lines of a table with a column for each of `runs`; none if there are no rows. What is too long for a column
-/// stands in lines of its own.
+/// Formats a table with a column for each of `runs`, as lines; none if there are no rows. Long
+/// values get lines of their own.
 fn table(parts: &Parts, runs: [&Path; 2]) -> Vec<String> {
-    const LONGEST: usize = 40;
+    const MAX_WIDTH: usize = 40;
     let known: Vec<_> = parts.iter().filter(|(_, rows)| !rows.is_empty()).collect();
     if known.is_empty() {
         return Vec::new();
@@ -228,8 +221,8 @@ fn table(parts: &Parts, runs: [&Path; 2]) -> Vec<String> {
     let all = || known.iter().flat_map(|(_, rows)| rows);
     let width = |longest: Option<usize>| longest.unwrap_or(0);
     let names = width(all().map(|row| row.name.chars().count()).max()) + 4;
-    let values = all().map(|row| text(&row.a).chars().count()).filter(|&count| count <= LONGEST);
-    let values = width(values.chain([a.chars().count().min(LONGEST)]).max()) + 2;
+    let values = all().map(|row| text(&row.a).chars().count()).filter(|&count| count <= MAX_WIDTH);
+    let values = width(values.chain([a.chars().count().min(MAX_WIDTH)]).max()) + 2;
     let mut lines = Vec::new();
     let mut add = |name: &str, a: &str, b: &str| {
         let cell = format!("  {name:<names$}");
@@ -262,21 +255,21 @@ mod tests {
         Run {
             recipe: recipe.parse().expect("a table"),
             history: History { last: start, earlier: vec![] },
-            figures: [("train/loss".into(), 0.1 + 0.2), ("train/waiting".into(), 0.5)].into(),
+            metrics: [("train/loss".into(), 0.1 + 0.2), ("train/waiting".into(), 0.5)].into(),
             step: 3,
         }
     }
 
     #[test]
-    fn only_what_tells_runs_apart_is_a_difference() {
+    fn ignores_paths_and_timings() {
         let (a, mut b) = (run("seed = 1", "a"), run("seed = 1", "b"));
-        b.figures.insert("train/waiting".into(), 0.1);
+        b.metrics.insert("train/waiting".into(), 0.1);
         b.history.last.seconds = Some(9.0);
         assert!(differences(&a, &b).iter().all(|(_, rows)| rows.is_empty()));
         assert_eq!(table(&differences(&a, &b), ["a", "b"].map(Path::new)), Vec::<String>::new());
 
         let mut b = run("seed = 1\n[train]\nsteps = 4", "b");
-        b.figures.insert("train/loss".into(), 0.25);
+        b.metrics.insert("train/loss".into(), 0.25);
         b.history.last.command.push("--quiet".into());
         let lines = table(&differences(&a, &b), ["runs/a", "runs/b"].map(Path::new));
         let expected = [
@@ -294,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_readable() {
+    fn formats_numbers() {
         for (value, text) in
             [(0.1 + 0.2, "0.3"), (0.0, "0"), (3e-5, "3.00000e-5"), (f64::NAN, "NaN"), (-2.0, "-2")]
         {

@@ -1,41 +1,41 @@
-//! What the processors of this machine take, as Linux tells for Intel's and AMD's (RAPL).
+//! Measures the energy of Intel and AMD processors on Linux (RAPL).
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Energy since the start.
+/// Energy that the processors of this machine have used since [`Energy::start`].
 pub struct Energy {
     packages: Vec<Package>,
     joules: f64,
 }
 
-/// A processor's counter of microjoules, which begins anew at its end.
+/// The energy counter of a processor in microjoules. It wraps at `max`.
 struct Package {
     counter: PathBuf,
     last: u64,
-    end: u64,
+    max: u64,
 }
 
 impl Energy {
-    /// Of all processors, if the system lets this user read their counters.
-    pub fn of_this_machine() -> Self {
-        Self::below(Path::new("/sys/class/powercap"))
+    /// Starts measuring all processors whose counters this user may read.
+    pub fn start() -> Self {
+        Self::start_in(Path::new("/sys/class/powercap"))
     }
 
-    fn below(folder: &Path) -> Self {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    fn start_in(dir: &Path) -> Self {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let packages = entries.filter_map(|entry| package(&entry.path())).collect();
         Self { packages, joules: 0.0 }
     }
 
-    /// Joules since the start; `None` where nobody tells. A counter must be looked at before it has gone
-    /// round once, which takes minutes at least.
-    pub fn look(&mut self) -> Option<f64> {
+    /// Returns the joules since the start, or `None` without readable counters. Must be called
+    /// before a counter wraps, which takes minutes at least.
+    pub fn joules(&mut self) -> Option<f64> {
         for package in &mut self.packages {
             let Some(now) = number(&package.counter) else { continue };
             let since = match now >= package.last {
                 true => now - package.last,
-                false => package.end.saturating_sub(package.last) + now,
+                false => package.max.saturating_sub(package.last) + now,
             };
             self.joules += since as f64 / 1e6;
             package.last = now;
@@ -44,17 +44,17 @@ impl Energy {
     }
 }
 
-/// `intel-rapl:N`, on AMD's as well, if it is a processor: parts of one have two colons, and `psys` holds
-/// everything once more.
-fn package(folder: &Path) -> Option<Package> {
-    let name = folder.file_name()?.to_str()?.strip_prefix("intel-rapl:")?;
-    let kind = fs::read_to_string(folder.join("name")).ok()?;
+/// Opens the counter in the directory `dir`, `intel-rapl:N` (on AMD too), if it is of a processor.
+/// Parts of a processor have two colons in their names; `psys` includes the processors.
+fn package(dir: &Path) -> Option<Package> {
+    let name = dir.file_name()?.to_str()?.strip_prefix("intel-rapl:")?;
+    let kind = fs::read_to_string(dir.join("name")).ok()?;
     if name.contains(':') || !kind.starts_with("package") {
         return None;
     }
-    let counter = folder.join("energy_uj");
-    let (last, end) = (number(&counter)?, number(&folder.join("max_energy_range_uj"))?);
-    Some(Package { counter, last, end })
+    let counter = dir.join("energy_uj");
+    let (last, max) = (number(&counter)?, number(&dir.join("max_energy_range_uj"))?);
+    Some(Package { counter, last, max })
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -66,17 +66,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processors_are_added_up_and_their_counters_go_round() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn sums_processors_and_handles_wrapped_counters() {
+        let dir = tempfile::tempdir().expect("a directory");
         let set = |name: &str, kind: &str, counter: u64| {
-            let folder = dir.path().join(name);
-            fs::create_dir_all(&folder).expect("space");
+            let package = dir.path().join(name);
+            fs::create_dir_all(&package).expect("space");
             for (file, text) in [
                 ("name", format!("{kind}\n")),
                 ("energy_uj", format!("{counter}\n")),
                 ("max_energy_range_uj", "10000000\n".into()),
             ] {
-                fs::write(folder.join(file), text).expect("space");
+                fs::write(package.join(file), text).expect("space");
             }
         };
         let all = |counters: [u64; 4]| {
@@ -85,15 +85,15 @@ mod tests {
             set("intel-rapl:0:0", "core", counters[2]);
             set("intel-rapl:2", "psys", counters[3]);
         };
-        assert_eq!(Energy::below(dir.path()).look(), None);
-        assert_eq!(Energy::below(&dir.path().join("none")).look(), None);
+        assert_eq!(Energy::start_in(dir.path()).joules(), None);
+        assert_eq!(Energy::start_in(&dir.path().join("none")).joules(), None);
         all([1_000_000, 9_000_000, 5, 5]);
-        let mut energy = Energy::below(dir.path());
-        assert_eq!(energy.look(), Some(0.0));
+        let mut energy = Energy::start_in(dir.path());
+        assert_eq!(energy.joules(), Some(0.0));
         all([3_000_000, 500_000, 9, 9]);
-        assert_eq!(energy.look(), Some(2.0 + 1.5));
-        fs::remove_dir_all(dir.path().join("intel-rapl:1")).expect("a folder");
+        assert_eq!(energy.joules(), Some(2.0 + 1.5));
+        fs::remove_dir_all(dir.path().join("intel-rapl:1")).expect("a directory");
         set("intel-rapl:0", "package-0", 4_000_000);
-        assert_eq!(energy.look(), Some(4.5));
+        assert_eq!(energy.joules(), Some(4.5));
     }
 }

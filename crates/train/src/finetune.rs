@@ -1,218 +1,173 @@
-//! Fine-tuning, in the loop that it shares with pretraining.
+//! Fine-tunes an encoder by a recipe.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use data2vec_core::encoder::read_config;
-use data2vec_core::loader::Plan;
-use data2vec_core::{HeadConfig, LabelledBatch, Ranks, Snapshot, StepConfig, TuneState};
+use data2vec_core::data::loader::Plan;
+use data2vec_core::model::encoder::read_config;
+use data2vec_core::{
+    FinetuneModality, FinetuneState, HeadConfig, HeadTask, LabelledBatch, LabelledSource,
+    LabelledSplits, Snapshot, StepConfig, World,
+};
 use tch::{Device, Tensor};
 use toml::Table;
+use tracing::{info, warn};
 
-use crate::judge::Judge;
-use crate::log::Log;
+use crate::evaluator::Evaluator;
+use crate::log::Sinks;
 use crate::metrics::{Line, TrainLine, ValidationLine};
-use crate::modality::{LabelledExamples, Source, Split, Task, Tunable, with_recipe};
-use crate::page::{Exhibits, Judged};
-use crate::report::{note, tell};
-use crate::run::RunFolder;
-use crate::signals::Stop;
-use crate::training::{Conduct, Opening, Results, Run, Trainee, feed};
-use crate::tune_recipe::TuneRecipe;
-use crate::{device, ranks};
+use crate::recipe::FinetuneRecipe;
+use crate::record::Record;
+use crate::report::{Evaluated, PreviewExamples};
+use crate::run_dir::{self, RunDir};
+use crate::training::{Exported, Outcome, Run, RunOptions, TrainTask, feed};
+use crate::{device, process_group};
 
-/// What `finetune` is told.
-#[derive(clap::Args)]
-pub struct Args {
-    /// A recipe: a TOML file that tells the whole run
-    recipe: PathBuf,
-    /// Folder with encoder.safetensors and encoder.toml
-    #[arg(long)]
-    encoder: PathBuf,
-    /// Labelled examples: a folder, a file, or shards
-    #[arg(long)]
-    data: PathBuf,
-    /// Folder of the run: checkpoints, metrics, curve, model
-    #[arg(long)]
-    out: PathBuf,
-    /// Start with an encoder of the same settings that has learned nothing; no part of it is frozen
-    #[arg(long)]
-    from_scratch: bool,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
-    #[arg(long)]
-    device: Option<String>,
-    /// Optimizer steps, in place of the recipe's
-    #[arg(long)]
-    steps: Option<u64>,
-    /// Only go on with a run that is already in --out
-    #[arg(long)]
-    resume: bool,
-    /// The same numbers from the same command on the same GPU, every time; slower, and not for CTC there. On a
-    /// CPU they are so anyway
-    #[arg(long)]
-    deterministic: bool,
-    #[command(flatten)]
-    conduct: Conduct,
-    /// Another value for a key of the recipe, as in --set tune.layer_decay=0.8
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
-
-/// The recipe, in a fine-tuned model's folder.
+/// The recipe in the directory of a fine-tuned model.
 pub const MODEL_RECIPE: &str = "finetune.toml";
 
-/// Trains as the recipe says, from the start or from the newest checkpoint in `--out`.
-pub fn run(args: &Args) -> Result<ExitCode> {
-    with_recipe(&args.recipe, args.steps, &args.set, args)
+/// Options of [`finetune`].
+pub struct FinetuneOptions {
+    /// Options of every run.
+    pub run: RunOptions,
+    /// Directory of an exported encoder.
+    pub encoder: PathBuf,
+    /// Path of the labelled data.
+    pub data: PathBuf,
+    /// Starts from random weights instead; freezes nothing.
+    pub from_scratch: bool,
 }
 
-impl Task for &Args {
-    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
-        tune(self, TuneRecipe::<M>::from_table(path, table)?)
-    }
+/// Fine-tunes as `recipe` says, from the start or from the newest checkpoint in the run directory.
+///
+/// # Errors
+/// If the encoder, the data or the recipe are unusable, another recipe was started in the run
+/// directory, or training fails.
+pub fn finetune<M: FinetuneModality>(
+    recipe: FinetuneRecipe<M>,
+    options: FinetuneOptions,
+) -> Result<Outcome> {
+    let RunOptions { device, dist_timeout, .. } = &options.run;
+    let (world, device) = process_group::init_process_group(device.as_deref(), *dist_timeout)?;
+    process_group::run_with_abort(&world, || train(recipe, options, &world, device))
 }
 
-fn tune<M: Tunable>(args: &Args, recipe: TuneRecipe<M>) -> Result<ExitCode> {
-    if args.deterministic {
-        data2vec_torch_ext::set_deterministic(true)?;
-    }
-    let device = args.device.as_deref();
-    args.conduct.begin(device, |stop, ranks, device| train(args, recipe, stop, ranks, device))
-}
-
-fn train<M: Tunable>(
-    args: &Args,
-    recipe: TuneRecipe<M>,
-    stop: &Stop,
-    ranks: &Ranks,
+fn train<M: FinetuneModality>(
+    recipe: FinetuneRecipe<M>,
+    FinetuneOptions { run: options, encoder, data, from_scratch }: FinetuneOptions,
+    world: &World,
     device: Device,
-) -> Result<ExitCode> {
-    let config = read_config::<M::Encoder>(&args.encoder)?;
-    let train = recipe.train.clone();
-    feed::check_ranks(&train, ranks.count())?;
+) -> Result<Outcome> {
+    let config = read_config::<M::Encoder>(&encoder)?;
+    let (train, seed) = (recipe.train.clone(), recipe.seed);
+    feed::check_world_size(&train, world.size())?;
     let mut table = Table::try_from(&recipe)?;
-    // Going on with another start would be another run.
-    table.insert("from_scratch".into(), args.from_scratch.into());
-    let run = Opening {
-        out: &args.out,
-        data: &args.data,
-        recipe: &table,
-        seed: recipe.seed,
-        resume: args.resume,
-        only_looks: false,
-    };
-    let (folder, mut outlets) = args.conduct.open(ranks, device, &run)?;
+    // A run with another start is another run.
+    table.insert("from_scratch".into(), from_scratch.into());
+    let RunOptions { out, resume, report, stop, observers, .. } = options;
+    let (dir, mut record) = RunDir::open_run(world, &out, |dir| {
+        dir.check_recipe(&table, resume)?;
+        Record::begin(dir, &data, device, (seed, M::UNITS.name)).map(Some)
+    })?;
+    world.assert_same("the recipe", &toml::to_string(&table)?)?;
 
-    let cache = folder.join("cache");
+    let cache = dir.join("cache");
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let source = Source {
-        path: &args.data,
+    let source = LabelledSource {
+        path: &data,
         data: &recipe.data,
-        encoder: &args.encoder,
+        encoder: &encoder,
         config: &config,
         task: recipe.head.task,
         labels: None,
         split: recipe.split(),
         cache: Some(&cache),
     };
-    let examples = ranks.first_then_all(|| M::open_labelled(&source))?;
-    let LabelledExamples { train: dataset, held_out, labels, summary, skipped, .. } = examples;
-    tell!("data: {summary}");
-    feed::tell_skipped(&train, &skipped)?;
+    let splits = world.rank0_first(|| M::open_labelled(&source))?;
+    let LabelledSplits { train: dataset, held_out, labels, summary, skipped, .. } = splits;
+    info!("data: {summary}");
+    feed::warn_skipped(&train, &skipped)?;
     for side in [Some(&dataset), held_out.as_ref()].into_iter().flatten() {
         feed::check_sizes(&train, side, M::UNITS)?;
     }
     if held_out.is_none() {
-        note("nothing is held out: no evaluation, and the last model counts as the best");
+        warn!("nothing is held out: no evaluation, and the last model counts as the best");
     }
-    if ranks.is_first() {
-        folder.check_meaning("labels.txt", "other labels", &labels.join("\n"))?;
+    if world.is_rank0() {
+        dir.check_fingerprint("labels.txt", "other labels", &labels.join("\n"))?;
     }
-    ranks.agree("the labels", &labels.join("\n"))?;
-    ranks::same_data(ranks, &dataset)?;
+    world.assert_same("the labels", &labels.join("\n"))?;
+    process_group::assert_same_data(world, &dataset)?;
 
     let head = HeadConfig { labels, ..recipe.head.clone() };
-    let steps = StepConfig { steps: train.steps, clip_norm: train.clip_norm, seed: recipe.seed };
-    let mut state = TuneState::new(
-        &args.encoder,
-        args.from_scratch,
+    let steps = StepConfig { steps: train.steps, clip_norm: train.clip_norm, seed };
+    let mut state = FinetuneState::new(
+        &encoder,
+        from_scratch,
         head,
-        M::tune_masks(&recipe.mask)?,
+        M::finetune_masks(&recipe.mask)?,
         recipe.tune.clone(),
         (&recipe.optimizer, recipe.schedule.clone(), steps),
         device,
     )?;
-    tell!(
+    info!(
         "model: {:.1} M parameters, {}, on {}",
         state.parameters() as f64 / 1e6,
-        if args.from_scratch { "from scratch" } else { "pretrained" },
+        if from_scratch { "from scratch" } else { "pretrained" },
         device::name(device)
     );
 
-    state.join(ranks, train.shard_optimizer)?;
-    ranks::tell_division(ranks, &train, M::UNITS);
+    state.join(world, train.shard_optimizer)?;
+    process_group::log_batch_split(world, &train, M::UNITS);
 
-    if let Some(outlets) = &mut outlets {
-        outlets.record.examples(&dataset, held_out.as_ref())?;
+    if let Some(record) = &mut record {
+        record.set_examples(&dataset, held_out.as_ref())?;
     }
-    let (mut bad, seed) = (skipped, recipe.seed);
+    let mut bad = skipped;
     let parts = (&train, seed, M::UNITS);
     // Rank 0 evaluates.
-    let held_out = held_out.as_ref().filter(|_| ranks.is_first());
+    let held_out = held_out.as_ref().filter(|_| world.is_rank0());
     let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
     let dataset = Arc::new(dataset);
-    let model = folder.join("model");
-    let tunee = Tunee {
+    let model = dir.join("model");
+    let task = FinetuneTask {
         recipe,
         state,
         held_out,
         dataset: dataset.clone(),
         best: None,
         model,
-        judged: None,
+        evaluated: None,
     };
-    let run = Run::resume(tunee, dataset, folder, parts, &bad, ranks.clone(), outlets)?;
-    run.reporting(args.conduct.reports(ranks)).train(stop)
+    let sinks = record.map(|record| Sinks { record, observers });
+    let run = Run::resume(task, dataset, dir, parts, &bad, world.clone(), sinks)?;
+    run.reporting(report).train(&stop)
 }
 
-impl<M: Tunable> TuneRecipe<M> {
-    /// How its data are divided.
-    pub fn split(&self) -> Split {
-        Split {
-            test: self.test_share,
-            held_out: self.train.held_out,
-            labels: self.label_share,
-            seed: self.split_seed,
-            label_seed: self.seed,
-        }
-    }
-}
-
-/// An encoder with a head, in the loop.
-struct Tunee<M: Tunable> {
-    recipe: TuneRecipe<M>,
-    state: TuneState<M::Encoder>,
+/// A fine-tuning run, as the training loop sees it.
+struct FinetuneTask<M: FinetuneModality> {
+    recipe: FinetuneRecipe<M>,
+    state: FinetuneState<M::Encoder>,
     dataset: Arc<M::Labelled>,
     held_out: Vec<LabelledBatch>,
-    /// The best figure so far.
+    /// The best value of the selected metric so far.
     best: Option<f64>,
-    /// What came of the last evaluation.
-    judged: Option<Judged>,
-    /// Folder of the best model.
+    /// Predictions of the last evaluation.
+    evaluated: Option<Evaluated>,
+    /// Directory of the best model.
     model: PathBuf,
 }
 
-impl<M: Tunable> Tunee<M> {
+impl<M: FinetuneModality> FinetuneTask<M> {
     fn write_model(&self) -> Result<()> {
         self.state.export(&self.model)?;
         M::export_labelled(&self.dataset, &self.model)?;
-        crate::run::write(&self.model.join(MODEL_RECIPE), &toml::to_string(&self.recipe)?)
+        run_dir::write(&self.model.join(MODEL_RECIPE), &toml::to_string(&self.recipe)?)
     }
 }
 
-impl<M: Tunable> Trainee for Tunee<M> {
+impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
     type Batch = LabelledBatch;
 
     fn step(&self) -> u64 {
@@ -243,7 +198,7 @@ impl<M: Tunable> Trainee for Tunee<M> {
         batch.tensors()
     }
 
-    fn rehearse(&mut self, _plan: &Plan, _log: &Log) -> Result<()> {
+    fn dry_run(&mut self, _plan: &Plan) -> Result<()> {
         Ok(())
     }
 
@@ -251,23 +206,28 @@ impl<M: Tunable> Trainee for Tunee<M> {
         if self.held_out.is_empty() {
             return Ok(Vec::new());
         }
-        let mut judge = Judge::new(self.recipe.head.task, self.state.model().labels(), None)?;
-        let mut answers = Vec::new();
+        let (task, labels) = (self.recipe.head.task, self.state.model().labels());
+        let decoder = match task {
+            HeadTask::Ctc => Some(M::sequence_decoder(labels)?),
+            HeadTask::Classification | HeadTask::Regression => None,
+        };
+        let mut evaluator = Evaluator::new(task, labels, decoder);
+        let mut predictions = Vec::new();
         for batch in &self.held_out {
-            answers.extend(judge.add(&self.state.score(batch, None)?, &batch.targets)?);
+            predictions.extend(evaluator.add(&self.state.score(batch, None)?, &batch.targets)?);
         }
-        self.judged = Some(Judged::new(&judge, answers, self.state.model().labels()));
-        let (step, loss, figures) = (self.state.step, judge.loss(), judge.figures());
-        Ok(vec![Line::Validation(ValidationLine { step, loss, figures })])
+        self.evaluated = Some(Evaluated::new(&evaluator, predictions, labels));
+        let (step, loss, metrics) = (self.state.step, evaluator.loss(), evaluator.metrics());
+        Ok(vec![Line::Validation(ValidationLine { step, loss, metrics })])
     }
 
-    fn heed(&mut self, line: &Line, now: bool) -> Result<()> {
+    fn on_evaluation(&mut self, line: &Line, is_new: bool) -> Result<()> {
         let Line::Validation(line) = line else { return Ok(()) };
         let select = self.recipe.select;
-        let Some(&figure) = line.figures.get(select.name()) else { return Ok(()) };
-        if self.best.is_none_or(|best| select.is_better(figure, best)) {
-            self.best = Some(figure);
-            if now {
+        let Some(&value) = line.metrics.get(select.name()) else { return Ok(()) };
+        if self.best.is_none_or(|best| select.is_better(value, best)) {
+            self.best = Some(value);
+            if is_new {
                 self.write_model()?;
             }
         }
@@ -279,33 +239,28 @@ impl<M: Tunable> Trainee for Tunee<M> {
     }
 
     fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
-        self.best = None; // of steps that may not have been taken any more
+        self.best = None; // evaluations after `step` no longer count
         Ok(self.state.load(dir, step)?)
     }
 
-    fn exhibit(&self) -> Result<Option<Exhibits>> {
-        let judged = self.judged.clone();
-        Ok(judged.map(|judged| Exhibits {
-            step: self.state.step,
-            gallery: None,
-            judged: Some(judged),
-        }))
+    fn preview(&self) -> Result<Option<PreviewExamples>> {
+        let step = self.state.step;
+        let evaluated = self.evaluated.clone();
+        Ok(evaluated.map(|all| PreviewExamples { step, gallery: None, evaluated: Some(all) }))
     }
 
-    fn export(&mut self, _folder: &RunFolder) -> Result<Results> {
+    fn export(&mut self, _dir: &RunDir) -> Result<Exported> {
         if self.best.is_none() {
             self.write_model()?;
         }
         ensure!(self.model.exists(), "{} is gone", self.model.display());
-        let model = self.model.display().to_string();
         if let Some(best) = self.best {
-            tell!(
-                "the model is the one with the best {} on held-out examples, {best:.4}",
-                self.recipe.select.name()
-            );
+            let metric = self.recipe.select.name();
+            info!("the model is the one with the best {metric} on held-out examples, {best:.4}");
         }
+        let model = self.model.display().to_string();
         let mut next = M::commands(&model, self.recipe.head.task);
         next.push(format!("data2vec evaluate --model {model} --data YOUR_DATA"));
-        Ok(Results { what: ["model".into(), model], next })
+        Ok(Exported { name: "model", dir: model, next })
     }
 }

@@ -1,31 +1,34 @@
-//! Whether the largest batch fits, before hours were spent on smaller ones.
+//! Measures whether the largest batch fits in memory, before training starts.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use data2vec_core::loader::Plan;
+use data2vec_core::data::loader::Plan;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, TrainState};
+use data2vec_core::train::chunks::{forward_in_chunks, tokens_per_chunk};
+use data2vec_core::{Dataset, Modality, Objective, TrainState};
 use data2vec_torch_ext::{memory, release_freed_memory, reset_peak_memory};
 use tch::Device;
 
-use crate::modality::Modality;
 use crate::recipe::Recipe;
 
-/// What a pass over a random batch took.
+/// Cost of a forward and backward pass over a random batch.
 pub struct Trial {
-    /// Examples.
+    /// Number of examples.
     rows: i64,
     /// Size of each, in the modality's unit.
     size: f64,
-    /// Forward and backward.
+    /// Time of both passes.
     took: Duration,
-    /// Most memory in use at once, in bytes; `None` where the system does not tell.
+    /// Peak memory in bytes; `None` if the system does not report it.
     peak: Option<u64>,
 }
 
-/// Forward and backward passes over the heaviest batch of the data, with random inputs. Nothing is
-/// learned, and what training draws later stays the same.
+/// Runs forward and backward passes over a random batch as large as the heaviest one of the data.
+/// Changes neither weights nor later random numbers.
+///
+/// # Errors
+/// If memory does not suffice, or the loss is not finite.
 pub fn heaviest<M: Modality>(
     recipe: &Recipe<M>,
     state: &mut TrainState<M::Encoder>,
@@ -44,31 +47,30 @@ fn trial<M: Modality>(
 ) -> Result<Trial> {
     let device = state.model.device();
     release_freed_memory();
-    // Off Linux there is no peak to reset, and none to read below.
-    let known = reset_peak_memory(device).is_ok();
+    // Systems other than Linux have no peak to reset or read.
+    let has_peak = reset_peak_memory(device).is_ok();
     let start = Instant::now();
-    let batch = M::random(&recipe.features, rows, size)?.to_device(device);
+    let batch = M::random_batch(&recipe.features, rows, size)?.to_device(device);
     let mut rng = stream(recipe.seed, Purpose::HeldOut, &[u64::MAX]);
-    let tokens = state.model.tokens_at_once();
     state.model.stochastic_depth(false);
-    let objective = state
-        .model
-        .forward_in_parts(&batch, &mut rng, tokens, |part| Ok(part.loss.f_backward()?))?;
+    let model = &state.model;
+    let backward = |chunk: Objective| Ok(chunk.loss.f_backward()?);
+    let objective = forward_in_chunks(model, &batch, &mut rng, tokens_per_chunk(model), backward)?;
     objective.loss.f_backward()?;
     let loss = objective.loss.double_value(&[]); // waits for the device
     let took = start.elapsed();
     state.model.stochastic_depth(true);
-    state.optimizer.forget_gradients()?;
+    state.optimizer.zero_grad()?;
     if !loss.is_finite() {
         bail!("the loss of random inputs is {loss}: are the recipe's numbers right?");
     }
-    let peak = if known { memory(device).ok().map(|m| m.peak) } else { None };
+    let peak = if has_peak { memory(device).ok().map(|m| m.peak) } else { None };
     release_freed_memory();
     Ok(Trial { rows, size, took, peak })
 }
 
 impl Trial {
-    /// In one line.
+    /// Describes it in one line.
     pub fn describe<M: Modality>(&self) -> String {
         let peak = self.peak.map_or("unknown".into(), gib);
         format!(
@@ -81,8 +83,12 @@ impl Trial {
     }
 }
 
-/// What fits: the heaviest batch, and from it and half of it what a unit of `train.batch` needs.
-pub fn tell<M: Modality>(
+/// Describes what fits in memory: the heaviest batch and, extrapolated from it and half of it, the
+/// largest `train.batch`.
+///
+/// # Errors
+/// As [`heaviest`].
+pub fn describe<M: Modality>(
     recipe: &Recipe<M>,
     state: &mut TrainState<M::Encoder>,
     dataset: &impl Dataset,
@@ -92,12 +98,12 @@ pub fn tell<M: Modality>(
     let mut lines = vec![full.describe::<M>()];
     let device = state.model.device();
     let Some((peak, now)) = full.peak.zip(memory(device).ok()) else {
-        lines.push("this system does not tell how much memory is in use".into());
+        lines.push("this system does not report how much memory is in use".into());
         return Ok(lines);
     };
-    // The whole of what this process could have.
+    // All that this process could use.
     let total = now.current + now.available;
-    lines.push(format!("there are {} on {}", gib(total), crate::device::name(device)));
+    lines.push(format!("{} are available on {}", gib(total), crate::device::name(device)));
     let half = match full.rows {
         1 => None,
         rows => trial(recipe, state, rows / 2, full.size)?.peak.map(|peak| (rows / 2, peak)),
@@ -105,10 +111,10 @@ pub fn tell<M: Modality>(
     if let Some((rows, half)) = half.filter(|&(_, half)| half < peak) {
         let per_row = (peak - half) as f64 / (full.rows - rows) as f64;
         let fixed = peak as f64 - per_row * full.rows as f64;
-        // Some is left to other programs and to chance.
+        // A tenth is left to other programs.
         let fit = ((0.9 * total as f64 - fixed) / per_row).floor().max(0.0);
         lines.push(format!(
-            "about {} a batch besides {} for each {}: train.batch = {:.0} should fit, {} is set",
+            "about {} per batch and {} per {}: train.batch = {:.0} should fit, {} is set",
             gib(fixed as u64),
             gib((per_row / full.size) as u64),
             unit::<M>(),
@@ -130,13 +136,13 @@ fn gib(bytes: u64) -> String {
     }
 }
 
-/// Whether a batch that needs `peak` bytes leaves the system some.
-pub fn warn(trial: &Trial, device: Device) -> Option<String> {
+/// Returns a warning if the batch needs nearly all memory.
+pub fn warning(trial: &Trial, device: Device) -> Option<String> {
     let now = memory(device).ok()?;
     let (peak, total) = (trial.peak?, now.current + now.available);
     (peak as f64 > 0.9 * total as f64).then(|| {
         format!(
-            "that is more than 90 % of the {} there are: lower train.batch, or --set model.activation_checkpointing=true",
+            "that is more than 90 % of the available {}: lower train.batch, or --set model.activation_checkpointing=true",
             gib(total)
         )
     })

@@ -1,164 +1,211 @@
-//! Pretraining, in the loop that it shares with fine-tuning.
+//! Pretrains by a recipe.
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use data2vec_core::loader::Plan;
-use data2vec_core::loss::spread;
+use data2vec_core::data::loader::Plan;
+use data2vec_core::method::loss::mean_std;
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Explained, Mixed, Ranks, Snapshot, TrainState};
+use data2vec_core::{
+    Batch, ExplainedVariance, FinetuneModality, MixtureDataset, Modality, Snapshot, Splits,
+    TrainState, World,
+};
 use tch::{Device, Tensor};
 use toml::Table;
+use tracing::{info, warn};
 
-use crate::log::Log;
+use crate::doctor;
+use crate::log::{Observer, Sinks};
 use crate::metrics::{HeldOutLine, Line, Pretraining, TrainLine};
-use crate::modality::{Examples, Modality, Task, Tunable};
-use crate::page::{Curator, Exhibits};
-use crate::probe::OnlineProbe;
+use crate::probe::Probe;
+use crate::probe::online::OnlineProbe;
 use crate::recipe::Recipe;
-use crate::report::{note, out, tell};
-use crate::run::RunFolder;
-use crate::signals::Stop;
-use crate::training::{Opening, Results, Run, Trainee, feed};
-use crate::{PretrainArgs, device, doctor, plan, ranks, sources};
+use crate::record::Record;
+use crate::report::{PreviewBuilder, PreviewExamples};
+use crate::run_dir::RunDir;
+use crate::training::{Exported, Outcome, Run, RunOptions, TrainTask, feed};
+use crate::{device, plan, process_group, sources};
 
-impl Task for &PretrainArgs {
-    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
-        run(self, Recipe::<M>::from_table(path, table)?)
-    }
+/// Options of [`pretrain`].
+pub struct PretrainOptions {
+    /// Options of every run.
+    pub run: RunOptions,
+    /// Path of the data: a directory, a file, shards, or a `.toml` that lists several of these.
+    pub data: PathBuf,
+    /// Only measures how much memory the largest batch needs; nothing is trained.
+    pub plan: bool,
 }
 
-/// Trains as `recipe` says, from the start or from the newest checkpoint in `--out`.
-fn run<M: Tunable>(args: &PretrainArgs, recipe: Recipe<M>) -> Result<ExitCode> {
-    let device = args.device.as_deref();
-    args.conduct.begin(device, |stop, ranks, device| train(args, recipe, stop, ranks, device))
+/// Pretrains as `recipe` says, from the start or from the newest checkpoint in the run directory.
+///
+/// # Errors
+/// If the data or the recipe are unusable, another recipe was started in the run directory, or
+/// training fails.
+pub fn pretrain<M: Modality>(recipe: Recipe<M>, options: PretrainOptions) -> Result<Outcome> {
+    pretrain_with_probe(recipe, options, None)
 }
 
-fn train<M: Tunable>(
-    args: &PretrainArgs,
+/// Pretrains, and probes the features with the labelled data at `labelled` at every evaluation.
+///
+/// # Errors
+/// As [`pretrain`], or if the labelled data are unusable.
+pub fn pretrain_and_probe<M: FinetuneModality>(
     recipe: Recipe<M>,
-    stop: &Stop,
-    ranks: &Ranks,
-    device: Device,
-) -> Result<ExitCode> {
-    let train = recipe.train.clone();
-    feed::check_ranks(&train, ranks.count())?;
-    let table = Table::try_from(&recipe)?;
-    let run = Opening {
-        out: &args.out,
-        data: &args.data,
-        recipe: &table,
-        seed: recipe.seed,
-        resume: args.resume,
-        only_looks: args.plan,
+    options: PretrainOptions,
+    labelled: &Path,
+) -> Result<Outcome> {
+    let open = |parts: ProbeParts<M>| {
+        let probe = OnlineProbe::<M>::open(labelled, parts.state, parts.cache, parts.seed)?;
+        Ok(Box::new(probe) as Box<dyn Probe<M>>)
     };
-    let (folder, mut outlets) = args.conduct.open(ranks, device, &run)?;
+    pretrain_with_probe(recipe, options, Some(&open))
+}
 
-    let examples = ranks.first_then_all(|| open::<M>(args, &recipe, &folder))?;
-    let meaning = M::meaning(examples.train.first());
-    if let Some(fingerprint) = meaning.as_ref().filter(|_| ranks.is_first()) {
-        folder.check_meaning("tokenizer.sha256", "another tokenizer", fingerprint)?;
+/// Arguments for opening a probe.
+struct ProbeParts<'a, M: Modality> {
+    state: &'a TrainState<M::Encoder>,
+    /// Directory with the files that users of the encoder need.
+    cache: &'a Path,
+    seed: u64,
+}
+
+type OpenProbe<'a, M> = &'a dyn Fn(ProbeParts<M>) -> Result<Box<dyn Probe<M>>>;
+
+fn pretrain_with_probe<M: Modality>(
+    recipe: Recipe<M>,
+    options: PretrainOptions,
+    probe: Option<OpenProbe<M>>,
+) -> Result<Outcome> {
+    let RunOptions { device, dist_timeout, .. } = &options.run;
+    let (world, device) = process_group::init_process_group(device.as_deref(), *dist_timeout)?;
+    process_group::run_with_abort(&world, || train(recipe, options, probe, &world, device))
+}
+
+fn train<M: Modality>(
+    recipe: Recipe<M>,
+    PretrainOptions { run: options, data, plan }: PretrainOptions,
+    probe: Option<OpenProbe<M>>,
+    world: &World,
+    device: Device,
+) -> Result<Outcome> {
+    let (train, seed) = (recipe.train.clone(), recipe.seed);
+    feed::check_world_size(&train, world.size())?;
+    let table = Table::try_from(&recipe)?;
+    let RunOptions { out, resume, report, stop, mut observers, .. } = options;
+    let (dir, mut record) = RunDir::open_run(world, &out, |dir| {
+        if plan {
+            return Ok(None);
+        }
+        dir.check_recipe(&table, resume)?;
+        Record::begin(dir, &data, device, (seed, M::UNITS.name)).map(Some)
+    })?;
+    world.assert_same("the recipe", &toml::to_string(&table)?)?;
+
+    let splits = world.rank0_first(|| open::<M>(&data, &recipe, &dir, &mut observers))?;
+    let fingerprint = M::fingerprint(splits.train.first());
+    if let Some(fingerprint) = fingerprint.filter(|_| world.is_rank0()) {
+        dir.check_fingerprint("tokenizer.sha256", "another tokenizer", fingerprint)?;
     }
-    ranks.agree("the tokenizer", &format!("{meaning:?}"))?;
-    ranks::same_data(ranks, &examples.train)?;
+    world.assert_same("the tokenizer", &format!("{fingerprint:?}"))?;
+    process_group::assert_same_data(world, &splits.train)?;
     let mut state = recipe.state(device)?;
     let (all, encoder) = state.model.parameters();
-    tell!(
+    info!(
         "model: {:.1} M parameters, {:.1} M of them in the encoder, on {}",
         all as f64 / 1e6,
         encoder as f64 / 1e6,
         device::name(device)
     );
-    if args.plan {
-        let config = feed::loader_config(&train, recipe.seed, M::UNITS);
-        let plan = feed::plan(&examples.train, &config)?;
-        let lines = plan::tell(&recipe, &mut state, &examples.train, &plan)?;
-        lines.iter().for_each(|line| out!("{line}"));
-        return Ok(ExitCode::SUCCESS);
+    if plan {
+        let config = feed::loader_config(&train, seed, M::UNITS);
+        let plan = feed::plan(&splits.train, &config)?;
+        return plan::describe(&recipe, &mut state, &splits.train, &plan).map(Outcome::Planned);
     }
-    state.join(ranks, train.shard_optimizer)?;
-    ranks::tell_division(ranks, &train, M::UNITS);
+    state.join(world, train.shard_optimizer)?;
+    process_group::log_batch_split(world, &train, M::UNITS);
 
-    if let Some(outlets) = &mut outlets {
-        outlets.record.examples(&examples.train, examples.held_out.as_ref())?;
+    if let Some(record) = &mut record {
+        record.set_examples(&splits.train, splits.held_out.as_ref())?;
     }
-    let mut bad = examples.skipped;
-    let parts = (&train, recipe.seed, M::UNITS);
+    let mut bad = splits.skipped;
+    let parts = (&train, seed, M::UNITS);
     // Rank 0 evaluates.
-    let held_out = examples.held_out.as_ref().filter(|_| ranks.is_first());
+    let held_out = splits.held_out.as_ref().filter(|_| world.is_rank0());
     let held_out = feed::held_out_batches(held_out, parts, &mut bad)?;
-    let probe = match args.probe.as_deref().filter(|_| ranks.is_first()) {
-        Some(path) => {
-            let beside = folder.join("cache");
-            M::export(examples.train.first(), &beside)?;
-            Some(OnlineProbe::open(path, &state.model.encoder_config(), &beside, recipe.seed)?)
+    let probe = match probe.filter(|_| world.is_rank0()) {
+        Some(open) => {
+            let cache = dir.join("cache");
+            M::export(splits.train.first(), &cache)?;
+            Some(open(ProbeParts { state: &state, cache: &cache, seed })?)
         }
         None => None,
     };
-    let curator = Curator::new(&recipe, &args.data, examples.held_out.is_some());
-    let dataset = Arc::new(examples.train);
-    let seed = recipe.seed;
-    let pretrainee = Pretrainee {
+    let builder = PreviewBuilder::new(&recipe, &data, splits.held_out.is_some());
+    let dataset = Arc::new(splits.train);
+    let task = PretrainTask {
         recipe,
         state,
         held_out,
         dataset: dataset.clone(),
-        curator,
+        builder,
         probe,
-        shown: examples.held_out,
+        preview_examples: splits.held_out,
     };
-    let parts = (&train, seed, M::UNITS);
-    let run = Run::resume(pretrainee, dataset, folder, parts, &bad, ranks.clone(), outlets)?;
-    run.reporting(args.conduct.reports(ranks)).train(stop)
+    let sinks = record.map(|record| Sinks { record, observers });
+    let run =
+        Run::resume(task, dataset, dir, (&train, seed, M::UNITS), &bad, world.clone(), sinks)?;
+    run.reporting(report).train(&stop)
 }
 
-/// Lists the examples and says what was found.
+/// Lists the examples and logs what was found.
 fn open<M: Modality>(
-    args: &PretrainArgs,
+    data: &Path,
     recipe: &Recipe<M>,
-    folder: &RunFolder,
-) -> Result<Examples<Mixed<M::Dataset>>> {
-    let (train, cache) = (&recipe.train, folder.join("cache"));
+    dir: &RunDir,
+    observers: &mut [Box<dyn Observer>],
+) -> Result<Splits<MixtureDataset<M::Dataset>>> {
+    let (train, cache) = (&recipe.train, dir.join("cache"));
     std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-    let examples = sources::open(&args.data, recipe, &cache)?;
-    tell!("data: {}", examples.summary);
-    feed::tell_skipped(train, &examples.skipped)?;
-    for side in [Some(&examples.train), examples.held_out.as_ref()].into_iter().flatten() {
+    let splits = sources::open(data, recipe, &cache, &mut |progress| {
+        observers.iter_mut().for_each(|observer| observer.progress(progress));
+    })?;
+    info!("data: {}", splits.summary);
+    feed::warn_skipped(train, &splits.skipped)?;
+    for side in [Some(&splits.train), splits.held_out.as_ref()].into_iter().flatten() {
         feed::check_sizes(train, side, M::UNITS)?;
     }
-    if examples.held_out.is_none() {
-        note("nothing is held out: no evaluation, and no `explained`");
+    if splits.held_out.is_none() {
+        warn!("nothing is held out: no evaluation, and no `explained_variance`");
     }
-    Ok(examples)
+    Ok(splits)
 }
 
-/// Student and teacher, in the loop.
-struct Pretrainee<M: Tunable> {
+/// A pretraining run, as the training loop sees it.
+struct PretrainTask<M: Modality> {
     recipe: Recipe<M>,
     state: TrainState<M::Encoder>,
-    dataset: Arc<Mixed<M::Dataset>>,
+    dataset: Arc<MixtureDataset<M::Dataset>>,
     held_out: Vec<Batch>,
-    curator: Curator<M>,
-    probe: Option<OnlineProbe<M>>,
-    /// What examples of the report are chosen from, if anything is held out.
-    shown: Option<Mixed<M::Dataset>>,
+    builder: PreviewBuilder<M>,
+    probe: Option<Box<dyn Probe<M>>>,
+    /// Held-out examples, of which the report shows some.
+    preview_examples: Option<MixtureDataset<M::Dataset>>,
 }
 
-impl<M: Tunable> Pretrainee<M> {
-    /// Predicts held-out examples: the same masks each time, no dropout.
-    fn explain(&self) -> Result<HeldOutLine> {
-        let mut explained = Explained::default();
+impl<M: Modality> PretrainTask<M> {
+    /// Predicts held-out examples, with the same masks each time and without dropout.
+    fn held_out_line(&self) -> Result<HeldOutLine> {
+        let mut explained = ExplainedVariance::default();
         let (mut loss, mut count) = (0.0, 0.0);
         let (mut targets, mut predictions) = (Vec::new(), Vec::new());
         for (i, batch) in self.held_out.iter().enumerate() {
             let mut rng = stream(self.recipe.seed, Purpose::HeldOut, &[i as u64, 1]);
-            tch::manual_seed(i as i64); // of the decoder's noise
+            tch::manual_seed(i as i64); // for the decoder's noise
             let batch = batch.to_device(self.state.model.device());
             let objective = tch::no_grad(|| self.state.model.forward(&batch, &mut rng, false))?;
             loss += objective.loss.double_value(&[]);
-            count += objective.num_hidden as f64;
+            count += objective.num_masked as f64;
             explained.add(&objective.prediction, &objective.target);
             targets.push(objective.target);
             predictions.push(objective.prediction);
@@ -166,14 +213,14 @@ impl<M: Tunable> Pretrainee<M> {
         Ok(HeldOutLine {
             step: self.state.step,
             loss: loss / count,
-            explained: explained.share(),
-            target_var: spread(&targets)?,
-            pred_var: spread(&predictions)?,
+            explained_variance: explained.value(),
+            target_std: mean_std(&targets)?,
+            pred_std: mean_std(&predictions)?,
         })
     }
 }
 
-impl<M: Tunable> Trainee for Pretrainee<M> {
+impl<M: Modality> TrainTask for PretrainTask<M> {
     type Batch = Batch;
 
     fn step(&self) -> u64 {
@@ -189,12 +236,12 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
         Ok((!report.skipped).then(|| TrainLine {
             step: report.step,
             loss: report.loss,
-            weight: report.hidden,
+            weight: report.num_masked,
             grad_norm: report.grad_norm,
             lr: report.lr,
             pretraining: Some(Pretraining {
-                target_var: report.target_var,
-                pred_var: report.pred_var,
+                target_std: report.target_std,
+                pred_std: report.pred_std,
                 masked_share: report.masked_share,
                 ema_decay: report.ema_decay,
             }),
@@ -210,33 +257,32 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
         batch.tensors()
     }
 
-    fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()> {
+    fn dry_run(&mut self, plan: &Plan) -> Result<()> {
         let trial = plan::heaviest(&self.recipe, &mut self.state, &*self.dataset, plan)?;
-        log.say(&trial.describe::<M>());
-        if let Some(warning) = plan::warn(&trial, self.state.model.device()) {
-            log.say(&format!("note: {warning}"));
+        info!("{}", trial.describe::<M>());
+        if let Some(warning) = plan::warning(&trial, self.state.model.device()) {
+            warn!("{warning}");
         }
         Ok(())
     }
 
-    fn examine(&self, batches: &[(u64, &Batch)]) -> Result<Option<Line>> {
+    fn health(&self, batches: &[(u64, &Batch)]) -> Result<Option<Line>> {
         let at = (self.recipe.seed, self.state.step);
-        batches.first().map(|(_, batch)| doctor::examine(&self.state.model, batch, at)).transpose()
+        batches.first().map(|(_, batch)| doctor::measure(&self.state.model, batch, at)).transpose()
     }
 
     fn evaluate(&mut self) -> Result<Vec<Line>> {
         let mut lines = Vec::new();
         if !self.held_out.is_empty() {
-            lines.push(Line::HeldOut(self.explain()?));
+            lines.push(Line::HeldOut(self.held_out_line()?));
         }
         if let Some(probe) = &self.probe {
-            let model = &self.state.model;
-            lines.push(Line::Probe(probe.ask(model.student(), model.device(), self.step())?));
+            lines.push(probe.evaluate(&self.state)?);
         }
         Ok(lines)
     }
 
-    fn heed(&mut self, _line: &Line, _now: bool) -> Result<()> {
+    fn on_evaluation(&mut self, _line: &Line, _is_new: bool) -> Result<()> {
         Ok(())
     }
 
@@ -248,22 +294,18 @@ impl<M: Tunable> Trainee for Pretrainee<M> {
         Ok(self.state.load(dir, step)?)
     }
 
-    fn exhibit(&self) -> Result<Option<Exhibits>> {
+    fn preview(&self) -> Result<Option<PreviewExamples>> {
         let model = &self.state.model;
-        let examples = self.shown.as_ref().unwrap_or(&self.dataset).first();
-        self.curator.exhibit(examples, model.student(), model.device(), self.state.step).map(Some)
+        let examples = self.preview_examples.as_ref().unwrap_or(&self.dataset).first();
+        self.builder.preview(examples, model.student(), model.device(), self.state.step).map(Some)
     }
 
-    fn export(&mut self, folder: &RunFolder) -> Result<Results> {
-        let encoder = folder.join("encoder");
+    fn export(&mut self, dir: &RunDir) -> Result<Exported> {
+        let encoder = dir.join("encoder");
         self.state.model.export(&encoder)?;
         M::export(self.dataset.first(), &encoder)?;
-        let (encoder, modality) = (encoder.display().to_string(), &self.recipe.modality);
-        let next = vec![
-            format!("data2vec extract --encoder {encoder} FILES… --out features.npy"),
-            format!("cargo xtask finetune {modality} --encoder {encoder}"),
-            format!("cargo xtask train {modality} --data YOUR_FOLDER"),
-        ];
-        Ok(Results { what: ["encoder".into(), encoder], next })
+        let encoder = encoder.display().to_string();
+        let next = vec![format!("data2vec extract --encoder {encoder} FILES… --out features.npy")];
+        Ok(Exported { name: "encoder", dir: encoder, next })
     }
 }

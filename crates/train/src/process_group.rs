@@ -1,67 +1,55 @@
-//! Several processes that train one model: how they meet, what each may write, and how all end when one fails.
+//! Ranks of a process group: how they meet, and how all end when one fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Error, Result, bail};
 use data2vec_core::random::hash;
-use data2vec_core::{Dataset, Ranks};
+use data2vec_core::{Dataset, Units, World};
 use data2vec_torch_ext::dist::{self, Backend, Launch, ProcessGroup};
 use tch::Device;
+use tracing::info;
 
 use crate::device;
+use crate::messages::{describe, describe_panic};
 use crate::recipe::TrainConfig;
-use crate::report::{describe, message, speak_for, tell};
-use crate::run::RunFolder;
-use crate::training::feed::Units;
 
-/// Seconds after which a process that does not answer is given up, unless the user says otherwise.
+/// Default of the seconds after which a rank that does not answer counts as lost.
 pub const TIMEOUT: u64 = 300;
 
-/// How long a process that was left alone asks the others what has happened.
+/// How long a rank that lost contact asks the others what happened.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Between two questions.
-const SHORT: Duration = Duration::from_millis(20);
+/// Time between two questions.
+const POLL: Duration = Duration::from_millis(20);
 
-/// Meets the other processes that a launcher has started, if it has, and chooses where this one computes.
-pub fn meet(device: Option<&str>, timeout: u64) -> Result<(Ranks, Device)> {
+/// Joins the process group that a launcher (torchrun, Slurm, Kubeflow) has started, if any, and
+/// chooses the device of this rank.
+///
+/// # Errors
+/// If the other ranks do not come within `timeout` seconds, or the device is unusable.
+pub fn init_process_group(device: Option<&str>, timeout: u64) -> Result<(World, Device)> {
     if timeout == 0 {
         bail!("--dist-timeout: must be at least 1 second");
     }
     let Some(launch) = Launch::from_env()? else {
-        return Ok((Ranks::default(), device::choose(device)?));
+        return Ok((World::default(), device::choose(device)?));
     };
-    if launch.size > 1 {
-        speak_for(launch.rank, launch.size);
-    }
-    let device = device::choose_for(device, launch.local_rank)?;
+    let device = device::choose_for_rank(device, launch.local_rank)?;
     let backend = match device {
         Device::Cuda(_) => Backend::Nccl,
         _ => Backend::Gloo,
     };
     let group = ProcessGroup::new(launch, backend, Duration::from_secs(timeout))?;
-    Ok((Ranks::from(group), device))
+    Ok((World::from(group), device))
 }
 
-/// The run's folder, which rank 0 alone locks, checks and writes to.
-pub fn folder(
-    ranks: &Ranks,
-    path: &Path,
-    check: impl FnOnce(&RunFolder) -> Result<()>,
-) -> Result<RunFolder> {
-    let first = ranks.first_alone(|| {
-        let folder = RunFolder::open(path)?;
-        check(&folder)?;
-        Ok::<_, Error>(folder)
-    })?;
-    Ok(first.unwrap_or_else(|| RunFolder::look_at(path)))
-}
-
-/// Whether all ranks see the same examples.
-pub fn same_data(ranks: &Ranks, dataset: &impl Dataset) -> Result<()> {
-    if ranks.count() == 1 {
+/// Checks that all ranks see the same examples.
+///
+/// # Errors
+/// If they do not, or a rank is gone.
+pub fn assert_same_data(world: &World, dataset: &impl Dataset) -> Result<()> {
+    if world.size() == 1 {
         return Ok(());
     }
     let mut seen = 0;
@@ -69,55 +57,58 @@ pub fn same_data(ranks: &Ranks, dataset: &impl Dataset) -> Result<()> {
         let example = (seen, dataset.size(index), file_name(&dataset.name(index)).to_owned());
         seen = hash(format!("{example:?}").as_bytes());
     }
-    Ok(ranks.agree("the data", &format!("{} {seen:x}", dataset.len()))?)
+    Ok(world.assert_same("the data", &format!("{} {seen:x}", dataset.len()))?)
 }
 
-/// Folders may be mounted elsewhere on another machine.
+/// Returns the file name: directories may be mounted elsewhere on another machine.
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Tells how a step's batches are divided.
-pub fn tell_division(ranks: &Ranks, train: &TrainConfig, units: Units) {
-    let (count, accumulate) = (ranks.count(), train.accumulate);
-    if count > 1 {
-        tell!(
-            "processes: {count}; a step is {:.0} {}: {accumulate} batches of up to {:.0}, {} on each process",
+/// Logs how a step's batches are split over the ranks.
+pub fn log_batch_split(world: &World, train: &TrainConfig, units: Units) {
+    let (size, accumulate) = (world.size(), train.accumulate);
+    if size > 1 {
+        info!(
+            "world size: {size}; a step is {:.0} {}: {accumulate} batches of up to {:.0}, {} on each rank",
             train.batch * accumulate as f64,
             units.name,
             train.batch,
-            accumulate / count
+            accumulate / size
         );
     }
 }
 
-/// Does `work` as one of several processes. Where it fails, the others are told why, or asked what has
-/// happened to them.
-pub fn settle<T>(ranks: &Ranks, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let Some(group) = ranks.group().filter(|group| group.size() > 1) else { return work() };
+/// Runs `work` on a rank. If it fails, reports the reason to the other ranks, or asks them what
+/// happened.
+///
+/// # Errors
+/// The error of `work`, with the reason of the rank that failed first.
+pub fn run_with_abort<T>(world: &World, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let Some(group) = world.group().filter(|group| group.size() > 1) else { return work() };
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => {
-            // Rank 0 keeps the store: the others may still be reading.
+        Ok(Ok(result)) => {
+            // Rank 0 hosts the store: other ranks may still be reading.
             group.barrier()?;
-            Ok(done)
+            Ok(result)
         }
-        Ok(Err(error)) if is_of_others(&error) => Err(match ask_the_others(group) {
-            Some(told) => error.context(told),
+        Ok(Err(error)) if is_communication(&error) => Err(match ask_other_ranks(group) {
+            Some(reason) => error.context(reason),
             None => error,
         }),
         Ok(Err(error)) => {
-            tell_the_others(group, &describe(&error));
+            report_to_other_ranks(group, &describe(&error));
             Err(error)
         }
         Err(panic) => {
-            tell_the_others(group, &message(panic.as_ref()));
+            report_to_other_ranks(group, &describe_panic(panic.as_ref()));
             resume_unwind(panic)
         }
     }
 }
 
-/// Whether an exchange with the others has failed, rather than something of one's own.
-fn is_of_others(error: &Error) -> bool {
+/// Whether communication with other ranks failed, rather than this rank's own work.
+fn is_communication(error: &Error) -> bool {
     let is = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<dist::Error>()
             || matches!(cause.downcast_ref(), Some(data2vec_core::Error::Dist(_)))
@@ -133,21 +124,21 @@ fn read_by(rank: usize) -> String {
     format!("read/{rank}")
 }
 
-/// Leaves with a reason, and waits for those who ask if the store is kept here.
-fn tell_the_others(group: &ProcessGroup, reason: &str) {
-    // Whatever fails here, the reason is told to the user by this process.
+/// Leaves the group with a reason; on rank 0 waits until the others have read it.
+fn report_to_other_ranks(group: &ProcessGroup, reason: &str) {
+    // Whatever fails here, this rank reports the reason to the user itself.
     let _ = group.leave();
     let _ = group.store().set(&end_of(group.rank()), reason);
     stay_for_readers(group, &(1..group.size()).collect::<Vec<_>>());
 }
 
-/// What has happened, as far as it can be found out.
-fn ask_the_others(group: &ProcessGroup) -> Option<String> {
+/// Returns what happened to other ranks, as far as it can be found out.
+fn ask_other_ranks(group: &ProcessGroup) -> Option<String> {
     let (rank, store, until) = (group.rank(), group.store(), Instant::now() + GRACE);
-    // Those who still wait for this one fail at once, and report.
+    // Ranks that still wait for this one fail at once, and report.
     let _ = group.leave();
     if store.set(&end_of(rank), "").is_err() {
-        return Some("rank 0, which keeps the store, is gone".into());
+        return Some("rank 0, which hosts the store, is gone".into());
     }
     let mut silent: Vec<usize> = (0..group.size()).filter(|&other| other != rank).collect();
     let (mut failed, mut ended) = (Vec::new(), Vec::new());
@@ -155,7 +146,7 @@ fn ask_the_others(group: &ProcessGroup) -> Option<String> {
         silent.retain(|&other| match store.has(&end_of(other)) {
             Ok(true) => {
                 ended.push(other);
-                let reason = store.get(&end_of(other), SHORT).unwrap_or_default();
+                let reason = store.get(&end_of(other), POLL).unwrap_or_default();
                 if !reason.is_empty() {
                     failed.push(format!("rank {other} failed: {reason}"));
                 }
@@ -163,10 +154,10 @@ fn ask_the_others(group: &ProcessGroup) -> Option<String> {
             }
             _ => true,
         });
-        std::thread::sleep(SHORT);
+        std::thread::sleep(POLL);
     }
     if rank != 0 && store.set(&read_by(rank), "").is_err() {
-        return Some("rank 0, which keeps the store, is gone".into());
+        return Some("rank 0, which hosts the store, is gone".into());
     }
     stay_for_readers(group, &ended);
     let silent: Vec<String> = silent.iter().map(usize::to_string).collect();
@@ -177,16 +168,17 @@ fn ask_the_others(group: &ProcessGroup) -> Option<String> {
     }
 }
 
-/// Rank 0 ends last: with it goes the store, unless the launcher keeps it.
+/// Keeps rank 0 alive until the readers are done: the store ends with it, unless the launcher hosts
+/// it.
 fn stay_for_readers(group: &ProcessGroup, readers: &[usize]) {
-    if group.rank() != 0 || group.launch().served {
+    if group.rank() != 0 || group.launch().agent_store {
         return;
     }
     let until = Instant::now() + GRACE;
     for &reader in readers {
-        // Who has died reads nothing.
+        // A dead rank reads nothing; the timeout ends the wait.
         let _ = group
             .store()
-            .get(&read_by(reader), until.saturating_duration_since(Instant::now()).max(SHORT));
+            .get(&read_by(reader), until.saturating_duration_since(Instant::now()).max(POLL));
     }
 }

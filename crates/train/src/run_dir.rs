@@ -1,23 +1,47 @@
-//! The folder of a run: what it is, where it stands, and that nobody else writes to it.
+//! The run directory: its recipe, its fingerprints, and its lock.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use data2vec_core::World;
+use data2vec_core::io::file::write_file;
+use data2vec_core::io::toml::toml_error;
 use toml::Table;
 
-use crate::recipe::{changes, toml_error};
+use crate::recipe::changes;
 
-/// A run's folder, locked for the process that writes.
-pub struct RunFolder {
+/// A run directory, locked for the process that writes to it.
+pub struct RunDir {
     path: PathBuf,
-    /// Held as long as the process trains; `None`: it is another process that writes.
+    /// Held while the process trains; `None` on ranks that do not write.
     _lock: Option<File>,
 }
 
-impl RunFolder {
-    /// Creates the folder if need be, and locks it.
+impl RunDir {
+    /// Opens the run directory on all ranks. Rank 0 locks it, checks it with `check` and returns
+    /// what that returns.
+    ///
+    /// # Errors
+    /// If another process has locked it, or `check` fails.
+    pub fn open_run<T>(
+        world: &World,
+        path: &Path,
+        check: impl FnOnce(&Self) -> Result<Option<T>>,
+    ) -> Result<(Self, Option<T>)> {
+        let opened = world.on_rank0(|| {
+            let dir = Self::open(path)?;
+            let checked = check(&dir)?;
+            Ok::<_, Error>((dir, checked))
+        })?;
+        Ok(opened.unwrap_or_else(|| (Self { path: path.to_owned(), _lock: None }, None)))
+    }
+
+    /// Creates the directory if necessary, and locks it.
+    ///
+    /// # Errors
+    /// If another process has locked it.
     pub fn open(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).with_context(|| format!("--out {}", path.display()))?;
         let lock_path = path.join("run.lock");
@@ -26,29 +50,27 @@ impl RunFolder {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock) }),
             Err(TryLockError::WouldBlock) => {
-                bail!("another process trains in {}; give this one its own --out", path.display())
+                bail!("another process trains in {}; choose another --out", path.display())
             }
             Err(TryLockError::Error(e)) => Err(e).with_context(|| lock_path.display().to_string()),
         }
     }
 
-    /// The folder to which another process of the same run writes.
-    pub fn look_at(path: &Path) -> Self {
-        Self { path: path.to_owned(), _lock: None }
-    }
-
-    /// The folder.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A file or folder in it.
+    /// Returns the path of a file or directory in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Compares the recipe with the one this run was started with, or keeps it for next time. Before
-    /// anything was learned, another one may take its place.
+    /// Checks that the recipe equals the one this run was started with, and writes it. Before the
+    /// first checkpoint it may be replaced.
+    ///
+    /// # Errors
+    /// If a key that affects training has changed, naming it.
     pub fn check_recipe(&self, recipe: &Table, resume: bool) -> Result<()> {
         let path = self.join("recipe.toml");
         let text = match fs::read_to_string(&path) {
@@ -61,13 +83,13 @@ impl RunFolder {
         };
         let old: Table = text.parse().map_err(|e: toml::de::Error| {
             let (name, reason) = (path.display(), toml_error(&text, &e));
-            let folder = self.path.display();
-            anyhow!("{name} is broken ({reason}); restore it, or remove {folder}")
+            let dir = self.path.display();
+            anyhow!("{name} is damaged ({reason}); restore it, or remove {dir}")
         })?;
         let changes = changes(&old, recipe);
         if !changes.is_empty() {
             bail!(
-                "{} was started with another recipe ({}); go on with the old one, or give this one its own --out",
+                "{} was started with another recipe ({}); resume with the old one, or choose another --out",
                 self.path.display(),
                 changes.join(", ")
             );
@@ -75,15 +97,18 @@ impl RunFolder {
         write(&path, &toml::to_string(recipe)?)
     }
 
-    /// Compares `text`, which tells what inputs or outputs mean, with that of the start of this run, or
-    /// keeps it in the file `name` for next time: with another one of the same size, all that was
-    /// learned would be about something else.
-    pub fn check_meaning(&self, name: &str, what: &str, text: &str) -> Result<()> {
+    /// Checks a fingerprint of the input or output encoding against the one in the file `name`, and
+    /// writes it. Training on with another encoding of the same size would make nonsense of what
+    /// was learned.
+    ///
+    /// # Errors
+    /// If it has changed after the first checkpoint; `what` names the change.
+    pub fn check_fingerprint(&self, name: &str, what: &str, text: &str) -> Result<()> {
         let path = self.join(name);
         match fs::read_to_string(&path) {
             Ok(old) if old.trim() == text.trim() => Ok(()),
             Ok(_) if self.has_results() => bail!(
-                "{} was started with {what}; restore them (what is made from the data needs the same data), or give this run its own --out",
+                "{} was started with {what}; restore them (a tokenizer made from the data needs the same data), or choose another --out",
                 self.path.display()
             ),
             Err(e) if e.kind() != ErrorKind::NotFound => {
@@ -93,7 +118,7 @@ impl RunFolder {
         }
     }
 
-    /// Whether there is a checkpoint, whole or not, or an encoder.
+    /// Whether there is a checkpoint, damaged or not, or an exported model.
     fn has_results(&self) -> bool {
         let entries = fs::read_dir(self.join("checkpoints")).into_iter().flatten().flatten();
         let is_one = |entry: fs::DirEntry| entry.file_name().to_string_lossy().starts_with("step-");
@@ -102,7 +127,10 @@ impl RunFolder {
     }
 }
 
-/// The text of a file; `None` if there is none.
+/// Reads a text file; `None` if there is none.
+///
+/// # Errors
+/// If it cannot be read.
 pub fn read(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -110,13 +138,12 @@ pub fn read(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Replaces a small file in one step.
+/// Replaces a small file atomically.
+///
+/// # Errors
+/// If it cannot be written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
-    let unfinished = path.with_extension("unfinished");
-    fs::write(&unfinished, text)
-        .and_then(|()| File::open(&unfinished)?.sync_all())
-        .and_then(|()| fs::rename(&unfinished, path))
-        .with_context(|| path.display().to_string())
+    Ok(write_file(path, text)?)
 }
 
 #[cfg(test)]
@@ -124,20 +151,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_processes_cannot_share_a_folder() {
+    fn rejects_a_second_process() {
         let dir = std::env::temp_dir().join(format!("data2vec-run-{}", std::process::id()));
-        let first = RunFolder::open(&dir).expect("a free folder");
-        let second = RunFolder::open(&dir).err().expect("a locked folder").to_string();
+        let first = RunDir::open(&dir).expect("an unlocked directory");
+        let second = RunDir::open(&dir).err().expect("a locked directory").to_string();
         assert!(second.contains("another process"), "{second}");
         drop(first);
-        assert!(RunFolder::open(&dir).is_ok());
-        fs::remove_dir_all(&dir).expect("the folder");
+        assert!(RunDir::open(&dir).is_ok());
+        fs::remove_dir_all(&dir).expect("the directory");
     }
 
     #[test]
-    fn a_changed_recipe_is_refused_with_the_key() {
+    fn rejects_a_changed_recipe_naming_the_key() {
         let dir = std::env::temp_dir().join(format!("data2vec-recipe-{}", std::process::id()));
-        let run = RunFolder::open(&dir).expect("a free folder");
+        let run = RunDir::open(&dir).expect("an unlocked directory");
         let recipe = |text: &str| text.parse::<Table>().expect("a table");
         assert!(run.check_recipe(&recipe("seed = 1"), true).is_err());
         let with = |seed: u32, workers: u32| {
@@ -150,6 +177,6 @@ mod tests {
         run.check_recipe(&with(1, 2), true).expect("a free key");
         let error = run.check_recipe(&with(2, 2), false).unwrap_err().to_string();
         assert!(error.contains("seed: 1 → 2"), "{error}");
-        fs::remove_dir_all(&dir).expect("the folder");
+        fs::remove_dir_all(&dir).expect("the directory");
     }
 }

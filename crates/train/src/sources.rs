@@ -1,110 +1,94 @@
-//! The data of a pretraining run: one place, or several that a TOML file names, each with its weight.
+//! The data of a pretraining run: one path, or several with weights, listed in a TOML file.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use data2vec_core::Mixed;
-use data2vec_source::{Progress, watch_indexing};
-use indicatif::{ProgressBar, ProgressStyle};
+use data2vec_core::io::toml::toml_error;
+use data2vec_core::{MixtureDataset, Modality, OnProgress, Source, Splits};
 use serde::Deserialize;
 use toml::Table;
 
-use crate::modality::{Examples, Modality};
-use crate::recipe::{Recipe, explain, toml_error};
+use crate::recipe::{Recipe, explain};
 
-/// What the file holds.
+/// Content of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Sources {
-    source: Vec<Source>,
+struct SourceList {
+    source: Vec<SourceEntry>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Source {
+struct SourceEntry {
     /// As `--data`; a relative path is relative to the file.
     data: PathBuf,
-    /// How many of an epoch's examples are its, in relation to the others. Absent of all: each example once.
+    /// Relative number of its examples in an epoch. Absent for all sources: each example once.
     weight: Option<f64>,
 }
 
-/// Shows on a terminal how far the indexes of shards have come, which takes long where these are far away.
-pub fn show_indexing() -> Result<()> {
-    let style =
-        ProgressStyle::with_template("index of shards {bar:24} {pos}/{len}, {msg} left {eta}")?;
-    let shown: Mutex<Option<ProgressBar>> = Mutex::default();
-    watch_indexing(move |Progress { shards, total, examples }| {
-        let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-        let bar = shown.get_or_insert_with(|| ProgressBar::new(0).with_style(style.clone()));
-        bar.set_length(total as u64);
-        bar.set_position(shards as u64);
-        bar.set_message(format!("{examples} examples"));
-        if shards == total {
-            bar.finish_and_clear();
-            *shown = None;
-        }
-    });
-    Ok(())
-}
-
-/// Lists the examples of all sources. What is remembered of them goes to `cache`.
+/// Lists the examples of all sources. Indexes go to the directory `cache`.
+///
+/// # Errors
+/// If a source is unusable.
 pub fn open<M: Modality>(
     data: &Path,
     recipe: &Recipe<M>,
     cache: &Path,
-) -> Result<Examples<Mixed<M::Dataset>>> {
-    let open = |path: &Path, cache: &Path| {
+    progress: OnProgress,
+) -> Result<Splits<MixtureDataset<M::Dataset>>> {
+    let mut open = |path: &Path, cache: &Path| {
         let Recipe { data, features, train, seed, .. } = recipe;
-        M::open(path, data, features, train.held_out, *seed, cache)
+        let (held_out, seed) = (train.held_out, *seed);
+        M::open(&Source { path, data, features, held_out, seed, cache }, progress)
     };
     if data.extension() != Some("toml".as_ref()) {
-        let Examples { train, held_out, summary, skipped } = open(data, cache)?;
-        let held_out = held_out.map(|held_out| Mixed::whole(vec![held_out])).transpose()?;
-        let train = Mixed::whole(vec![train])?;
-        return Ok(Examples { train, held_out, summary, skipped });
+        let Splits { train, held_out, summary, skipped } = open(data, cache)?;
+        let held_out =
+            held_out.map(|held_out| MixtureDataset::concat(vec![held_out])).transpose()?;
+        let train = MixtureDataset::concat(vec![train])?;
+        return Ok(Splits { train, held_out, summary, skipped });
     }
     let sources = read(data).with_context(|| data.display().to_string())?;
-    let beside = data.parent().unwrap_or(Path::new(""));
+    let parent = data.parent().unwrap_or(Path::new(""));
     let (mut train, mut held_out, mut summary) = (Vec::new(), Vec::new(), Vec::new());
     let mut skipped = Vec::new();
     for (number, source) in sources.iter().enumerate() {
-        let place = match is_url(&source.data) {
+        let path = match is_url(&source.data) {
             true => source.data.clone(),
-            false => beside.join(&source.data),
+            false => parent.join(&source.data),
         };
         let cache = cache.join(format!("source-{number}"));
         std::fs::create_dir_all(&cache).with_context(|| cache.display().to_string())?;
-        let examples = open(&place, &cache).with_context(|| data.display().to_string())?;
-        train.push(examples.train);
-        held_out.extend(examples.held_out);
-        summary.push(format!("{}: {}", source.data.display(), examples.summary));
-        skipped.extend(examples.skipped);
+        let splits = open(&path, &cache).with_context(|| data.display().to_string())?;
+        train.push(splits.train);
+        held_out.extend(splits.held_out);
+        summary.push(format!("{}: {}", source.data.display(), splits.summary));
+        skipped.extend(splits.skipped);
     }
-    let meaning = M::meaning(&train[0]);
-    if train.iter().any(|dataset| M::meaning(dataset) != meaning) {
+    let fingerprint = M::fingerprint(&train[0]);
+    if train.iter().any(|dataset| M::fingerprint(dataset) != fingerprint) {
         bail!(
-            "{}: the sources' inputs mean different things; give data.tokenizer the folder of one tokenizer for all",
+            "{}: the sources encode their inputs differently; set data.tokenizer to the directory of one tokenizer for all",
             data.display()
         );
     }
     let weights: Option<Vec<f64>> = sources.iter().map(|source| source.weight).collect();
     let train = match weights {
-        Some(weights) => Mixed::weighted(train.into_iter().zip(weights).collect()),
-        None => Mixed::whole(train),
+        Some(weights) => MixtureDataset::weighted(train.into_iter().zip(weights).collect()),
+        None => MixtureDataset::concat(train),
     };
     let train = train.with_context(|| data.display().to_string())?;
     let held_out = match held_out.is_empty() {
         true => None,
-        false => Some(Mixed::whole(held_out)?),
+        false => Some(MixtureDataset::concat(held_out)?),
     };
-    Ok(Examples { train, held_out, summary: summary.join("; "), skipped })
+    Ok(Splits { train, held_out, summary: summary.join("; "), skipped })
 }
 
-fn read(path: &Path) -> Result<Vec<Source>> {
+fn read(path: &Path) -> Result<Vec<SourceEntry>> {
     let text = std::fs::read_to_string(path)?;
     let table: Table = text.parse().map_err(|e| anyhow!(toml_error(&text, &e)))?;
-    let Sources { source } =
+    let SourceList { source } =
         table.try_into().map_err(|e: toml::de::Error| anyhow!(explain(&e.to_string())))?;
     ensure!(!source.is_empty(), "names no [[source]]");
     let weighted = source.iter().filter(|source| source.weight.is_some()).count();
@@ -116,6 +100,6 @@ fn read(path: &Path) -> Result<Vec<Source>> {
     Ok(source)
 }
 
-fn is_url(place: &Path) -> bool {
-    place.to_string_lossy().contains("://")
+fn is_url(path: &Path) -> bool {
+    path.to_string_lossy().contains("://")
 }

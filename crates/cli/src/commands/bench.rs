@@ -1,106 +1,132 @@
-//! Steps and forward passes on demand, for `cargo xtask bench`: one for each line of standard input,
-//! so that another program's can be taken in turn. Answers are lines of JSON on standard output.
+//! `data2vec bench`: times steps and forward passes for `cargo xtask bench`.
+//!
+//! Takes one step for each line of standard input, so that it can alternate with another program.
+//! Writes results to standard output as JSON lines.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, Encoder, FeatureEncoder, Precision, TrainState};
+use data2vec_core::{
+    ConvertModality, Dataset, Encoder, FeatureEncoder, Modality, Precision, Source, TrainState,
+};
 use data2vec_torch_ext::{Op, libtorch_version, memory, profile};
+use data2vec_train::device;
+use data2vec_train::recipe::Recipe;
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor, nn};
 use toml::Table;
 
-use crate::device;
-use crate::modality::{Task, Tunable, with_recipe};
-use crate::recipe::Recipe;
-use crate::report::out;
+use crate::registry::{self, ModalityTask};
+use crate::terminal::out;
 
+/// Subcommands of `bench`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Whole training steps
+    /// Time training steps
     Step(Args),
-    /// Forward passes of the encoder, without gradients
+    /// Time forward passes of the encoder, without gradients
     Infer(Args),
-    /// Looks at the model's health, as training takes one with each line of metrics.jsonl
+    /// Time health measurements; training takes one for each line of metrics.jsonl
     Health(Args),
-    /// Examples as training sees them: read, decoded, augmented
+    /// Time the loading of examples: reading, decoding, augmentation
     Data(DataArgs),
 }
 
-/// Which examples.
+/// Arguments of `bench data`.
 #[derive(clap::Args)]
 pub struct DataArgs {
-    /// A recipe
+    /// Recipe: a TOML file
     recipe: PathBuf,
-    /// As of `pretrain`
+    /// Data as for `pretrain`
     #[arg(long)]
     data: PathBuf,
-    /// How long to go on
+    /// Seconds to measure
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Threads that load
+    /// Number of loading threads
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// Another value for a key of the recipe
+    /// Override a key of the recipe
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
-/// What is measured.
+/// Arguments of `bench step`, `infer` and `health`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A recipe
+    /// Recipe: a TOML file
     recipe: PathBuf,
-    /// Sequences in a batch, before copies
+    /// Number of sequences in a batch, before model.copies
     #[arg(long, default_value_t = 2)]
     batch: i64,
-    /// Length of each: seconds of audio, tokens; images are as large as the recipe says
+    /// Length of each sequence, in seconds of audio or in tokens; ignored for images
     #[arg(long, default_value_t = 10.0)]
     size: f64,
-    /// f32 or bf16, in place of the recipe's
+    /// Precision: f32 or bf16 [default: the recipe's]
     #[arg(long)]
     precision: Option<String>,
-    /// cpu, cuda or cuda:N; without it: a GPU if there is one
+    /// Device: cpu, cuda or cuda:N [default: a GPU if there is one]
     #[arg(long)]
     device: Option<String>,
-    /// Threads on the CPU
+    /// Number of CPU threads [default: LibTorch's]
     #[arg(long)]
     threads: Option<i32>,
-    /// Another value for a key of the recipe
+    /// Override a key of the recipe
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 /// Measures until standard input ends.
 pub fn run(command: &Command) -> Result<ExitCode> {
-    let (args, what) = match command {
-        Command::Step(args) => (args, What::Step),
-        Command::Infer(args) => (args, What::Infer),
-        Command::Health(args) => (args, What::Health),
-        Command::Data(args) => return with_recipe(&args.recipe, None, &args.set, args),
+    let (args, operation) = match command {
+        Command::Step(args) => (args, Operation::Step),
+        Command::Infer(args) => (args, Operation::Infer),
+        Command::Health(args) => (args, Operation::Health),
+        Command::Data(args) => {
+            return registry::by_recipe(&args.recipe, None, &args.set, |table| DataBench {
+                args,
+                table,
+            });
+        }
     };
     let mut set = args.set.clone();
     if let Some(precision) = &args.precision {
         set.push(format!("model.precision={precision}"));
     }
-    with_recipe(&args.recipe, None, &set, Bench { args, what })
+    registry::by_recipe(&args.recipe, None, &set, |table| Bench { args, operation, table })
 }
 
-impl Task for &DataArgs {
-    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
-        let recipe = Recipe::<M>::from_table(path, table)?;
-        ensure!(self.workers >= 1, "--workers: 0 threads load nothing");
+struct DataBench<'a> {
+    args: &'a DataArgs,
+    table: Table,
+}
+
+impl ModalityTask for DataBench<'_> {
+    type Output = ExitCode;
+
+    fn run<M: ConvertModality>(self) -> Result<ExitCode> {
+        let args = self.args;
+        let recipe = Recipe::<M>::from_table(&args.recipe, self.table)?;
+        ensure!(args.workers >= 1, "--workers must be at least 1");
         let cache = std::env::temp_dir().join(format!("data2vec-bench-{}", std::process::id()));
         std::fs::create_dir_all(&cache)?;
-        let examples =
-            M::open(&self.data, &recipe.data, &recipe.features, 0.0, recipe.seed, &cache);
-        let measured = examples.and_then(|examples| self.measure(&examples.train, recipe.seed));
+        let source = Source {
+            path: &args.data,
+            data: &recipe.data,
+            features: &recipe.features,
+            held_out: 0.0,
+            seed: recipe.seed,
+            cache: &cache,
+        };
+        let splits = M::open(&source, &mut |_| {});
+        let measured =
+            splits.map_err(Into::into).and_then(|splits| args.measure(&splits.train, recipe.seed));
         std::fs::remove_dir_all(&cache)?;
         let (examples, size, seconds) = measured?;
         out!(
@@ -110,7 +136,7 @@ impl Task for &DataArgs {
                 "units": size as f64 / M::UNITS.size,
                 "unit": M::UNITS.name,
                 "seconds": seconds,
-                "workers": self.workers,
+                "workers": args.workers,
             })
         );
         Ok(ExitCode::SUCCESS)
@@ -118,7 +144,8 @@ impl Task for &DataArgs {
 }
 
 impl DataArgs {
-    /// Examples, their sizes' sum, and seconds.
+    /// Loads examples for the given time. Returns their number, the sum of their sizes, and the
+    /// seconds it took.
     fn measure(&self, dataset: &impl Dataset, seed: u64) -> Result<(u64, u64, f64)> {
         let next = AtomicU64::new(0);
         let end = Duration::from_secs_f64(self.seconds.max(0.0));
@@ -126,9 +153,9 @@ impl DataArgs {
         let work = || -> Result<(u64, u64)> {
             let (mut examples, mut size) = (0, 0);
             while start.elapsed() < end {
-                let place = next.fetch_add(1, Ordering::Relaxed);
-                let index = (place % dataset.len() as u64) as usize;
-                let mut rng = stream(seed, Purpose::Order, &[place]);
+                let count = next.fetch_add(1, Ordering::Relaxed);
+                let index = (count % dataset.len() as u64) as usize;
+                let mut rng = stream(seed, Purpose::Order, &[count]);
                 std::hint::black_box(dataset.load(index, &mut rng)?);
                 examples += 1;
                 size += dataset.size(index);
@@ -152,14 +179,14 @@ impl DataArgs {
     }
 }
 
-/// What is done for each line.
-enum What {
+/// The operation to measure.
+enum Operation {
     Step,
     Infer,
     Health,
 }
 
-/// The same with what it needs.
+/// The operation to measure, with its model.
 enum Work<F: FeatureEncoder> {
     Step(TrainState<F>),
     Infer(Encoder<F>),
@@ -168,35 +195,38 @@ enum Work<F: FeatureEncoder> {
 
 struct Bench<'a> {
     args: &'a Args,
-    what: What,
+    operation: Operation,
+    table: Table,
 }
 
-impl Task for Bench<'_> {
-    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
-        let recipe = Recipe::<M>::from_table(path, table)?;
+impl ModalityTask for Bench<'_> {
+    type Output = ExitCode;
+
+    fn run<M: ConvertModality>(self) -> Result<ExitCode> {
         let args = self.args;
-        ensure!(args.batch >= 1, "--batch: {} is below 1", args.batch);
-        ensure!(args.size > 0.0, "--size: {} is not above 0", args.size);
+        let recipe = Recipe::<M>::from_table(&args.recipe, self.table)?;
+        ensure!(args.batch >= 1, "--batch must be at least 1");
+        ensure!(args.size > 0.0, "--size must be above 0");
         if let Some(threads) = args.threads {
-            ensure!(threads >= 1, "--threads: {threads} is below 1");
+            ensure!(threads >= 1, "--threads must be at least 1");
             tch::set_num_threads(threads);
         }
         let device = device::choose(args.device.as_deref())?;
         let precision = recipe.model.precision;
-        let training = |work: fn(TrainState<M::Encoder>) -> Work<M::Encoder>| -> Result<_> {
+        let train_state = |work: fn(TrainState<M::Encoder>) -> Work<M::Encoder>| -> Result<_> {
             let state = recipe.state(device)?;
             Ok((state.model.parameters().0, work(state)))
         };
-        let (parameters, mut work) = match self.what {
-            What::Infer => {
+        let (parameters, mut work) = match self.operation {
+            Operation::Infer => {
                 let (parameters, encoder) = encoder::<M>(&recipe, device)?;
                 (parameters, Work::Infer(encoder))
             }
-            What::Step => training(Work::Step)?,
-            What::Health => training(Work::Health)?,
+            Operation::Step => train_state(Work::Step)?,
+            Operation::Health => train_state(Work::Health)?,
         };
         tch::manual_seed(recipe.seed as i64);
-        let batch = M::random(&recipe.features, args.batch, args.size)?.to_device(device);
+        let batch = M::random_batch(&recipe.features, args.batch, args.size)?.to_device(device);
         out!(
             "{}",
             json!({
@@ -212,7 +242,7 @@ impl Task for Bench<'_> {
             })
         );
 
-        let mut once = || -> Result<f64> {
+        let mut run_once = || -> Result<f64> {
             let result = match &mut work {
                 Work::Step(state) => state.step(std::slice::from_ref(&batch))?.loss,
                 Work::Infer(encoder) => {
@@ -223,35 +253,41 @@ impl Task for Bench<'_> {
                     state.model.health(&batch, &mut rng)?.target_rank.unwrap_or(f64::NAN)
                 }
             };
-            wait_for(device);
+            synchronize(device);
             Ok(result)
         };
         let mut result = 0.0;
         for line in std::io::stdin().lock().lines() {
             line?;
             let start = Instant::now();
-            result = once()?;
+            result = run_once()?;
             let seconds = start.elapsed().as_secs_f64();
-            out!("{}", json!({ "seconds": seconds, "limit": limit(precision, device) / 1e9 }));
+            out!(
+                "{}",
+                json!({ "seconds": seconds, "limit": matmul_flops(precision, device) / 1e9 })
+            );
         }
         let peak = memory(device).ok().map(|memory| memory.peak);
-        let (done, ops) = profile(&mut once)?;
+        let (done, ops) = profile(&mut run_once)?;
         done?;
         out!("{}", summary(peak, result, &ops));
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// How many parameters the recipe's encoder has, and itself, as users load one.
-fn encoder<M: Tunable>(recipe: &Recipe<M>, device: Device) -> Result<(usize, Encoder<M::Encoder>)> {
+/// Creates the recipe's encoder as users load one. Returns its number of parameters too.
+fn encoder<M: Modality>(
+    recipe: &Recipe<M>,
+    device: Device,
+) -> Result<(usize, Encoder<M::Encoder>)> {
     let mut vars = nn::VarStore::new(device);
     let encoder = Encoder::new(&vars.root(), &recipe.features, &recipe.transformer)?;
     vars.freeze();
     let parameters = vars.variables().values().map(Tensor::numel).sum();
-    Ok((parameters, encoder.in_precision(recipe.model.precision)))
+    Ok((parameters, encoder.with_precision(recipe.model.precision)))
 }
 
-/// What one more step consists of.
+/// Summarizes the operators of a profiled step, and the peak memory.
 fn summary(peak: Option<u64>, result: f64, ops: &[Op]) -> Value {
     let (phases, ops): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| op.is_scope);
     let phases: BTreeMap<&str, f64> =
@@ -271,14 +307,14 @@ fn summary(peak: Option<u64>, result: f64, ops: &[Op]) -> Value {
     })
 }
 
-fn wait_for(device: Device) {
+fn synchronize(device: Device) {
     if let Device::Cuda(n) = device {
         Cuda::synchronize(n as i64);
     }
 }
 
-/// Floating-point operations a second that a large matrix product reaches.
-fn limit(precision: Precision, device: Device) -> f64 {
+/// Measures the floating-point operations per second of a large matrix product.
+fn matmul_flops(precision: Precision, device: Device) -> f64 {
     let n: i64 = if device == Device::Cpu { 2048 } else { 8192 };
     let kind = match precision {
         Precision::F32 => Kind::Float,
@@ -289,7 +325,7 @@ fn limit(precision: Precision, device: Device) -> f64 {
         .map(|_| {
             let start = Instant::now();
             let _product = tch::no_grad(|| a.matmul(&b));
-            wait_for(device);
+            synchronize(device);
             start.elapsed().as_secs_f64()
         })
         .collect();
@@ -302,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn phases_are_parts_of_a_step_and_no_operators() {
+    fn summary_separates_phases_from_operators() {
         let op = |name: &str, is_scope, flop| Op {
             name: name.into(),
             is_scope,

@@ -1,34 +1,38 @@
-//! `data2vec classify`: what a fine-tuned model takes files for.
+//! `data2vec classify`: classifies files with a fine-tuned model.
 
 use std::io::{Write, copy, stdin};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
+use data2vec_core::ConvertModality;
+use data2vec_core::modality::finetune::Classifier;
+use data2vec_train::messages::describe;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::device::Place;
-use crate::modality::{Classifier, classifier};
-use crate::report::{check_failed, describe, each_file, out};
+use crate::commands::shared::ComputeArgs;
+use crate::registry::{self, ModalityTask};
+use crate::terminal::{check_failed, each_file, out};
 
-/// What `classify` is told.
+/// Arguments of `classify`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of a fine-tuned model
+    /// Directory of a fine-tuned model
     #[arg(long)]
     model: PathBuf,
-    /// Images, recordings or texts, as the model wants them; - is standard input
+    /// Image, audio or text files; - is standard input
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// How many classes are told of each file, the most probable first
-    #[arg(long, default_value_t = 5)]
-    top: usize,
-    /// For people, or an object of JSON for each file; a line each
+    /// Number of classes to print
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
+    top: u64,
+    /// Output format: one line of text or one JSON object per file
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     #[command(flatten)]
-    place: Place,
+    compute: ComputeArgs,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -37,7 +41,7 @@ enum Format {
     Json,
 }
 
-/// A line of `--format json`.
+/// One line of `--format json`.
 #[derive(Serialize)]
 struct Line<'a> {
     file: &'a str,
@@ -50,21 +54,33 @@ struct Class<'a> {
     probability: f64,
 }
 
+struct Load<'a>(&'a Args);
+
+impl ModalityTask for Load<'_> {
+    type Output = Box<Classifier>;
+
+    fn run<M: ConvertModality>(self) -> Result<Box<Classifier>> {
+        let ComputeArgs { precision, .. } = self.0.compute;
+        Ok(M::classifier(&self.0.model, self.0.compute.device()?, precision)?)
+    }
+}
+
 /// Classifies every file.
-pub fn run(args: &Args) -> Result<()> {
-    ensure!(args.top > 0, "--top 0: nothing would be told");
-    let classify = classifier(&args.model, &args.place)?;
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let classify = registry::by_model(&args.model, Load(args))?;
     let name = |file: &Path| match is_stdin(file) {
         true => "standard input".to_owned(),
         false => file.display().to_string(),
     };
     let read = |file: &Path| classes(&classify, file).with_context(|| name(file));
     let write = |file: &Path, classes: Vec<(String, f64)>| {
-        tell(&name(file), &classes[..args.top.min(classes.len())], args.format)
+        let top = classes.len().min(args.top as usize);
+        print(&name(file), &classes[..top], args.format)
     };
-    // Answers come as they are found: no bar between them.
+    // No bar: results are printed one by one.
     let failed = each_file(&args.files, &ProgressBar::hidden(), read, write)?;
-    check_failed(failed, &args.files)
+    check_failed(failed, &args.files)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn is_stdin(file: &Path) -> bool {
@@ -73,25 +89,26 @@ fn is_stdin(file: &Path) -> bool {
 
 fn classes(classify: &Classifier, file: &Path) -> Result<Vec<(String, f64)>> {
     if !is_stdin(file) {
-        return classify(file);
+        return Ok(classify(file)?);
     }
-    // Decoders want a file that they can go back in.
+    // Decoders need a seekable file.
     let mut copied = NamedTempFile::new()?;
     copy(&mut stdin().lock(), &mut copied)?;
     copied.flush()?;
     let path = copied.path().display().to_string();
-    classify(copied.path()).map_err(|e| anyhow!(describe(&e).replace(&path, "standard input")))
+    classify(copied.path())
+        .map_err(|e| anyhow!(describe(&e.into()).replace(&path, "standard input")))
 }
 
-fn tell(file: &str, classes: &[(String, f64)], format: Format) -> Result<()> {
+fn print(file: &str, classes: &[(String, f64)], format: Format) -> Result<()> {
     match format {
         Format::Text => {
-            let class = |(label, share): &(String, f64)| format!("{label} {:.1} %", 100.0 * share);
+            let class = |(label, p): &(String, f64)| format!("{label} {:.1} %", 100.0 * p);
             out!("{file}: {}", classes.iter().map(class).collect::<Vec<_>>().join(", "));
         }
         Format::Json => {
             let classes =
-                classes.iter().map(|(label, share)| Class { label, probability: *share }).collect();
+                classes.iter().map(|(label, p)| Class { label, probability: *p }).collect();
             out!("{}", serde_json::to_string(&Line { file, classes })?);
         }
     }

@@ -1,96 +1,65 @@
-//! `data2vec export`: our models for other programs.
+//! `data2vec export`: exports a model for other programs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use data2vec_core::FeatureEncoder;
-use data2vec_core::convert::{EXPORTED_WEIGHTS, Exported, Model};
-use data2vec_nlp::convert::save_tokenizer;
-use data2vec_nlp::{TokenEncoder, Tokenizer};
-use data2vec_speech::WaveEncoder;
-use data2vec_vision::PatchEncoder;
+use data2vec_core::ConvertModality;
+use data2vec_core::io::convert::{EXPORTED_WEIGHTS, Model};
+use tracing::warn;
 
-use crate::import::empty;
-use crate::modality::{encoder_kind, unknown};
-use crate::report::{note, out};
+use crate::commands::shared::check_empty;
+use crate::registry::{self, ModalityTask};
+use crate::terminal::out;
 
-/// For whom.
+/// Target format.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// A folder for `from_pretrained` of transformers: encoders of 1.0, and heads
+    /// Directory for transformers' `from_pretrained`; data2vec 1.0 encoders and heads only
     HuggingFace,
-    /// The names of fairseq (or of BEiT's fork, for images of 1.0) in a safetensors file
+    /// Safetensors file with fairseq's tensor names (for 1.0 images, those of BEiT's fork)
     Fairseq,
-    /// All of it under our own names in a safetensors file, with its settings in the file's head
+    /// Safetensors file with our tensor names, and the config in its metadata
     Safetensors,
 }
 
-/// What `export` is told.
+/// Arguments of `export`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of a model: encoder.safetensors and encoder.toml, and what fine-tuning added
+    /// Model directory: encoder.safetensors, encoder.toml, and the head of a fine-tuned model
     model: PathBuf,
-    /// For which program. fairseq's own files are Python pickles: there,
-    /// `torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pt")` makes one
+    /// Target format. fairseq reads only pickles; make one with
+    /// `torch.save({"model": safetensors.torch.load_file(FILE)}, "model.pt")`
     #[arg(long)]
     to: Target,
-    /// Folder to write to; must be new or empty
+    /// Directory to write to; must be new or empty
     #[arg(long)]
     out: PathBuf,
 }
 
-/// Reads a model, and writes what it is elsewhere.
-pub fn run(args: &Args) -> Result<()> {
-    empty(&args.out)?;
-    let kind = encoder_kind(&args.model)?;
-    let exported = match kind.as_str() {
-        WaveEncoder::NAME => {
-            use data2vec_speech::convert::{to_fairseq, to_hugging_face};
-            of(args, &Model::read::<WaveEncoder>(&args.model)?, to_hugging_face, to_fairseq)?
-        }
-        PatchEncoder::NAME => {
-            use data2vec_vision::convert::{to_fairseq, to_hugging_face};
-            of(args, &Model::read::<PatchEncoder>(&args.model)?, to_hugging_face, to_fairseq)?
-        }
-        TokenEncoder::NAME => {
-            use data2vec_nlp::convert::{to_fairseq, to_hugging_face};
-            of(args, &Model::read::<TokenEncoder>(&args.model)?, to_hugging_face, to_fairseq)?
-        }
-        other => return unknown(&args.model, other),
-    };
-    exported.write(&args.out)?;
-    if kind == TokenEncoder::NAME {
-        tokenizer(&args.model, &args.out, args.to)?;
-    }
-    out!("{} tensors to {}", exported.tensors.len(), args.out.join(EXPORTED_WEIGHTS).display());
-    exported.notes.iter().for_each(note);
-    Ok(())
+/// Exports a model.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    check_empty(&args.out)?;
+    registry::by_model(&args.model, args)
 }
 
-type To<C> = fn(&Model<C>) -> data2vec_core::Result<Exported>;
+impl ModalityTask for &Args {
+    type Output = ExitCode;
 
-fn of<C: serde::Serialize + serde::de::DeserializeOwned>(
-    args: &Args,
-    model: &Model<C>,
-    to_hugging_face: To<C>,
-    to_fairseq: To<C>,
-) -> Result<Exported> {
-    Ok(match args.to {
-        Target::HuggingFace => to_hugging_face(model)?,
-        Target::Fairseq => to_fairseq(model)?,
-        Target::Safetensors => model.plain()?,
-    })
-}
-
-/// Adds the tokenizer's files.
-fn tokenizer(model: &Path, out: &Path, to: Target) -> Result<()> {
-    match Tokenizer::load(model) {
-        Ok(tokenizer) if to == Target::HuggingFace => Ok(save_tokenizer(&tokenizer, out)?),
-        Ok(tokenizer) => Ok(tokenizer.save(out)?),
-        Err(_) => {
-            note(format!("{}: has no tokenizer to export with it", model.display()));
-            Ok(())
-        }
+    fn run<M: ConvertModality>(self) -> Result<ExitCode> {
+        let model = Model::read::<M::Encoder>(&self.model)?;
+        let exported = match self.to {
+            Target::HuggingFace => M::to_hugging_face(&model)?,
+            Target::Fairseq => M::to_fairseq(&model)?,
+            Target::Safetensors => model.to_native()?,
+        };
+        exported.write(&self.out)?;
+        let hugging_face = self.to == Target::HuggingFace;
+        let notes = M::write_exported_files(&self.model, &self.out, hugging_face)?;
+        let path = self.out.join(EXPORTED_WEIGHTS);
+        out!("wrote {} tensors to {}", exported.tensors.len(), path.display());
+        exported.notes.iter().chain(&notes).for_each(|note| warn!("{note}"));
+        Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,34 +1,52 @@
-//! `data2vec extract`: features of files by an exported encoder.
+//! `data2vec extract`: extracts features of files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use data2vec_core::io::checkpoint::write_tensors;
+use data2vec_core::{ConvertModality, Extractor};
 use indicatif::ProgressBar;
 use ndarray::{Array2, Array3, ArrayView2, Axis, stack};
 use ndarray_npy::WriteNpyExt;
+use tch::Tensor;
 
-use crate::report::{check_failed, each_file, out};
-use crate::{device::Place, modality};
+use crate::commands::shared::ComputeArgs;
+use crate::registry::{self, ModalityTask};
+use crate::terminal::{check_failed, each_file, out};
 
-/// What `extract` is told.
+/// Arguments of `extract`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder with encoder.safetensors and encoder.toml
+    /// Directory with encoder.safetensors and encoder.toml
     #[arg(long)]
     encoder: PathBuf,
-    /// Audio or image files, as the encoder wants them
+    /// Audio, image or text files
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// FILE.npy for one input; FILE.safetensors for any number, by path; or a folder, one .npy each
+    /// Output: FILE.npy for one input, FILE.safetensors for any number, or a directory for one .npy
+    /// per input
     #[arg(long)]
     out: PathBuf,
-    /// Which block's output: 1, 2, …, `last`, or `all` of them, stacked in front
+    /// Block to extract features from: a number from 1, last, or all (stacked along a new first
+    /// axis)
     #[arg(long, default_value = "last")]
     layer: String,
     #[command(flatten)]
-    place: Place,
+    compute: ComputeArgs,
+}
+
+struct Load<'a>(&'a Args);
+
+impl ModalityTask for Load<'_> {
+    type Output = Extractor;
+
+    fn run<M: ConvertModality>(self) -> Result<Extractor> {
+        let ComputeArgs { precision, .. } = self.0.compute;
+        Ok(M::extractor(&self.0.encoder, self.0.compute.device()?, precision)?)
+    }
 }
 
 enum Layers {
@@ -43,29 +61,30 @@ enum Features {
     All(Array3<f32>),
 }
 
-/// Reads every file, runs the encoder, writes the features.
-pub fn run(args: &Args) -> Result<()> {
-    let encoder = modality::extractor(&args.encoder, &args.place)?;
+/// Extracts features of every file.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let encoder = registry::by_model(&args.encoder, Load(args))?;
     let layers = match args.layer.as_str() {
-        "last" => Layers::One(encoder.depth),
+        "last" => Layers::One(encoder.depth()),
         "all" => Layers::All,
         text => match text.parse() {
-            Ok(n) if (1..=encoder.depth).contains(&n) => Layers::One(n),
-            _ => bail!("--layer {text}: not one of 1 to {}, last, all", encoder.depth),
+            Ok(n) if (1..=encoder.depth()).contains(&n) => Layers::One(n),
+            _ => bail!("--layer must be 1 to {}, last or all, not {text}", encoder.depth()),
         },
     };
     let out = Output::new(&args.out, &args.files)?;
     let bar = ProgressBar::new(args.files.len() as u64);
     let mut written = BTreeMap::new();
-    let read = |path: &Path| (encoder.layers)(path).with_context(|| path.display().to_string());
+    let read = |path: &Path| encoder.layers(path).with_context(|| path.display().to_string());
     let write = |path: &Path, all| out.write(path, select(all, &layers)?, &mut written);
     let failed = each_file(&args.files, &bar, read, write)?;
     out.finish(&written)?;
     let all = args.files.len();
     if failed < all {
-        out!("{} files to {}", all - failed, args.out.display());
+        out!("wrote features of {} files to {}", all - failed, args.out.display());
     }
-    check_failed(failed, &args.files)
+    check_failed(failed, &args.files)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn select(mut all: Vec<Array2<f32>>, layers: &Layers) -> Result<Features> {
@@ -78,14 +97,14 @@ fn select(mut all: Vec<Array2<f32>>, layers: &Layers) -> Result<Features> {
     }
 }
 
-/// What the features of `file` are called in a folder.
+/// Returns the stem of the output file's name.
 fn stem(file: &Path) -> String {
     file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 enum Output {
     Npy(PathBuf),
-    Folder(PathBuf),
+    Directory(PathBuf),
     Safetensors(PathBuf),
 }
 
@@ -97,7 +116,7 @@ impl Output {
             Some("npy") if inputs == 1 => Ok(Self::Npy(path.to_owned())),
             Some("npy") => {
                 bail!(
-                    "--out {}: one .npy holds one file's features, not {inputs}; name a folder or a .safetensors",
+                    "--out {}: a .npy holds the features of one file, not of {inputs}; use a directory or a .safetensors",
                     path.display()
                 )
             }
@@ -106,10 +125,13 @@ impl Output {
                 if let Some(name) =
                     files.iter().map(|file| stem(file)).find(|n| !names.insert(n.clone()))
                 {
-                    bail!("two inputs are called {name}; write to a .safetensors, or one by one");
+                    bail!(
+                        "--out {}: two inputs are called {name}; write to a .safetensors, or extract them separately",
+                        path.display()
+                    );
                 }
                 std::fs::create_dir_all(path).with_context(|| path.display().to_string())?;
-                Ok(Self::Folder(path.to_owned()))
+                Ok(Self::Directory(path.to_owned()))
             }
         }
     }
@@ -122,7 +144,7 @@ impl Output {
     ) -> Result<()> {
         let target = match self {
             Self::Npy(path) => path.clone(),
-            Self::Folder(dir) => dir.join(format!("{}.npy", stem(input))),
+            Self::Directory(dir) => dir.join(format!("{}.npy", stem(input))),
             Self::Safetensors(_) => {
                 written.insert(input.display().to_string(), features);
                 return Ok(());
@@ -139,16 +161,16 @@ impl Output {
     fn finish(&self, written: &BTreeMap<String, Features>) -> Result<()> {
         let Self::Safetensors(path) = self else { return Ok(()) };
         if written.is_empty() {
-            return Ok(()); // nothing that could be taken for a result
+            return Ok(()); // an empty file would look like a result
         }
-        let mut tensors = std::collections::HashMap::new();
+        let mut tensors = HashMap::new();
         for (name, features) in written {
             let tensor = match features {
-                Features::One(array) => tch::Tensor::try_from(array.view().to_owned())?,
-                Features::All(array) => tch::Tensor::try_from(array.view().to_owned())?,
+                Features::One(array) => Tensor::try_from(array.view().to_owned())?,
+                Features::All(array) => Tensor::try_from(array.view().to_owned())?,
             };
             tensors.insert(name.clone(), tensor);
         }
-        Ok(data2vec_core::checkpoint::write_tensors(path, &tensors)?)
+        Ok(write_tensors(path, &tensors)?)
     }
 }

@@ -1,16 +1,20 @@
-//! Models on Hugging Face's hub, by name: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what
-//! they mean to Hugging Face's own programs, and the cache is the same.
+//! Downloads models from the Hugging Face hub.
+//!
+//! Shares the cache of Hugging Face's own programs, and respects `HF_HOME`, `HF_ENDPOINT`,
+//! `HF_TOKEN` and `HF_HUB_OFFLINE`.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use data2vec_core::convert::{INDEX, WEIGHTS, parts};
+use data2vec_core::io::convert::{INDEX, WEIGHTS, shard_names};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
+/// The config of a model.
 const CONFIG: &str = "config.json";
-/// What goes with them.
-const BESIDE: [&str; 6] = [
+
+/// Optional files of a model.
+const SIDECARS: [&str; 6] = [
     "preprocessor_config.json",
     "tokenizer_config.json",
     "tokenizer.json",
@@ -19,7 +23,7 @@ const BESIDE: [&str; 6] = [
     "special_tokens_map.json",
 ];
 
-/// Whether `name` is OWNER/MODEL.
+/// Returns whether `name` has the form `OWNER/MODEL`.
 pub fn is_name(name: &str) -> bool {
     let part = |part: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -28,21 +32,21 @@ pub fn is_name(name: &str) -> bool {
     name.split_once('/').is_some_and(|(owner, model)| part(owner) && part(model))
 }
 
-/// The folder of the model `name`, whose files are fetched unless the cache has them.
+/// Downloads the files of a model that the cache lacks. Returns the model's directory.
 pub fn fetch(name: &str, revision: &str) -> Result<PathBuf> {
     let repo = Repo::with_revision(name.to_owned(), RepoType::Model, revision.to_owned());
     let config = match is_offline() {
         true => cached(name, repo)?,
         false => download(name, repo)?,
     };
-    let folder = config.parent().context("a file without a folder")?;
-    Ok(folder.to_owned())
+    let dir = config.parent().context("config.json has no parent directory")?;
+    Ok(dir.to_owned())
 }
 
-/// Files that lead to the tensors, the first of which that is there is taken.
+/// Returns the names of weight files, preferred ones first: complete files, then indexes of shards.
 fn weights() -> impl Iterator<Item = String> {
-    let whole = WEIGHTS.iter().map(|&name| name.to_owned());
-    whole.chain(WEIGHTS.iter().map(|name| format!("{name}{INDEX}")))
+    let complete = WEIGHTS.iter().map(|&name| name.to_owned());
+    complete.chain(WEIGHTS.iter().map(|name| format!("{name}{INDEX}")))
 }
 
 fn is_offline() -> bool {
@@ -52,33 +56,30 @@ fn is_offline() -> bool {
 
 fn cached(name: &str, repo: Repo) -> Result<PathBuf> {
     let cache = Cache::from_env();
-    let place = cache.path().display().to_string();
+    let dir = cache.path().display().to_string();
     let repo = cache.repo(repo);
     match (repo.get(CONFIG), weights().find_map(|file| repo.get(&file))) {
         (Some(config), Some(_)) => Ok(config),
-        _ => bail!("{name}: is not in the cache, {place}; unset HF_HUB_OFFLINE to fetch it"),
+        _ => bail!("{name}: not in the cache {dir}; unset HF_HUB_OFFLINE to download it"),
     }
 }
 
 fn download(name: &str, repo: Repo) -> Result<PathBuf> {
-    let failed = || {
-        format!(
-            "{name}: cannot be fetched from the hub; HF_HUB_OFFLINE=1 takes it from the cache alone"
-        )
-    };
+    let failed =
+        || format!("{name}: cannot be downloaded; set HF_HUB_OFFLINE=1 to use the cache only");
     let api = ApiBuilder::from_env().with_progress(true).build().with_context(failed)?.repo(repo);
     let info = api.info().with_context(failed)?;
     let has = |file: &str| info.siblings.iter().any(|sibling| sibling.rfilename == file);
     let Some(weights) = weights().find(|file| has(file)) else {
-        bail!("{name}: has neither {} on the hub", WEIGHTS.join(" nor "));
+        bail!("{name}: no weights on the hub; a model needs {}", WEIGHTS.join(" or "));
     };
-    for file in BESIDE.into_iter().filter(|file| has(file)) {
+    for file in SIDECARS.into_iter().filter(|file| has(file)) {
         api.get(file).with_context(failed)?;
     }
     let weights = api.get(&weights).with_context(failed)?;
     if weights.extension().is_some_and(|kind| kind == "json") {
-        for part in parts(&weights)? {
-            api.get(&part).with_context(failed)?;
+        for shard in shard_names(&weights)? {
+            api.get(&shard).with_context(failed)?;
         }
     }
     api.get(CONFIG).with_context(failed)
@@ -89,7 +90,7 @@ mod tests {
     use super::is_name;
 
     #[test]
-    fn names_are_not_paths() {
+    fn distinguishes_names_from_paths() {
         assert!(is_name("facebook/data2vec-audio-base-960h"));
         for path in ["model.pt", "/tmp/x", "../x", "a/b/c", "a/", "./x", "a b/c"] {
             assert!(!is_name(path), "{path}");

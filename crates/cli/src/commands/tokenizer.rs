@@ -1,56 +1,57 @@
-//! `data2vec tokenizer`: a byte-level BPE of one's own texts.
+//! `data2vec tokenizer`: trains a tokenizer.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use data2vec_nlp::{InvalidUtf8, TOKENIZER_FILE, TextDataConfig, train_tokenizer};
 use indicatif::ProgressBar;
 
-use crate::report::out;
+use crate::terminal::out;
 
-/// What there is to do with tokenizers.
+/// Subcommands of `tokenizer`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Train a byte-level BPE on texts
+    /// Train a byte-level BPE tokenizer on texts
     Train(Train),
 }
 
-/// What `tokenizer train` is told.
+/// Arguments of `tokenizer train`.
 #[derive(clap::Args)]
 pub struct Train {
-    /// A folder of texts (.txt, .md, .jsonl, and .gz of them), one file, or shards
+    /// Texts: a directory (.txt, .md, .jsonl, also gzipped), a file, or shards
     #[arg(long)]
     data: PathBuf,
-    /// Entries of the vocabulary, `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>` among them
+    /// Size of the vocabulary, including `<s>`, `<pad>`, `</s>`, `<unk>` and `<mask>`
     #[arg(long, default_value_t = 8192)]
     entries: usize,
-    /// Where in a JSON line the text is
+    /// Key of the text in a JSON line
     #[arg(long, default_value = "text")]
     json_key: String,
-    /// Folder to write tokenizer.json to
+    /// Directory to write tokenizer.json to; created if missing
     #[arg(long)]
     out: PathBuf,
 }
 
-/// Does it.
-pub fn run(command: &Command) -> Result<()> {
-    let Command::Train(Train { data, entries, json_key, out: folder }) = command;
+/// Runs a subcommand.
+pub fn run(command: &Command) -> Result<ExitCode> {
+    let Command::Train(Train { data, entries, json_key, out }) = command;
     let reading = TextDataConfig {
         json_key: json_key.clone(),
         invalid_utf8: InvalidUtf8::Replace,
-        ..TextDataConfig::usual()
+        ..TextDataConfig::strict()
     };
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let bar = ProgressBar::new_spinner().with_message("reading and counting");
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let bar = ProgressBar::new_spinner().with_message("training the tokenizer");
     bar.enable_steady_tick(std::time::Duration::from_millis(200));
     let trained = train_tokenizer(data, &reading, *entries);
     bar.finish_and_clear();
     let tokenizer = trained.with_context(|| data.display().to_string())?;
-    tokenizer.save(folder)?;
-    out!("{}: {entries} entries", folder.join(TOKENIZER_FILE).display());
-    out!("In a recipe:");
-    out!("  data.tokenizer = {{ file = {:?} }}", folder.display().to_string());
+    tokenizer.save(out)?;
+    out!("{}: {entries} entries", out.join(TOKENIZER_FILE).display());
+    out!("Use it in a recipe:");
+    out!("  data.tokenizer = {{ file = {:?} }}", out.display().to_string());
     out!("  features.vocabulary = {entries}");
     out!("  features.mask = {}", tokenizer.special().mask);
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

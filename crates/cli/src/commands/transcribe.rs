@@ -1,67 +1,69 @@
-//! `data2vec transcribe`: recordings to text, with times.
+//! `data2vec transcribe`: transcribes recordings.
 
 use std::collections::BTreeSet;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use data2vec_core::HeadTask;
-use data2vec_speech::ctc::{BeamConfig, BeamSearch, Labels, Lexicon};
+use data2vec_core::eval::score::SequenceDecoder;
+use data2vec_speech::ctc::{BeamConfig, BeamSearch, Labels, Lexicon, SymbolDecoder};
 use data2vec_speech::lm::LanguageModel;
 use data2vec_speech::subtitles::{SubtitleConfig, cues, srt, vtt};
 use data2vec_speech::{Recognizer, Transcript, audio};
 use indicatif::ProgressBar;
 use serde::Serialize;
+use tracing::warn;
 
-use crate::device::Place;
-use crate::report::{check_failed, each_file, note, out};
+use crate::commands::shared::ComputeArgs;
+use crate::terminal::{check_failed, each_file, out};
 
-/// What `transcribe` is told.
+/// Arguments of `transcribe`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder of a model that was fine-tuned to transcribe
+    /// Directory of a model fine-tuned for transcription
     #[arg(long)]
     model: PathBuf,
-    /// Recordings of any format and length; `-`: one from standard input
+    /// Audio files of any format and length; - is standard input
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// What is written: the text, words with times as JSON, or subtitles
+    /// Output format: plain text, JSON with word times, or subtitles
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// A folder for one file each, with the recording's name; without it: standard output
+    /// Directory to write one file per recording to [default: standard output]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// How a beam search weighs texts
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
-    place: Place,
+    compute: ComputeArgs,
 }
 
-/// How texts are found: greedily, or by a beam search if any of these is given.
+/// Options of the beam search; decoding is greedy if none is given.
 #[derive(clap::Args)]
 pub struct SearchArgs {
-    /// Texts that are followed at a time
+    /// Beam width [default: 100 with --lm or --lexicon, otherwise greedy decoding]
     #[arg(long)]
     beam: Option<usize>,
-    /// An n-gram language model: ARPA, also gzipped, or KenLM's binary form
+    /// N-gram language model: ARPA, also gzipped, or KenLM's binary format
     #[arg(long)]
     lm: Option<PathBuf>,
-    /// How much the language model counts
+    /// Weight of the language model [default: 0.5]
     #[arg(long, requires = "lm", allow_hyphen_values = true)]
     lm_weight: Option<f32>,
-    /// What each word adds, against the language model's liking for few
+    /// Score added per word, against the language model's bias towards few words [default: 1.0]
     #[arg(long, requires = "lm", allow_hyphen_values = true)]
     word_score: Option<f32>,
-    /// The only words to be found: one a line, or with spellings as in flashlight
+    /// Lexicon of allowed words: one word a line, or words with spellings as in flashlight
     #[arg(long)]
     lexicon: Option<PathBuf>,
 }
 
 impl SearchArgs {
-    /// The recogniser that searches as asked.
+    /// Sets the decoder of a recognizer.
     pub fn apply(&self, recognizer: Recognizer) -> Result<Recognizer> {
         match self.parts(recognizer.labels())? {
             None => Ok(recognizer),
@@ -69,43 +71,48 @@ impl SearchArgs {
         }
     }
 
-    /// The search that is asked for, for a head with these labels; `None`: greedily.
-    pub fn search(&self, labels: &[String], task: HeadTask) -> Result<Option<BeamSearch>> {
+    /// Returns the beam search for a CTC head with these labels; `None` for greedy decoding.
+    pub fn decoder(
+        &self,
+        labels: &[String],
+        task: HeadTask,
+    ) -> Result<Option<Box<dyn SequenceDecoder>>> {
         if task != HeadTask::Ctc {
             if self.beam.is_some() || self.lm.is_some() || self.lexicon.is_some() {
-                bail!("--beam, --lm and --lexicon are for models that transcribe");
+                bail!("--beam, --lm and --lexicon need a model fine-tuned for transcription");
             }
             return Ok(None);
         }
         let labels = Labels::new(labels.to_vec())?;
         let Some((config, lm, lexicon)) = self.parts(&labels)? else { return Ok(None) };
-        Ok(Some(BeamSearch::new(labels, config, lm, lexicon)?))
+        let search = BeamSearch::new(labels.clone(), config, lm, lexicon)?;
+        Ok(Some(Box::new(SymbolDecoder::with_search(labels, search))))
     }
 
     fn parts(&self, labels: &Labels) -> Result<Option<Parts>> {
         if self.beam.is_none() && self.lm.is_none() && self.lexicon.is_none() {
             return Ok(None);
         }
-        let usual = BeamConfig::default();
+        let defaults = BeamConfig::default();
         let config = BeamConfig {
-            beam: self.beam.unwrap_or(usual.beam),
-            lm_weight: self.lm_weight.unwrap_or(usual.lm_weight),
-            word_score: self.word_score.unwrap_or(usual.word_score),
-            ..usual
+            beam: self.beam.unwrap_or(defaults.beam),
+            lm_weight: self.lm_weight.unwrap_or(defaults.lm_weight),
+            word_score: self.word_score.unwrap_or(defaults.word_score),
+            ..defaults
         };
         let lm = self.lm.as_ref().map(LanguageModel::load).transpose()?;
         let lexicon = self.lexicon.as_ref().map(|path| Lexicon::read(path, labels)).transpose()?;
         if let Some(lexicon) = lexicon.as_ref().filter(|lexicon| lexicon.left_out() > 0) {
             let (out, all) = (lexicon.left_out(), lexicon.len());
-            note(format!(
-                "lexicon: {out} spellings have symbols that the model lacks; {all} words remain"
-            ));
+            warn!(
+                "lexicon: skipped {out} spellings with symbols that the model lacks; {all} words remain"
+            );
         }
         Ok(Some((config, lm.map(Arc::new), lexicon.map(Arc::new))))
     }
 }
 
-/// What a beam search is made of.
+/// Parts of a beam search.
 type Parts = (BeamConfig, Option<Arc<LanguageModel>>, Option<Arc<Lexicon>>);
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -126,9 +133,9 @@ impl Format {
         }
     }
 
-    /// What a transcript looks like; `name` is told only where there are several.
+    /// Formats a transcript; `name` is given if there are several.
     fn write(self, transcript: &Transcript, name: Option<&str>) -> Result<String> {
-        /// Named, so that lines can be told apart.
+        /// One line of `--format json`.
         #[derive(Serialize)]
         struct Line<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,30 +155,33 @@ impl Format {
 }
 
 /// Transcribes every file.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let several = args.files.len() > 1;
     match &args.out {
-        Some(folder) => {
+        Some(dir) => {
             let mut names = BTreeSet::new();
-            if let Some(twice) =
+            if let Some(name) =
                 args.files.iter().map(|file| stem(file)).find(|name| !names.insert(name.clone()))
             {
-                bail!("two inputs are called {twice}; write them to different folders");
+                bail!(
+                    "--out {}: two inputs are called {name}; write them to different directories",
+                    dir.display()
+                );
             }
-            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         }
         None if several && matches!(args.format, Format::Srt | Format::Vtt) => {
-            bail!("subtitles of several files need --out FOLDER")
+            bail!("subtitles of several files need --out DIR")
         }
         None => {}
     }
-    let recognizer = Recognizer::load(&args.model, args.place.device()?)?;
-    let recognizer = args.search.apply(recognizer.in_precision(args.place.precision))?;
-    let bar = ProgressBar::new(args.files.len() as u64); // on standard error, if that is a terminal
+    let recognizer = Recognizer::load(&args.model, args.compute.device()?)?;
+    let recognizer = args.search.apply(recognizer.with_precision(args.compute.precision))?;
+    let bar = ProgressBar::new(args.files.len() as u64); // shown only on a terminal
     let write = |path: &Path, transcript: Transcript| {
         match &args.out {
-            Some(folder) => {
-                let target = folder.join(format!("{}.{}", stem(path), args.format.extension()));
+            Some(dir) => {
+                let target = dir.join(format!("{}.{}", stem(path), args.format.extension()));
                 let text = args.format.write(&transcript, None)?;
                 std::fs::write(&target, text).with_context(|| target.display().to_string())?;
             }
@@ -184,7 +194,8 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(())
     };
     let failed = each_file(&args.files, &bar, |path| transcribe(&recognizer, path), write)?;
-    check_failed(failed, &args.files)
+    check_failed(failed, &args.files)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn transcribe(recognizer: &Recognizer, path: &Path) -> Result<Transcript> {
@@ -198,7 +209,7 @@ fn transcribe(recognizer: &Recognizer, path: &Path) -> Result<Transcript> {
     recognizer.transcribe(&samples).with_context(|| path.display().to_string())
 }
 
-/// What a file's transcript is called in a folder.
+/// Returns the stem of the output file's name.
 fn stem(path: &Path) -> String {
     match path.to_str() {
         Some("-") => "stdin".into(),

@@ -1,135 +1,146 @@
-//! What the user sees while a run goes on: on a terminal how each figure went and a bar, plain lines elsewhere.
+//! The view of a run: sparklines of its metrics and a bar on a terminal, plain lines elsewhere.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use console::style;
+use data2vec_core::Progress;
+use data2vec_train::log::{Status, clock};
+use data2vec_train::metrics::{Line, Pretraining, TrainLine};
+use data2vec_train::{Observer, RunInfo};
 
-use crate::metrics::{Line, Pretraining, TrainLine};
-use crate::report::tell;
-use crate::screen;
+use super::{Bar, print_message, prints_messages, screen};
 
-/// Time between two drawings.
-const PACE: Duration = Duration::from_millis(100);
+/// Minimum time between two redraws.
+const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
-/// Figures that are drawn if they are known, in this order: tags and what to call them.
+/// Tags and names of the metrics to draw, in this order, where they are known.
 const ROWS: [(&str, &str); 9] = [
     ("train/loss", "loss"),
-    ("held_out/explained", "explained"),
-    ("validation", ""), // each of them
+    ("held_out/explained_variance", "explained"),
+    ("validation", ""), // one row per metric
     ("probe/accuracy", "probe"),
-    ("train/target_var", "target var"),
+    ("train/target_std", "target std"),
     ("health/target_rank", "target rank"),
     ("train/grad_norm", "gradient"),
     ("train/units_per_second", "speed"),
     (MEMORY, "memory GiB"),
 ];
 
-/// Tag of what only the view knows: memory in GiB.
+/// Tag of the memory in GiB, which is in no line of metrics.
 const MEMORY: &str = "memory";
 
-/// Heights of a point in a sparkline.
+/// Characters of a sparkline, from low to high.
 const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// Columns of names and of numbers, each with the space behind it.
+/// Width of the column of names, including its space.
 const NAME: usize = 13;
+
+/// Width of the column of numbers, including its space.
 const NUMBER: usize = 9;
 
-/// What is seen of a run.
+/// Shows a run's progress.
+#[derive(Default)]
 pub struct View {
     unit: &'static str,
     step: u64,
     steps: u64,
-    /// Whether lines are drawn again and again.
+    /// Whether lines are redrawn.
     drawing: bool,
-    /// Of each figure all values, oldest first.
+    /// Values of each metric, oldest first.
     history: BTreeMap<String, Vec<f64>>,
-    /// What follows the bar.
-    now: String,
-    started: Instant,
+    /// Learning rate and speed, shown after the bar.
+    speed: String,
+    started: Option<Instant>,
     left: Option<Duration>,
     drawn: Option<Instant>,
+    bar: Bar,
 }
 
-impl View {
-    /// Of a run that stands at `step` of `steps`, counts its data in `unit`, and has told `lines`. Nothing is
-    /// drawn yet.
-    pub fn new((step, steps): (u64, u64), unit: &'static str, lines: &[Line]) -> Self {
-        let mut view = Self {
-            unit,
-            step,
-            steps,
-            drawing: false,
-            history: BTreeMap::new(),
-            now: String::new(),
-            started: Instant::now(),
-            left: None,
-            drawn: None,
-        };
-        lines.iter().for_each(|line| view.remember(line));
-        view
+impl Observer for View {
+    fn start(&mut self, run: &RunInfo) {
+        *self = Self::default();
+        (self.unit, self.step, self.steps) = (run.unit, run.step, run.steps);
+        run.lines.iter().for_each(|line| self.remember(line));
     }
 
-    /// Begins to show the run.
-    pub fn show(&mut self) {
-        self.started = Instant::now();
-        self.drawing = screen::is_there() && crate::report::has_news();
+    fn progress(&mut self, progress: Progress) {
+        self.bar.update(progress);
+        if progress.done >= progress.total {
+            self.bar.clear();
+        }
+    }
+
+    fn begin(&mut self) {
+        self.bar.clear();
+        self.started = Some(Instant::now());
+        self.drawing = screen::is_terminal() && prints_messages();
         self.draw();
     }
 
-    /// One more step.
-    pub fn step(&mut self, step: u64) {
+    fn step(&mut self, step: u64) {
         self.step = step;
-        if self.drawn.is_none_or(|drawn| drawn.elapsed() > PACE) {
+        if self.drawn.is_none_or(|drawn| drawn.elapsed() > REDRAW_EVERY) {
             self.draw();
         }
     }
 
-    /// Means of the last steps, the last evaluation, the time that the rest will take, and bytes of memory in
-    /// use.
-    pub fn train(
-        &mut self,
-        line: &TrainLine,
-        evaluation: Option<&Line>,
-        left: Duration,
-        memory: Option<f64>,
-    ) {
-        self.left = Some(left);
+    fn line(&mut self, line: &Line, status: &Status) -> Result<()> {
+        if let Line::Train(line) = line {
+            self.train(line, status);
+        }
+        self.remember(line);
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.finish();
+    }
+}
+
+impl View {
+    /// Shows a training line: the means over the last steps.
+    fn train(&mut self, line: &TrainLine, status: &Status) {
+        self.left = Some(status.left);
         let speed = format!("lr {:.1e} {:.0} {}/s", line.lr, line.units_per_second, self.unit);
         if self.drawing {
-            self.now = speed;
-            if let Some(memory) = memory {
+            self.speed = speed;
+            if let Some(memory) = status.memory {
                 let gib = memory / (1_u64 << 30) as f64;
                 self.history.entry(MEMORY.into()).or_default().push(gib);
             }
             return;
         }
         let mut text = format!("loss {:.3}", line.loss);
-        let known = match evaluation {
-            Some(Line::HeldOut(line)) => line.explained.map(|e| format!(" explained {e:.3}")),
+        let evaluation = match status.evaluation {
+            Some(Line::HeldOut(line)) => {
+                line.explained_variance.map(|e| format!(" explained_variance {e:.3}"))
+            }
             Some(Line::Validation(line)) => {
-                let figures = line.figures.iter();
-                Some(figures.map(|(name, value)| format!(" {name} {value:.3}")).collect())
+                let metrics = line.metrics.iter();
+                Some(metrics.map(|(name, value)| format!(" {name} {value:.3}")).collect())
             }
             _ => None,
         };
-        text += &known.unwrap_or_default();
-        if let Some(Pretraining { target_var, pred_var, .. }) = line.pretraining {
-            text += &format!(" var {target_var:.2}/{pred_var:.2}");
+        text += &evaluation.unwrap_or_default();
+        if let Some(Pretraining { target_std, pred_std, .. }) = line.pretraining {
+            text += &format!(" std {target_std:.2}/{pred_std:.2}");
         }
-        tell!("step {}/{}  {text} {speed}  {} left", line.step, self.steps, clock(left));
+        let (step, steps, left) = (line.step, self.steps, clock(status.left));
+        print_message(format_args!("step {step}/{steps}  {text} {speed}  {left} left"));
     }
 
-    /// Takes the figures of a line into what is drawn.
-    pub fn remember(&mut self, line: &Line) {
+    /// Adds the metrics of a line to the history.
+    fn remember(&mut self, line: &Line) {
         for (tag, value) in line.scalars() {
             self.history.entry(tag).or_default().push(value);
         }
         self.draw();
     }
 
-    /// Leaves the terminal as it was.
-    pub fn finish(&mut self) {
+    /// Erases what was drawn.
+    fn finish(&mut self) {
         if std::mem::take(&mut self.drawing) {
             screen::clear();
         }
@@ -142,17 +153,17 @@ impl View {
         }
     }
 
-    /// All that is drawn on a terminal of so many rows and columns.
+    /// Returns the lines to draw on a terminal of this size.
     fn lines(&self, (rows, columns): (usize, usize)) -> Vec<String> {
         let mut lines: Vec<String> =
-            self.figures().map(|(name, values)| figure(&name, values, columns)).collect();
+            self.metrics().map(|(name, values)| metric_row(&name, values, columns)).collect();
         lines.truncate(rows.saturating_sub(2));
         lines.push(self.bar(columns));
         lines
     }
 
-    /// Figures that are known, with their names.
-    fn figures(&self) -> impl Iterator<Item = (String, &Vec<f64>)> {
+    /// Returns the names and values of the metrics to draw.
+    fn metrics(&self) -> impl Iterator<Item = (String, &Vec<f64>)> {
         ROWS.into_iter().flat_map(move |(row, name)| {
             let is_in = move |tag: &str| match name {
                 "" => tag.strip_prefix(row).is_some_and(|rest| rest.starts_with('/')),
@@ -170,16 +181,17 @@ impl View {
         })
     }
 
-    /// `━━━━──── 120/400  lr 3.0e-4  1:02, 2:10 left`, the bar as wide as there is room.
+    /// Formats the progress, as in `━━━━──── 120/400  1:02, 2:10 left  lr 3.0e-4`. The bar takes
+    /// the remaining width.
     fn bar(&self, columns: usize) -> String {
         let mut text = format!(" {}/{}", self.step, self.steps);
-        let mut times = clock(self.started.elapsed());
+        let mut times = clock(self.started.map_or(Duration::ZERO, |started| started.elapsed()));
         times += &self.left.map_or(String::new(), |left| format!(", {} left", clock(left)));
         text += &format!("  {times}");
-        let all = format!("{text}  {}", self.now);
-        // What tells least goes first.
-        if all.chars().count() + 10 < columns {
-            text = all;
+        let with_speed = format!("{text}  {}", self.speed);
+        // A narrow terminal has no room for the speed.
+        if with_speed.chars().count() + 10 < columns {
+            text = with_speed;
         }
         let width = columns.saturating_sub(text.chars().count() + 1).clamp(4, 30);
         let share = self.step as f64 / self.steps.max(1) as f64;
@@ -195,11 +207,11 @@ impl Drop for View {
     }
 }
 
-/// `loss        4.512    ▇▆▅▃▂▁`.
-fn figure(name: &str, values: &[f64], columns: usize) -> String {
+/// Formats a metric, as in `loss        4.512    ▇▆▅▃▂▁`.
+fn metric_row(name: &str, values: &[f64], columns: usize) -> String {
     let name: String = name.chars().take(NAME - 1).collect();
     let last = values.last().copied().unwrap_or(f64::NAN);
-    let number = format!("{:<NUMBER$}", short(last));
+    let number = format!("{:<NUMBER$}", format_number(last));
     let number = style(number).for_stderr();
     let number = if last.is_finite() { number.bold() } else { number.red().bold() };
     let line = sparkline(values, columns.saturating_sub(NAME + NUMBER + 1));
@@ -207,8 +219,8 @@ fn figure(name: &str, values: &[f64], columns: usize) -> String {
     format!("{name}{number}{}", style(line).for_stderr().cyan())
 }
 
-/// A number in at most 8 characters.
-fn short(value: f64) -> String {
+/// Formats a number in at most 8 characters.
+fn format_number(value: f64) -> String {
     match value.abs() {
         size if !size.is_finite() => value.to_string(),
         0.0 => "0".into(),
@@ -218,21 +230,21 @@ fn short(value: f64) -> String {
     }
 }
 
-/// How `values` went, in at most `width` characters, from their least to their greatest. Several share a
-/// place by their mean; what is not finite is a cross.
+/// Draws a series in at most `width` characters, scaled from its minimum to its maximum. Where
+/// several values share a character, it shows their mean; a value that is not finite is a cross.
 fn sparkline(values: &[f64], width: usize) -> String {
-    let places = values.len().min(width);
-    let means = (0..places).map(|place| {
-        let cut = |place: usize| place * values.len() / places;
-        let here = &values[cut(place)..cut(place + 1)];
-        here.iter().sum::<f64>() / here.len() as f64
+    let count = values.len().min(width);
+    let means = (0..count).map(|i| {
+        let start = |i: usize| i * values.len() / count;
+        let chunk = &values[start(i)..start(i + 1)];
+        chunk.iter().sum::<f64>() / chunk.len() as f64
     });
     let means: Vec<f64> = means.collect();
     let finite = || means.iter().copied().filter(|value| value.is_finite());
-    let (least, most) =
+    let (min, max) =
         finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
-    let level = |value: f64| match most > least {
-        true => ((value - least) / (most - least) * 7.0).round() as usize,
+    let level = |value: f64| match max > min {
+        true => ((value - min) / (max - min) * 7.0).round() as usize,
         false => 3,
     };
     means
@@ -241,22 +253,13 @@ fn sparkline(values: &[f64], width: usize) -> String {
         .collect()
 }
 
-/// `1:02:03` or `2:03`.
-pub fn clock(time: Duration) -> String {
-    let s = time.as_secs();
-    match s / 3600 {
-        0 => format!("{}:{:02}", s / 60, s % 60),
-        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{HeldOutLine, ValidationLine};
+    use data2vec_train::metrics::{HeldOutLine, ValidationLine};
 
     #[test]
-    fn sparklines_go_from_least_to_greatest() {
+    fn sparkline_scales_from_minimum_to_maximum() {
         assert_eq!(sparkline(&[0.0, 1.0, 7.0, f64::NAN], 10), "▁▂█×");
         assert_eq!(sparkline(&[0.0, 0.0, 1.0, 1.0], 2), "▁█");
         assert_eq!(sparkline(&[5.0; 30], 3), "▄▄▄");
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stay_short() {
+    fn numbers_fit_their_column() {
         for (value, text) in [
             (0.0, "0"),
             (4.51234, "4.512"),
@@ -278,25 +281,27 @@ mod tests {
             (-1.5e300, "-1.5e300"),
             (f64::NAN, "NaN"),
         ] {
-            assert_eq!(short(value), text);
-            assert!(short(value).len() < NUMBER);
+            assert_eq!(format_number(value), text);
+            assert!(format_number(value).len() < NUMBER);
         }
     }
 
     #[test]
-    fn every_line_fits() {
+    fn lines_fit_the_terminal() {
         let train = |step| Line::Train(TrainLine { step, loss: 1.0, ..TrainLine::default() });
         let mut lines: Vec<Line> = (0..500).map(train).collect();
         lines.push(Line::HeldOut(HeldOutLine {
             step: 500,
             loss: 1.0,
-            explained: Some(0.25),
-            target_var: 1.0,
-            pred_var: 1.0,
+            explained_variance: Some(0.25),
+            target_std: 1.0,
+            pred_std: 1.0,
         }));
-        let figures = [("letter_error_rate".to_owned(), 0.25)].into();
-        lines.push(Line::Validation(ValidationLine { step: 500, loss: 1.0, figures }));
-        let view = View::new((500, 100_000), "seconds", &lines);
+        let metrics = [("letter_error_rate".to_owned(), 0.25)].into();
+        lines.push(Line::Validation(ValidationLine { step: 500, loss: 1.0, metrics }));
+        let mut view = View::default();
+        (view.unit, view.step, view.steps) = ("seconds", 500, 100_000);
+        lines.iter().for_each(|line| view.remember(line));
         for (rows, columns) in [(24, 80), (24, 40), (3, 40), (1, 10), (24, 500)] {
             let drawn = view.lines((rows, columns));
             assert!(drawn.len() < rows.max(2), "{drawn:?}");

@@ -1,4 +1,4 @@
-//! A run that is long enough to be disturbed, and what disturbs it.
+//! A run that is long enough to interrupt, and helpers that interrupt it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use super::*;
 
-/// Long enough to be disturbed; a checkpoint each other step, lines that a stop falls between.
+/// Overrides of a run that is long enough to interrupt, with a checkpoint every other step and
+/// metrics at other steps than checkpoints.
 pub const LONG: [&str; 6] = [
     "train.steps=60",
     "train.save_every=2",
@@ -31,11 +32,11 @@ impl Undisturbed {
     }
 }
 
-/// The run that all others must equal.
+/// Returns the uninterrupted run that all others must equal.
 pub fn undisturbed() -> &'static Undisturbed {
     static RUN: OnceLock<Undisturbed> = OnceLock::new();
     RUN.get_or_init(|| {
-        let run = Undisturbed { dir: folder() };
+        let run = Undisturbed { dir: temp_dir() };
         corpus(run.dir.path());
         succeed(&mut pretrain(&run.data(), &run.run(), &LONG));
         run
@@ -46,16 +47,17 @@ pub fn train(out: &Path) -> Command {
     pretrain(&undisturbed().data(), out, &LONG)
 }
 
-/// Whether something is being written to the checkpoints right now, or was when the run was killed.
+/// Returns whether a checkpoint is being written, or was when the run was killed.
 pub fn unfinished(out: &Path) -> bool {
     let Ok(entries) = fs::read_dir(out.join("checkpoints")) else { return false };
     entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(".unfinished"))
 }
 
-/// A small file system of its own, where one may be mounted.
+/// A small file system, unmounted on drop.
 pub struct Disk(pub PathBuf);
 
 impl Disk {
+    /// Mounts it; `None` without the permission.
     pub fn mount(path: PathBuf, kib: u64) -> Option<Self> {
         fs::create_dir_all(&path).unwrap();
         let size = format!("size={kib}k");

@@ -1,7 +1,7 @@
-//! What the tests of the program share: recordings to train on, a tiny run, and the program itself.
+//! Helpers that the tests share: data to train on, tiny runs, and the program itself.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
-#![allow(dead_code, reason = "each test uses its share of it")]
+#![allow(dead_code, reason = "no test uses all helpers")]
 
 pub mod disturb;
 pub mod ranks;
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub const RATE: u32 = 16_000;
 
-/// Overrides that make the tiny recipes a matter of milliseconds a step, whatever the modality.
+/// Overrides that make a step of any tiny recipe take milliseconds.
 const TINY: [&str; 13] = [
     "transformer.depth=1",
     "transformer.heads=2",
@@ -36,7 +36,7 @@ const TINY: [&str; 13] = [
     "schedule.warmup_steps=2",
 ];
 
-/// And those of `recipes/speech-tiny.toml` alone.
+/// Further overrides of `recipes/speech-tiny.toml`.
 const TINY_SPEECH: [&str; 7] = [
     "features.conv_layers=[[16,10,5],[16,3,2],[16,3,2],[16,3,2],[16,3,2],[16,2,2],[16,2,2]]",
     "features.pos_layers=1",
@@ -47,7 +47,7 @@ const TINY_SPEECH: [&str; 7] = [
     "train.batch=4",
 ];
 
-/// Of `recipes/vision-tiny.toml`.
+/// Further overrides of `recipes/vision-tiny.toml`.
 const TINY_VISION: [&str; 8] = [
     "features.image_size=[8,8]",
     "features.channels=3",
@@ -59,7 +59,7 @@ const TINY_VISION: [&str; 8] = [
     "train.batch=8",
 ];
 
-/// Of `recipes/nlp-tiny.toml`.
+/// Further overrides of `recipes/nlp-tiny.toml`.
 const TINY_TEXT: [&str; 7] = [
     "data.tokenizer={train=300}",
     "data.block=32",
@@ -70,12 +70,12 @@ const TINY_TEXT: [&str; 7] = [
     "train.batch=128",
 ];
 
-/// A folder that is gone with the test.
-pub fn folder() -> tempfile::TempDir {
+/// Creates a directory that is removed on drop.
+pub fn temp_dir() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// `seconds` of a chirp in noise, another one for each seed.
+/// Returns `seconds` of a chirp in noise, different for each seed.
 pub fn sound(seconds: f64, seed: u64) -> Vec<f32> {
     let mut rng = StdRng::seed_from_u64(seed);
     let pitch = 100.0 + 40.0 * (seed % 9) as f64;
@@ -89,7 +89,7 @@ pub fn sound(seconds: f64, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// A WAV file of 32-bit floats, mono, 16 kHz: they may be NaN.
+/// Encodes a WAV file, mono, 16 kHz, of 32-bit floats, which may be NaN.
 pub fn wav(samples: &[f32]) -> Vec<u8> {
     let data = 4 * samples.len() as u32;
     let mut bytes = Vec::new();
@@ -109,7 +109,7 @@ pub fn wav(samples: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// A folder `data` in `dir` with 20 recordings of 1 to 2 s.
+/// Writes 20 recordings of 1 to 2 s to a directory `data` in `dir`.
 pub fn corpus(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     fs::create_dir_all(data.join("speaker")).unwrap();
@@ -120,7 +120,8 @@ pub fn corpus(dir: &Path) -> PathBuf {
     data
 }
 
-/// Recordings of which those that `is_loud` says are far beyond what numbers hold once they are squared.
+/// Writes the recordings of [`corpus`]. Those for which `is_loud` returns true overflow when
+/// squared.
 pub fn loud(dir: &Path, is_loud: impl Fn(usize) -> bool) -> PathBuf {
     let data = corpus(dir);
     for i in (0..20).filter(|&i| is_loud(i)) {
@@ -131,10 +132,11 @@ pub fn loud(dir: &Path, is_loud: impl Fn(usize) -> bool) -> PathBuf {
     data
 }
 
-/// Loud recordings reach the model as they are.
-pub const AS_THEY_ARE: [&str; 2] = ["features.normalize=false", "train.held_out=0"];
+/// Overrides that pass loud recordings to the model as they are.
+pub const WITHOUT_NORMALIZATION: [&str; 2] = ["features.normalize=false", "train.held_out=0"];
 
-/// The program, with one thread of computing: two runs do the same sums in the same order.
+/// Returns a command of the program with one compute thread, so that runs are reproducible to the
+/// bit.
 pub fn program(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_data2vec"));
     command.args(args).env("OMP_NUM_THREADS", "1").env_remove("RUST_BACKTRACE");
@@ -150,17 +152,17 @@ pub fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// `pretrain` of the tiny model on the CPU, with more overrides.
+/// Returns a `pretrain` command of the tiny speech model on the CPU, with further overrides.
 pub fn pretrain(data: &Path, out: &Path, overrides: &[&str]) -> Command {
     pretrain_by("speech-tiny", &TINY_SPEECH, data, out, overrides)
 }
 
-/// The same on images.
+/// As [`pretrain`], on images.
 pub fn pretrain_images(data: &Path, out: &Path, overrides: &[&str]) -> Command {
     pretrain_by("vision-tiny", &TINY_VISION, data, out, overrides)
 }
 
-/// The same on texts.
+/// As [`pretrain`], on texts.
 pub fn pretrain_texts(data: &Path, out: &Path, overrides: &[&str]) -> Command {
     pretrain_by("nlp-tiny", &TINY_TEXT, data, out, overrides)
 }
@@ -181,19 +183,19 @@ fn pretrain_by(
     command
 }
 
-/// `extract` of files, on the CPU.
+/// Returns an `extract` command on the CPU.
 pub fn extract(encoder: &Path, files: &[&Path], out: &Path) -> Command {
     let mut command = program(&["extract", "--device", "cpu", "--encoder"]);
     command.arg(encoder).args(files).arg("--out").arg(out);
     command
 }
 
-/// An image of the vision crate's tests.
+/// Returns the path of an image of the vision crate's tests.
 pub fn image(name: &str) -> PathBuf {
     repository().join("crates/vision/tests/fixtures").join(name)
 }
 
-/// A 24-bit BMP of 8 × 8 pixels, whose 192 values `value` tells one by one.
+/// Encodes a 24-bit BMP of 8 × 8 pixels; `value` maps the index of a byte to its value.
 pub fn bmp(value: impl FnMut(u8) -> u8) -> Vec<u8> {
     let mut bytes = b"BM".to_vec();
     bytes.extend((54_u32 + 192).to_le_bytes());
@@ -209,7 +211,7 @@ pub fn bmp(value: impl FnMut(u8) -> u8) -> Vec<u8> {
     bytes
 }
 
-/// A folder `texts` in `dir` with 12 files of 20 lines each.
+/// Writes 12 files of 20 lines each to a directory `texts` in `dir`.
 pub fn texts(dir: &Path) -> PathBuf {
     let data = dir.join("texts");
     fs::create_dir_all(&data).unwrap();
@@ -227,30 +229,30 @@ pub fn texts(dir: &Path) -> PathBuf {
     data
 }
 
-/// A gzip file of `bytes`.
+/// Compresses `bytes` with gzip.
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut out, bytes).unwrap();
     out.finish().unwrap()
 }
 
-/// Runs to the end; fails where that takes more than a minute.
+/// Runs the command; kills it after a minute.
 pub fn output(command: &mut Command) -> Output {
     let child = command.spawn().unwrap();
     finish(child)
 }
 
-/// Waits for the end of `child`, and ends it where that takes more than a minute.
+/// Waits for `child`; kills it after a minute.
 pub fn finish(child: Child) -> Output {
     let id = child.id();
-    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let (sender, receiver) = std::sync::mpsc::channel::<()>();
     let guard = std::thread::spawn(move || {
-        if told.recv_timeout(Duration::from_secs(60)).is_err() {
+        if receiver.recv_timeout(Duration::from_secs(60)).is_err() {
             kill("KILL", id);
         }
     });
     let output = child.wait_with_output().unwrap();
-    let _ = tell.send(());
+    let _ = sender.send(());
     guard.join().unwrap();
     output
 }
@@ -263,38 +265,38 @@ pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs to the end and expects success; what it wrote to standard error.
+/// Runs the command and expects success. Returns its standard error.
 pub fn succeed(command: &mut Command) -> String {
     let output = output(command);
-    let said = stderr(&output);
-    assert!(output.status.success(), "{:?}\n{said}", output.status);
-    assert!(!said.contains("panicked"), "{said}");
-    said
+    let printed = stderr(&output);
+    assert!(output.status.success(), "{:?}\n{printed}", output.status);
+    assert!(!printed.contains("panicked"), "{printed}");
+    printed
 }
 
-/// Runs to the end and expects a clean failure: exit code 1, and one line that is an error and holds
-/// each of `words`. All that it wrote to standard error.
+/// Runs the command and expects exit code 1 and a one-line error that contains each of `words`.
+/// Returns its standard error.
 pub fn fail(command: &mut Command, words: &[&str]) -> String {
     let output = output(command);
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{said}");
-    assert_eq!(said.lines().last(), Some(errors[0]), "the error has several lines: {said}");
+    let printed = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{printed}");
+    assert!(!printed.contains("panicked"), "{printed}");
+    let errors: Vec<&str> = printed.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{printed}");
+    assert_eq!(printed.lines().last(), Some(errors[0]), "the error has several lines: {printed}");
     for word in words {
-        assert!(errors[0].contains(word), "no {word:?} in {said}");
+        assert!(errors[0].contains(word), "no {word:?} in {printed}");
     }
-    said
+    printed
 }
 
-/// Sends a signal; that the process is gone is no failure.
+/// Sends a signal to a process, which may be gone.
 pub fn kill(signal: &str, id: u32) {
     let command = format!("kill -{signal} {id} 2>/dev/null");
     let _ = Command::new("sh").args(["-c", &command]).status().unwrap();
 }
 
-/// Waits until `done`; whether it came to that within a minute.
+/// Waits until `done` returns true. Returns false after a minute.
 pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
     let start = Instant::now();
     while !done() {
@@ -306,18 +308,18 @@ pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The lines of `metrics.jsonl`.
+/// Reads the lines of `metrics.jsonl`.
 pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The lines that tell of actions.
+/// Reads the action lines of `metrics.jsonl`.
 pub fn actions(run: &Path) -> Vec<Value> {
     metrics(run).into_iter().filter(|line| line["kind"] == "action").collect()
 }
 
-/// The same without what depends on the clock.
+/// Reads the lines of `metrics.jsonl` without values that depend on the clock.
 pub fn timeless_metrics(run: &Path) -> Vec<Value> {
     let mut lines = metrics(run);
     for line in &mut lines {
@@ -328,7 +330,7 @@ pub fn timeless_metrics(run: &Path) -> Vec<Value> {
     lines
 }
 
-/// All numbers that a line of `metrics.jsonl` tells, by name; `None`: it is none.
+/// Returns all values of a line of `metrics.jsonl` by name; `None` for those that are not numbers.
 pub fn numbers(line: &Value) -> BTreeMap<String, Option<f64>> {
     let fields = line.as_object().unwrap();
     let inner = fields.values().filter_map(Value::as_object).flatten();
@@ -336,7 +338,7 @@ pub fn numbers(line: &Value) -> BTreeMap<String, Option<f64>> {
     own.chain(inner).map(|(name, value)| (name.clone(), value.as_f64())).collect()
 }
 
-/// Steps that have a checkpoint, sorted.
+/// Returns the steps that have a checkpoint, sorted.
 pub fn checkpoints(run: &Path) -> Vec<u64> {
     let Ok(entries) = fs::read_dir(run.join("checkpoints")) else { return Vec::new() };
     let name = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
@@ -347,12 +349,12 @@ pub fn checkpoints(run: &Path) -> Vec<u64> {
     steps
 }
 
-/// The folder of a step's checkpoint.
+/// Returns the directory of a step's checkpoint.
 pub fn checkpoint(run: &Path, step: u64) -> PathBuf {
     run.join(format!("checkpoints/step-{step:08}"))
 }
 
-/// All that training leaves to be compared: the encoder, and the files of the last checkpoint.
+/// Reads the files of the encoder and of the last checkpoint.
 pub fn result(run: &Path) -> BTreeMap<String, Vec<u8>> {
     let last = checkpoint(run, *checkpoints(run).last().unwrap());
     let mut files = BTreeMap::new();
@@ -366,7 +368,7 @@ pub fn result(run: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Both runs ended with the same bits, and told the same on the way.
+/// Asserts that two runs have the same weights, to the bit, and the same metrics.
 pub fn assert_same(one: &Path, other: &Path) {
     let (a, b) = (result(one), result(other));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
@@ -383,14 +385,14 @@ pub fn assert_same(one: &Path, other: &Path) {
     }
 }
 
-/// A copy with all that is below.
-pub fn copy_folder(from: &Path, to: &Path) {
+/// Copies a directory recursively.
+pub fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         match entry.file_type().unwrap().is_dir() {
-            true => copy_folder(&entry.path(), &target),
+            true => copy_dir(&entry.path(), &target),
             false => drop(fs::copy(entry.path(), target).unwrap()),
         }
     }

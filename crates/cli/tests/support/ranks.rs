@@ -1,4 +1,4 @@
-//! Several processes that train one model, and what they leave.
+//! Runs on several ranks, and comparisons of their results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,13 +6,13 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output};
 
-use data2vec_core::checkpoint::read_tensors;
+use data2vec_core::io::checkpoint::read_tensors;
 use tch::Kind;
 
 use super::*;
 
-/// Four batches a step, for up to four processes; dropout and dropped layers, which must not depend on their
-/// number.
+/// Overrides for up to four ranks: four batches a step, with dropout and LayerDrop, which must not
+/// depend on the world size.
 pub const FOUR: [&str; 8] = [
     "train.accumulate=4",
     "train.steps=6",
@@ -24,13 +24,13 @@ pub const FOUR: [&str; 8] = [
     "schedule.warmup_steps=1",
 ];
 
-/// Numbers that are the same but for the order of sums.
+/// Tolerance of values that differ only by the order of sums.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// The command of `make` for each of `size` ranks.
+/// Returns the command of `make` for each of `size` ranks.
 pub fn ranks(size: usize, make: &dyn Fn() -> Command) -> Vec<Command> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let of = |rank: usize| {
+    let command_of = |rank: usize| {
         let mut command = make();
         let (rank, size) = (rank.to_string(), size.to_string());
         for (name, value) in [
@@ -48,7 +48,7 @@ pub fn ranks(size: usize, make: &dyn Fn() -> Command) -> Vec<Command> {
         command.env("MASTER_ADDR", "127.0.0.1");
         command
     };
-    (0..size).map(of).collect()
+    (0..size).map(command_of).collect()
 }
 
 pub fn start(size: usize, make: &dyn Fn() -> Command) -> Vec<Child> {
@@ -59,28 +59,31 @@ pub fn end(children: Vec<Child>) -> Vec<Output> {
     children.into_iter().map(finish).collect()
 }
 
-/// All ranks succeed; what rank 0 said, since the others say nothing.
+/// Runs `size` ranks and expects success, with output of rank 0 only. Returns its standard error.
 pub fn run_on(size: usize, make: &dyn Fn() -> Command) -> String {
     let outputs = end(start(size, make));
     for (rank, output) in outputs.iter().enumerate() {
-        let said = stderr(output);
-        assert!(output.status.success(), "rank {rank} of {size}: {said}");
-        assert!(rank == 0 || (said.is_empty() && output.stdout.is_empty()), "rank {rank}: {said}");
+        let printed = stderr(output);
+        assert!(output.status.success(), "rank {rank} of {size}: {printed}");
+        assert!(
+            rank == 0 || (printed.is_empty() && output.stdout.is_empty()),
+            "rank {rank}: {printed}"
+        );
     }
     stderr(&outputs[0])
 }
 
-/// Each rank's last line, which is an error.
+/// Returns the last line of each rank's standard error.
 pub fn errors(outputs: &[Output]) -> Vec<String> {
     let last = |output: &Output| {
-        let said = stderr(output);
-        assert!(!said.contains("panicked"), "{said}");
-        said.lines().last().unwrap_or_default().to_owned()
+        let printed = stderr(output);
+        assert!(!printed.contains("panicked"), "{printed}");
+        printed.lines().last().unwrap_or_default().to_owned()
     };
     outputs.iter().map(last).collect()
 }
 
-/// Both runs' lines and tensors, the same but for rounding.
+/// Asserts that two runs have the same metrics and tensors up to rounding.
 pub fn assert_close(one: &Path, other: &Path) {
     let (a, b) = (timeless_metrics(one), timeless_metrics(other));
     assert_eq!(a.len(), b.len());
@@ -105,7 +108,7 @@ pub fn assert_close(one: &Path, other: &Path) {
     }
 }
 
-/// What was learned, and what the last checkpoint holds.
+/// Reads the tensors of the exported model and of the last checkpoint.
 pub fn tensors(run: &Path) -> BTreeMap<String, tch::Tensor> {
     let last = checkpoint(run, *checkpoints(run).last().unwrap());
     let mut all = BTreeMap::new();

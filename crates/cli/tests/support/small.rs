@@ -1,4 +1,4 @@
-//! Each published recipe of pretraining, made small: sizes alone are changed.
+//! The published pretraining recipes with small sizes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::process::Command;
 
 use super::{corpus, program, repository, texts};
 
-/// All modalities, both versions.
+/// The recipes: all modalities, both versions.
 pub const RECIPES: [&str; 6] = ["speech-v1", "speech", "vision-v1", "vision", "nlp-v1", "nlp"];
 
-/// For all.
+/// Overrides for all recipes.
 const SMALL: [&str; 17] = [
     "train.steps=24",
     "train.accumulate=2",
@@ -57,28 +57,27 @@ const TEXT: [&str; 6] = [
     "train.batch=512",
 ];
 
-/// Decoders of several layers, and several masks of each input.
-const SECOND: [&str; 4] =
-    ["decoder.dim=16", "decoder.groups=4", "decoder.layers=2", "model.copies=3"];
+/// Overrides for data2vec 2.0: a decoder of several layers, several masks of each input.
+const V2: [&str; 4] = ["decoder.dim=16", "decoder.groups=4", "decoder.layers=2", "model.copies=3"];
 
-/// The cosine's warm-up.
+/// Overrides for the cosine schedule.
 const WARMUP: [&str; 1] = ["schedule.warmup_steps=5"];
 
-/// `pretrain` by one of [`RECIPES`] on the CPU, with more overrides.
+/// Returns a `pretrain` command of one of [`RECIPES`] on the CPU, with further overrides.
 pub fn pretrain(recipe: &str, more: &[&str], data: &Path, out: &Path) -> Command {
     let mut command = program(&["pretrain"]);
     command.arg(repository().join(format!("recipes/{recipe}.toml")));
     command.arg("--data").arg(data).arg("--out").arg(out).args(["--device", "cpu"]);
     let sets: Vec<&[&str]> = match recipe {
         "speech-v1" => vec![&SPEECH],
-        "speech" => vec![&SPEECH, &SECOND, &WARMUP],
+        "speech" => vec![&SPEECH, &V2, &WARMUP],
         "vision-v1" => {
             vec![&VISION, &["mask.patches=7", "mask.min_block=2", "mask.max_block=8"], &WARMUP]
         }
-        "vision" => vec![&VISION, &SECOND, &WARMUP, &["mask.length=2"]],
+        "vision" => vec![&VISION, &V2, &WARMUP, &["mask.length=2"]],
         "nlp-v1" => vec![&TEXT, &WARMUP],
-        "nlp" => vec![&TEXT, &SECOND, &WARMUP],
-        other => panic!("{other} is none of them"),
+        "nlp" => vec![&TEXT, &V2, &WARMUP],
+        other => panic!("unknown recipe {other}"),
     };
     for set in SMALL.iter().chain(sets.into_iter().flatten()).chain(more) {
         command.args(["--set", set]);
@@ -86,7 +85,7 @@ pub fn pretrain(recipe: &str, more: &[&str], data: &Path, out: &Path) -> Command
     command
 }
 
-/// What the recipe learns from, made in `dir`.
+/// Writes training data for a recipe to `dir`.
 pub fn data(recipe: &str, dir: &Path) -> PathBuf {
     match recipe.split('-').next() {
         Some("speech") => corpus(dir),
@@ -95,7 +94,7 @@ pub fn data(recipe: &str, dir: &Path) -> PathBuf {
     }
 }
 
-/// 30 images of noise as an IDX file.
+/// Writes 30 images of noise to an IDX file.
 fn images(dir: &Path) -> PathBuf {
     let data = dir.join("train-images-idx3-ubyte");
     let mut bytes = vec![0, 0, 8, 3, 0, 0, 0, 30, 0, 0, 0, 20, 0, 0, 0, 20];

@@ -1,42 +1,42 @@
-//! What can be wrong with a run.
+//! The checks of a run, and what to do about each.
 
 use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
 
-/// A kind of trouble.
+/// A check that a run can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Sign {
-    /// A loss is not a number.
+pub enum Check {
+    /// The loss is NaN or infinite.
     NotFinite,
     /// The loss is far above that of an untrained model, and not because the targets grew.
     Diverging,
-    /// The teacher says the same everywhere.
+    /// The teacher's targets are nearly equal at all tokens.
     Targets,
-    /// What the teacher says lies on one line.
+    /// The teacher's targets vary along one direction only.
     TargetRank,
-    /// The student says the same everywhere, after it did not.
+    /// The student's predictions are nearly equal at all tokens, after they varied.
     Predictions,
-    /// What a block of the student makes of its input lies on one line.
+    /// The output of a student block varies along one direction only.
     Features,
-    /// What looks at the raw signal first says the same everywhere.
+    /// The output of the local encoder is nearly constant, or varies along one direction only.
     LocalEncoder,
-    /// Features vary in few directions, of those that they varied in at first.
-    FewDirections,
-    /// Gradients are much longer than they were.
+    /// Features vary along few of the directions along which they varied at first.
+    LowRank,
+    /// The gradient norm is far above its usual value.
     Gradient,
     /// Half of the run is over, and predictions are no better than a constant.
-    Unlearned,
-    /// Predictions were better than a constant, and are not any more.
-    Unlearning,
-    /// Targets are predicted from next to nothing.
+    NothingLearned,
+    /// Predictions were better than a constant, and no longer are.
+    Forgetting,
+    /// Predictions are too good to depend on content.
     TooEasy,
 }
 
-impl Sign {
-    /// Whether it ruins the run; if not, it is a hint.
-    pub fn is_grave(self) -> bool {
+impl Check {
+    /// Returns whether a failure ruins the run; otherwise it is a hint.
+    pub fn is_severe(self) -> bool {
         match self {
             Self::NotFinite
             | Self::Diverging
@@ -45,89 +45,91 @@ impl Sign {
             | Self::Predictions
             | Self::Features
             | Self::LocalEncoder => true,
-            Self::FewDirections
+            Self::LowRank
             | Self::Gradient
-            | Self::Unlearned
-            | Self::Unlearning
+            | Self::NothingLearned
+            | Self::Forgetting
             | Self::TooEasy => false,
         }
     }
 
-    /// Whether training leaves the region where it learns, rather than collapses.
+    /// Returns whether a failure is a divergence rather than a collapse.
     pub fn is_divergence(self) -> bool {
         matches!(self, Self::NotFinite | Self::Diverging)
     }
 
-    /// How many lines in a row have to show it: one bad batch is no trouble, a trend is.
+    /// Returns how many consecutive lines must fail: one bad batch is no trend.
     pub fn patience(self) -> u32 {
         match self {
-            Self::NotFinite | Self::Unlearned | Self::TooEasy => 1,
+            Self::NotFinite | Self::NothingLearned | Self::TooEasy => 1,
             Self::Targets
             | Self::TargetRank
             | Self::Features
             | Self::LocalEncoder
-            | Self::Unlearning => 2,
-            Self::Diverging | Self::Predictions | Self::FewDirections | Self::Gradient => 3,
+            | Self::Forgetting => 2,
+            Self::Diverging | Self::Predictions | Self::LowRank | Self::Gradient => 3,
         }
     }
 
-    /// What helps.
+    /// Returns what to change in the recipe.
     pub fn advice(self) -> &'static str {
         match self {
             Self::NotFinite | Self::Diverging => {
                 "lower schedule.lr, warm up longer, or set train.clip_norm"
             }
             Self::Targets | Self::TargetRank | Self::Predictions | Self::Features => {
-                "normalise the targets (target.layer_norm, target.target_norm), move the teacher more slowly (ema.decay), lower schedule.lr, or hide more"
+                "normalize the targets (target.layer_norm, target.target_norm), update the teacher more slowly (ema.decay), lower schedule.lr, or mask more"
             }
             Self::LocalEncoder => {
-                "lower schedule.lr or warm up longer; start again, since it does not come back"
+                "lower schedule.lr or warm up longer, and start again: the local encoder does not recover"
             }
-            Self::FewDirections => {
-                "usual for a short run of a tiny model; else train longer, on more varied data, or hide more"
+            Self::LowRank => {
+                "usual in short runs of tiny models; otherwise train longer, use more varied data, or mask more"
             }
             Self::Gradient => "set train.clip_norm, or lower schedule.lr",
-            Self::Unlearned => "raise schedule.lr, or train longer; look at what the mask hides",
-            Self::Unlearning => "lower schedule.lr, or let it fall earlier",
+            Self::NothingLearned => {
+                "raise schedule.lr, or train longer; check the masks in report.html"
+            }
+            Self::Forgetting => "lower schedule.lr, or decay it earlier",
             Self::TooEasy => {
-                "hide more or in longer spans; ema.scope = \"everything\" if positions alone are learned"
+                "mask more or in longer spans; set ema.scope = \"everything\" if only positions are learned"
             }
         }
     }
 }
 
-impl Display for Sign {
+impl Display for Check {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotFinite => "not a number",
+            Self::NotFinite => "non-finite loss",
             Self::Diverging => "diverging loss",
             Self::Targets => "collapsed targets",
-            Self::TargetRank => "targets on one line",
+            Self::TargetRank => "rank-one targets",
             Self::Predictions => "collapsed predictions",
             Self::Features => "collapsed features",
             Self::LocalEncoder => "collapsed local encoder",
-            Self::FewDirections => "features in few directions",
-            Self::Gradient => "growing gradients",
-            Self::Unlearned => "nothing learned yet",
-            Self::Unlearning => "what was learned is lost",
-            Self::TooEasy => "too easy a task",
+            Self::LowRank => "low-rank features",
+            Self::Gradient => "exploding gradients",
+            Self::NothingLearned => "nothing learned yet",
+            Self::Forgetting => "forgetting",
+            Self::TooEasy => "task too easy",
         })
     }
 }
 
-/// What is wrong with a run.
+/// A failed check.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Symptom {
-    /// What kind of trouble it is.
-    pub sign: Sign,
-    /// One line, with figures.
+pub struct Issue {
+    /// The check.
+    pub check: Check,
+    /// One line with the metrics that failed it.
     pub evidence: String,
-    /// Step of the first line that showed it.
+    /// Step of the first line that failed it.
     pub since: u64,
 }
 
-impl Display for Symptom {
+impl Display for Issue {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.sign, self.evidence)
+        write!(f, "{}: {}", self.check, self.evidence)
     }
 }

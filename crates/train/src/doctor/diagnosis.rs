@@ -1,24 +1,28 @@
-//! What a run's lines say of it as a whole.
+//! The verdict on a run, from all of its lines.
 
 use std::fmt::{self, Display, Formatter};
 
 use serde::Serialize;
 
-use super::{Symptom, Watch};
+use super::{Issue, Watch};
 use crate::metrics::{Action, ActionLine, Line};
 
-/// Lines of training before anything is said of a run in which nothing is wrong.
-const FEWEST: usize = 5;
+/// Training lines that a run needs to count as healthy.
+const MIN_TRAIN_LINES: usize = 5;
 
-/// How a run is.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
+    /// No check fails.
     Healthy,
-    /// There are hints, or there was grave trouble.
+    /// A hint is active, or a severe issue was resolved.
     Suspicious,
+    /// A severe issue is active: features, targets or predictions have collapsed.
     Collapsed,
+    /// A severe issue is active: the loss has diverged.
     Diverged,
+    /// No check fails, but there are too few lines.
     TooEarly,
 }
 
@@ -34,50 +38,54 @@ impl Display for Verdict {
     }
 }
 
-/// A sign of trouble, and when it was there.
+/// A failed check of a run, active or resolved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Finding {
-    /// Step of the line that made it certain.
+pub struct CheckResult {
+    /// Step at which the check had failed for [`Check::patience`](super::Check::patience) lines.
     pub step: u64,
-    /// Step by which it had gone away.
+    /// Step at which the check passed again; `None` if it still fails.
     pub until: Option<u64>,
-    pub is_grave: bool,
+    /// Whether the issue ruins the run; otherwise it is a hint.
+    pub is_severe: bool,
+    /// The issue, with its newest evidence.
     #[serde(flatten)]
-    pub symptom: Symptom,
+    pub issue: Issue,
+    /// What to change in the recipe.
     pub advice: &'static str,
 }
 
-/// All that is found in a run's lines.
+/// The verdict on a run and its reasons.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Diagnosis {
+    /// The state of the run.
     pub verdict: Verdict,
-    /// Last step that a line tells of.
+    /// Last step with a line.
     pub step: u64,
-    /// Oldest first.
-    pub findings: Vec<Finding>,
-    /// What was done about it.
+    /// Failed checks, oldest first.
+    pub results: Vec<CheckResult>,
+    /// Recovery actions, oldest first.
     pub actions: Vec<ActionLine>,
 }
 
 impl Diagnosis {
-    /// Of a run of so many steps that has told `lines`.
-    pub fn of(lines: &[Line], steps: u64) -> Self {
+    /// Diagnoses a run of `steps` steps from its `lines`, oldest first.
+    pub fn new(lines: &[Line], steps: u64) -> Self {
         let mut watch = Watch::new(steps);
-        let mut findings: Vec<Finding> = Vec::new();
+        let mut results: Vec<CheckResult> = Vec::new();
         for line in lines {
             let step = line.step();
-            findings.extend(watch.see(line).into_iter().map(|symptom| Finding {
+            results.extend(watch.update(line).into_iter().map(|issue| CheckResult {
                 step,
                 until: None,
-                is_grave: symptom.sign.is_grave(),
-                advice: symptom.sign.advice(),
-                symptom,
+                is_severe: issue.check.is_severe(),
+                advice: issue.check.advice(),
+                issue,
             }));
-            let present = watch.present();
-            for finding in findings.iter_mut().filter(|finding| finding.until.is_none()) {
-                match present.iter().find(|symptom| symptom.sign == finding.symptom.sign) {
-                    Some(symptom) => finding.symptom.evidence.clone_from(&symptom.evidence),
-                    None => finding.until = Some(step),
+            let active = watch.active();
+            for result in results.iter_mut().filter(|result| result.until.is_none()) {
+                match active.iter().find(|issue| issue.check == result.issue.check) {
+                    Some(issue) => result.issue.evidence.clone_from(&issue.evidence),
+                    None => result.until = Some(step),
                 }
             }
         }
@@ -86,29 +94,29 @@ impl Diagnosis {
             _ => None,
         };
         let actions: Vec<ActionLine> = lines.iter().filter_map(action).collect();
-        let graves = || findings.iter().filter(|f| f.is_grave && f.until.is_none());
-        // A hint that has gone away was none.
-        let doubts = findings.iter().any(|f| f.is_grave || f.until.is_none());
-        let trained = lines.iter().filter(|line| matches!(line, Line::Train(_))).count();
-        let pretrains =
+        let severe = || results.iter().filter(|result| result.is_severe && result.until.is_none());
+        // A resolved hint does not count.
+        let is_suspicious = results.iter().any(|result| result.is_severe || result.until.is_none());
+        let train_lines = lines.iter().filter(|line| matches!(line, Line::Train(_))).count();
+        let is_pretraining =
             lines.iter().any(|line| matches!(line, Line::Train(t) if t.pretraining.is_some()));
-        let verdict = if graves().any(|f| f.symptom.sign.is_divergence()) {
+        let verdict = if severe().any(|result| result.issue.check.is_divergence()) {
             Verdict::Diverged
-        } else if graves().next().is_some() {
+        } else if severe().next().is_some() {
             Verdict::Collapsed
-        } else if doubts || actions.iter().any(|line| line.action != Action::Warn) {
+        } else if is_suspicious || actions.iter().any(|line| line.action != Action::Warn) {
             Verdict::Suspicious
-        } else if trained < FEWEST || (pretrains && !watch.has_begun()) {
+        } else if train_lines < MIN_TRAIN_LINES || (is_pretraining && !watch.has_begun()) {
             Verdict::TooEarly
         } else {
             Verdict::Healthy
         };
         let step = lines.iter().map(Line::step).max().unwrap_or(0);
-        Self { verdict, step, findings, actions }
+        Self { verdict, step, results, actions }
     }
 
-    /// Whether the run is lost.
-    pub fn is_grave(&self) -> bool {
+    /// Returns whether the run has collapsed or diverged.
+    pub fn is_severe(&self) -> bool {
         matches!(self.verdict, Verdict::Collapsed | Verdict::Diverged)
     }
 }

@@ -1,4 +1,4 @@
-//! Figures of health by their names in `metrics.jsonl`.
+//! Measures the health of a model.
 
 use anyhow::Result;
 use data2vec_core::random::{Purpose, stream};
@@ -6,8 +6,12 @@ use data2vec_core::{Batch, Data2Vec, FeatureEncoder, Health};
 
 use crate::metrics::{HealthLine, Line};
 
-/// What `model` looks like inside on some of `batch`, after `step` steps of a run with this `seed`.
-pub fn examine<F: FeatureEncoder>(
+/// Measures ranks and norms of `model` on a few sequences of `batch`. Seed and step of the run
+/// choose the sequences and tokens.
+///
+/// # Errors
+/// If a tensor operation fails.
+pub fn measure<F: FeatureEncoder>(
     model: &Data2Vec<F>,
     batch: &Batch,
     (seed, step): (u64, u64),
@@ -17,7 +21,7 @@ pub fn examine<F: FeatureEncoder>(
         target_rank,
         block_ranks,
         local_rank,
-        local_var,
+        local_std,
         student_norm,
         teacher_norm,
         teacher_distance,
@@ -25,14 +29,14 @@ pub fn examine<F: FeatureEncoder>(
     let named = [
         ("target_rank", target_rank),
         ("local_rank", local_rank),
-        ("local_var", local_var),
+        ("local_std", local_std),
         ("student_norm", student_norm),
         ("teacher_norm", teacher_norm),
         ("teacher_distance", teacher_distance),
     ];
     let named = named.map(|(name, value)| (name.to_owned(), value));
     let blocks = (1..).zip(block_ranks).map(|(i, rank)| (format!("block_{i:02}_rank"), rank));
-    let figures = named.into_iter().chain(blocks);
-    let figures = figures.filter_map(|(name, value)| Some((name, value?))).collect();
-    Ok(Line::Health(HealthLine { step, figures }))
+    let metrics = named.into_iter().chain(blocks);
+    let metrics = metrics.filter_map(|(name, value)| Some((name, value?))).collect();
+    Ok(Line::Health(HealthLine { step, metrics }))
 }

@@ -1,17 +1,18 @@
-//! Whether a run learns, or why not: signs of collapse and divergence in the lines of `metrics.jsonl`, while it
-//! trains ([`Watch`]) and afterwards (`data2vec doctor`).
+//! The doctor: checks the metrics of a run for collapse and divergence, while it trains ([`Watch`])
+//! and afterwards ([`Diagnosis`]).
 
-mod command;
+mod check;
 mod diagnosis;
-mod figures;
+mod measure;
 mod reference;
-mod sign;
+mod summary;
 mod watch;
 #[cfg(test)]
 mod watch_tests;
 
-pub use command::{Args, run};
-pub use diagnosis::{Diagnosis, Finding, Verdict};
-pub use figures::examine;
-pub use sign::{Sign, Symptom};
+pub use check::{Check, Issue};
+pub use diagnosis::{CheckResult, Diagnosis, Verdict};
+pub use measure::measure;
+pub use reference::Comparison;
+pub use summary::summary;
 pub use watch::Watch;

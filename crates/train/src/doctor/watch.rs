@@ -1,146 +1,155 @@
-//! The rules by which a run's figures are signs of trouble, and why each is as it is.
+//! The rules that turn a run's metrics into issues, and the reason for each threshold.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Sign, Symptom};
+use super::{Check, Issue};
 use crate::metrics::{HealthLine, HeldOutLine, Line, TrainLine};
-use crate::page::number;
+use crate::report::number;
 
-/// Targets that vary so little are equal, whatever they did at first: the spread of constant ones is 0.001. fairseq
-/// stops at 0.1, after 5,000 steps, but only where targets are normalised to vary by about 1; those that are
-/// not may begin at 0.005 and be learned well.
-const FLAT: f64 = 0.002;
+/// Target standard deviation below which targets have collapsed, whatever it was at first: constant
+/// targets have 0.001. fairseq stops at 0.1 after 5,000 steps, but only where targets are
+/// normalized to about 1; others may begin at 0.005 and be learned well.
+const MIN_TARGET_STD: f64 = 0.002;
 
-/// Share of the spread at the start below which targets have collapsed. Healthy runs keep more than a third.
-const SHRUNK: f64 = 0.1;
+/// Share of the first target standard deviation below which targets have collapsed. Healthy runs
+/// keep more than a third.
+const MIN_TARGET_SHARE: f64 = 0.1;
 
-/// Share of the targets' spread below which predictions are equal. fairseq stops at a tenth of this,
-/// after 5,000 steps; predictions of a model that learns are means, but vary by more than a tenth of the targets.
-const MUTE: f64 = 0.02;
+/// Prediction standard deviation, as a share of that of the targets, below which predictions have
+/// collapsed. fairseq stops at a tenth of this after 5,000 steps. Predictions of a model that
+/// learns are means, but reach more than a tenth of the targets' standard deviation.
+const MIN_PRED_SHARE: f64 = 0.02;
 
-/// Times [`MUTE`] that predictions must have varied by before: those of an untrained decoder hardly vary, and that
-/// is no collapse.
-const SPOKEN: f64 = 2.0;
+/// Multiple of [`MIN_PRED_SHARE`] that predictions must have reached before: those of an untrained
+/// decoder hardly vary, which is no collapse.
+const PRED_BEGUN: f64 = 2.0;
 
-/// Effective rank of what varies along one line.
-const LINE: f64 = 1.5;
+/// Effective rank below which features vary along one direction.
+const RANK_ONE: f64 = 1.5;
 
-/// Effective rank that it must have had before: some data have few directions. Also the one below which features
-/// vary in few.
-const SPACE: f64 = 3.0;
+/// Effective rank that features must have had before a collapse, because some data have few
+/// directions. Also the rank below which features count as low-rank.
+const LOW_RANK: f64 = 3.0;
 
-/// Share of the rank at the start that features with few directions have lost most of. Tiny models of speech fell from
-/// 190 to 5 in a few hundred steps that learned only places, from 100 to 20 in others that learned more, so this is
-/// never more than a hint, and none above [`SPACE`].
-const FEW: f64 = 0.1;
+/// Share of the first rank below which features count as low-rank. Tiny speech models fell from 190
+/// to 5 in a few hundred steps that learned only positions, and from 100 to 20 in others that
+/// learned more. So this is only a hint, and none above [`LOW_RANK`].
+const MIN_RANK_SHARE: f64 = 0.1;
 
-/// Share of its spread at the start below which the local encoder is silent.
-const SILENT: f64 = 0.01;
+/// Share of its first standard deviation below which the local encoder has collapsed.
+const MIN_LOCAL_SHARE: f64 = 0.01;
 
-/// Times the loss of an untrained model. A loss that rises is no sign in itself: that of speech falls, rises and stays
-/// up, since the targets become richer. But it stays below that of a model that knows nothing.
-const ABOVE: f64 = 3.0;
+/// Multiple of an untrained model's loss above which the loss diverges. A rising loss alone is no
+/// issue: that of speech falls, rises and stays up, because the targets become richer. But it stays
+/// below that of an untrained model.
+const MAX_LOSS_RATIO: f64 = 3.0;
 
-/// Times the usual gradient, which is the median of the last [`GRADIENTS`] lines.
-const STEEP: f64 = 20.0;
+/// Multiple of the usual gradient norm, the median of the last [`GRADIENT_WINDOW`] lines, above
+/// which gradients explode.
+const MAX_GRADIENT_RATIO: f64 = 20.0;
 
-/// Lines that tell what is usual, and how many of them suffice.
-const GRADIENTS: usize = 50;
-const ENOUGH: usize = 5;
+/// Lines that define the usual gradient norm.
+const GRADIENT_WINDOW: usize = 50;
+
+/// Lines needed before there is a usual gradient norm.
+const MIN_GRADIENTS: usize = 5;
 
 /// Explained variance of predictions that are no better than a constant.
-const NOTHING: f64 = 0.02;
+const NOTHING_EXPLAINED: f64 = 0.02;
 
 /// Steps that any model needs to learn something, however short the run.
-const LEARNING: u64 = 100;
+const MIN_LEARNING_STEPS: u64 = 100;
 
-/// And of those that certainly were.
-const SOMETHING: f64 = 0.1;
+/// Explained variance of predictions that certainly are better than a constant.
+const SOMETHING_EXPLAINED: f64 = 0.1;
 
-/// And of those that cannot come from content: what is hidden is never known so well from what is left.
-const ALL: f64 = 0.98;
+/// Explained variance that cannot come from content: masked content is never that predictable from
+/// what is visible.
+const MAX_EXPLAINED: f64 = 0.98;
 
-/// A sign that lines show.
-struct Shown {
+/// A check that the newest lines failed.
+struct Failing {
     since: u64,
     lines: u32,
     evidence: String,
 }
 
-/// Reads a run's lines as they come.
+/// Checks the lines of a run as they are written.
 pub struct Watch {
     /// Steps of the whole run.
     steps: u64,
-    /// What figures were at first, by name.
+    /// First finite values of metrics, by name.
     first: BTreeMap<String, f64>,
-    /// The largest share of the targets' spread that predictions have had.
-    spoken: f64,
-    /// The largest share of the targets' variance that was explained.
-    explained: f64,
+    /// Largest ratio so far of the standard deviations of predictions and targets.
+    max_pred_share: f64,
+    /// Largest explained variance so far.
+    max_explained: f64,
     gradients: VecDeque<f64>,
-    shown: BTreeMap<Sign, Shown>,
+    failing: BTreeMap<Check, Failing>,
 }
 
-/// Signs that a line can show, and the evidence if it does.
-type Findings = Vec<(Sign, Option<String>)>;
+/// Checks that apply to a line, each with the evidence if it failed.
+type Findings = Vec<(Check, Option<String>)>;
 
 impl Watch {
-    /// Of a run of so many steps, from its first line on.
+    /// Starts before the first line of a run of `steps` steps.
     pub fn new(steps: u64) -> Self {
         Self {
             steps,
             first: BTreeMap::new(),
-            spoken: 0.0,
-            explained: f64::NEG_INFINITY,
+            max_pred_share: 0.0,
+            max_explained: f64::NEG_INFINITY,
             gradients: VecDeque::new(),
-            shown: BTreeMap::new(),
+            failing: BTreeMap::new(),
         }
     }
 
-    /// What is newly wrong after this line. Each sign is told once, until it has gone away.
-    pub fn see(&mut self, line: &Line) -> Vec<Symptom> {
-        let findings = match line {
+    /// Checks the next line. Returns new issues; each is returned once until it is resolved.
+    pub fn update(&mut self, line: &Line) -> Vec<Issue> {
+        let results = match line {
             Line::Train(line) => self.train(line),
             Line::HeldOut(line) => self.held_out(line),
             Line::Validation(line) => vec![finite(line.loss)],
             Line::Health(line) => self.health(line),
             Line::Probe(_) | Line::Action(_) => Vec::new(),
         };
-        let mut news = Vec::new();
-        for (sign, evidence) in findings {
+        let mut issues = Vec::new();
+        for (check, evidence) in results {
             let Some(evidence) = evidence else {
-                self.shown.remove(&sign);
+                self.failing.remove(&check);
                 continue;
             };
-            let new = Shown { since: line.step(), lines: 0, evidence: String::new() };
-            let shown = self.shown.entry(sign).or_insert(new);
-            shown.lines += 1;
-            shown.evidence = format!("{evidence}, since step {}", shown.since);
-            if shown.lines == sign.patience() {
-                news.push(Symptom { sign, evidence: shown.evidence.clone(), since: shown.since });
+            let new = Failing { since: line.step(), lines: 0, evidence: String::new() };
+            let failing = self.failing.entry(check).or_insert(new);
+            failing.lines += 1;
+            failing.evidence = format!("{evidence}, since step {}", failing.since);
+            if failing.lines == check.patience() {
+                let (evidence, since) = (failing.evidence.clone(), failing.since);
+                issues.push(Issue { check, evidence, since });
             }
         }
-        news
+        issues
     }
 
-    /// What is wrong now.
-    pub fn present(&self) -> Vec<Symptom> {
-        let shown = self.shown.iter().filter(|(sign, shown)| shown.lines >= sign.patience());
-        shown
-            .map(|(&sign, shown)| Symptom {
-                sign,
-                evidence: shown.evidence.clone(),
-                since: shown.since,
+    /// Returns the issues that are not resolved.
+    pub fn active(&self) -> Vec<Issue> {
+        let active =
+            self.failing.iter().filter(|(check, failing)| failing.lines >= check.patience());
+        active
+            .map(|(&check, failing)| Issue {
+                check,
+                evidence: failing.evidence.clone(),
+                since: failing.since,
             })
             .collect()
     }
 
-    /// Whether predictions vary, or have done so: before, little can be told.
+    /// Returns whether predictions vary or have varied; before that, little can be said.
     pub fn has_begun(&self) -> bool {
-        self.spoken >= SPOKEN * MUTE
+        self.max_pred_share >= PRED_BEGUN * MIN_PRED_SHARE
     }
 
-    /// The figure's first value, which this is if there was none.
+    /// Returns the first value of a metric, which is `value` if there was none.
     fn first(&mut self, name: &str, value: f64) -> f64 {
         if value.is_finite() {
             return *self.first.entry(name.to_owned()).or_insert(value);
@@ -149,169 +158,166 @@ impl Watch {
     }
 
     fn train(&mut self, line: &TrainLine) -> Findings {
-        let spread = line.pretraining.as_ref().map(|line| line.target_var);
-        let mut findings = vec![finite(line.loss), self.diverging(line.loss, spread)];
-        findings.push((Sign::Gradient, self.steep(line.grad_norm)));
+        let target_std = line.pretraining.as_ref().map(|line| line.target_std);
+        let mut results = vec![finite(line.loss), self.diverging(line.loss, target_std)];
+        results.push((Check::Gradient, self.exploding(line.grad_norm)));
         if let Some(line) = &line.pretraining {
-            findings.extend(self.spreads(line.target_var, line.pred_var));
+            results.extend(self.collapse(line.target_std, line.pred_std));
         }
-        findings
+        results
     }
 
     fn held_out(&mut self, line: &HeldOutLine) -> Findings {
-        let mut findings = vec![finite(line.loss)];
+        let mut results = vec![finite(line.loss)];
         if line.step == 0 {
             self.first("loss", line.loss);
         }
-        findings.extend(self.spreads(line.target_var, line.pred_var));
-        if let Some(explained) = line.explained {
-            self.explained = self.explained.max(explained);
-            let best = self.explained;
-            let of = number(explained);
-            findings.push((
-                Sign::Unlearned,
-                (best < NOTHING && line.step >= LEARNING.max(self.steps / 2))
-                    .then(|| format!("{of} of the targets' variance is explained, never more")),
-            ));
-            findings.push((
-                Sign::Unlearning,
-                (best > SOMETHING && explained < NOTHING).then(|| {
-                    format!("{of} of the targets' variance is explained, once {}", number(best))
-                }),
-            ));
-            findings.push((
-                Sign::TooEasy,
-                (explained > ALL).then(|| format!("{of} of the targets' variance is explained")),
-            ));
+        results.extend(self.collapse(line.target_std, line.pred_std));
+        if let Some(explained) = line.explained_variance {
+            self.max_explained = self.max_explained.max(explained);
+            let best = self.max_explained;
+            let evidence = format!("explained variance is {}", number(explained));
+            let is_late = line.step >= MIN_LEARNING_STEPS.max(self.steps / 2);
+            let nothing_learned = best < NOTHING_EXPLAINED && is_late;
+            let forgetting = best > SOMETHING_EXPLAINED && explained < NOTHING_EXPLAINED;
+            results.extend([
+                (
+                    Check::NothingLearned,
+                    nothing_learned.then(|| format!("{evidence}, at most {} so far", number(best))),
+                ),
+                (
+                    Check::Forgetting,
+                    forgetting.then(|| format!("{evidence}, down from {}", number(best))),
+                ),
+                (Check::TooEasy, (explained > MAX_EXPLAINED).then_some(evidence)),
+            ]);
         }
-        findings
+        results
     }
 
-    /// Ranks tell a collapse of the student some ten lines before spreads do, which follow the slow teacher.
+    /// Checks effective ranks. They show a collapse of the student some ten lines before the
+    /// standard deviations, which follow the slow teacher.
     fn health(&mut self, line: &HealthLine) -> Findings {
-        let figure = |name: &str| line.figures.get(name).copied();
-        let mut findings: Findings =
-            self.local(figure("local_rank"), figure("local_var")).into_iter().collect();
-        let (mut blocks, mut few) = (Vec::new(), Vec::new());
+        let metric = |name: &str| line.metrics.get(name).copied();
+        let mut results: Findings =
+            self.local(metric("local_rank"), metric("local_std")).into_iter().collect();
+        let (mut blocks, mut low) = (Vec::new(), Vec::new());
         let ranks = line
-            .figures
+            .metrics
             .iter()
             .filter_map(|(name, rank)| Some((name.strip_suffix("_rank")?, *rank)));
-        for (place, rank) in ranks {
-            let first = self.first(place, rank);
-            let is_line = rank < LINE && first > SPACE;
-            let tell = || {
+        for (layer, rank) in ranks {
+            let first = self.first(layer, rank);
+            let is_rank_one = rank < RANK_ONE && first > LOW_RANK;
+            let evidence = || {
                 format!(
-                    "{} varies in {} directions, at first in {}",
-                    place.replace('_', " "),
+                    "effective rank of {} is {}, at first {}",
+                    layer.replace('_', " "),
                     number(rank),
                     number(first)
                 )
             };
-            match place {
-                "target" => findings.push((Sign::TargetRank, is_line.then(tell))),
-                _ if place.starts_with("block_") => blocks.push((rank / first, is_line.then(tell))),
+            match layer {
+                "target" => results.push((Check::TargetRank, is_rank_one.then(evidence))),
+                _ if layer.starts_with("block_") => {
+                    blocks.push((rank / first, is_rank_one.then(evidence)));
+                }
                 _ => {}
             }
-            if !is_line && rank < SPACE.min(FEW * first) {
-                few.push((rank / first, Some(tell())));
+            if !is_rank_one && rank < LOW_RANK.min(MIN_RANK_SHARE * first) {
+                low.push((rank / first, Some(evidence())));
             }
         }
         if !blocks.is_empty() {
             blocks.retain(|(_, evidence)| evidence.is_some());
-            findings.push((Sign::Features, worst(blocks)));
+            results.push((Check::Features, worst(blocks)));
         }
-        findings.push((Sign::FewDirections, worst(few)));
-        findings
+        results.push((Check::LowRank, worst(low)));
+        results
     }
 
-    /// Collapse of the local encoder alone hides from the rest: norms above it blow up what little is left. So its
-    /// own output is looked at, by spread and by rank.
-    fn local(&mut self, rank: Option<f64>, spread: Option<f64>) -> Option<(Sign, Option<String>)> {
+    /// Checks the output of the local encoder by itself: the norms above it hide its collapse,
+    /// because they rescale what little variation is left.
+    fn local(&mut self, rank: Option<f64>, std: Option<f64>) -> Option<(Check, Option<String>)> {
         let mut evidence = None;
         if let Some(rank) = rank {
             let first = self.first("local", rank);
-            if rank < LINE && first > SPACE {
+            if rank < RANK_ONE && first > LOW_RANK {
                 evidence = Some(format!(
-                    "its output varies in {} directions, at first in {}",
+                    "effective rank of its output is {}, at first {}",
                     number(rank),
                     number(first)
                 ));
             }
         }
-        if let Some(spread) = spread {
-            let first = self.first("local_var", spread);
-            if spread < SILENT * first {
+        if let Some(std) = std {
+            let first = self.first("local_std", std);
+            if std < MIN_LOCAL_SHARE * first {
                 evidence = Some(format!(
-                    "its output varies by {}, at first by {}",
-                    number(spread),
+                    "standard deviation of its output is {}, at first {}",
+                    number(std),
                     number(first)
                 ));
             }
         }
-        (rank.is_some() || spread.is_some()).then_some((Sign::LocalEncoder, evidence))
+        (rank.is_some() || std.is_some()).then_some((Check::LocalEncoder, evidence))
     }
 
-    /// Of targets and predictions, whose spread tells a collapse that the loss hides: it falls as they shrink.
-    fn spreads(&mut self, target: f64, prediction: f64) -> Findings {
-        let first = self.first("target_var", target);
-        let flat = target < FLAT.max(SHRUNK * first);
-        let targets = flat
-            .then(|| format!("targets vary by {}, at first by {}", number(target), number(first)));
-        // Beside flat targets flat predictions are right, and no other trouble.
+    /// Checks the standard deviations of targets and predictions. They show a collapse that the
+    /// loss hides: it falls as they shrink.
+    fn collapse(&mut self, target: f64, prediction: f64) -> Findings {
+        let first = self.first("target_std", target);
+        let flat = target < MIN_TARGET_STD.max(MIN_TARGET_SHARE * first);
+        let targets =
+            flat.then(|| format!("target_std is {}, at first {}", number(target), number(first)));
+        // Beside collapsed targets, collapsed predictions are right.
         let share = if flat { f64::NAN } else { prediction / target };
-        self.spoken = self.spoken.max(share);
-        let mute = share < MUTE && self.has_begun();
-        let predictions = mute.then(|| {
-            format!(
-                "predictions hardly vary: {} of the targets' {}",
-                number(prediction),
-                number(target)
-            )
+        self.max_pred_share = self.max_pred_share.max(share);
+        let predictions = (share < MIN_PRED_SHARE && self.has_begun()).then(|| {
+            format!("pred_std is {}, target_std is {}", number(prediction), number(target))
         });
-        vec![(Sign::Targets, targets), (Sign::Predictions, predictions)]
+        vec![(Check::Targets, targets), (Check::Predictions, predictions)]
     }
 
-    /// Where `spread` of the targets grows, the loss may grow with its square.
-    fn diverging(&mut self, loss: f64, spread: Option<f64>) -> (Sign, Option<String>) {
+    /// Checks the loss. It may grow with the square of the targets' standard deviation.
+    fn diverging(&mut self, loss: f64, target_std: Option<f64>) -> (Check, Option<String>) {
         let first = self.first("loss", loss);
-        let grown = spread.map_or(1.0, |spread| spread / self.first("target_var", spread));
-        let above = loss > ABOVE * first * grown.powi(2).max(1.0);
+        let growth = target_std.map_or(1.0, |std| std / self.first("target_std", std));
+        let is_diverging = loss > MAX_LOSS_RATIO * first * growth.powi(2).max(1.0);
         let evidence =
-            above.then(|| format!("the loss is {}, at first {}", number(loss), number(first)));
-        (Sign::Diverging, evidence)
+            is_diverging.then(|| format!("loss is {}, at first {}", number(loss), number(first)));
+        (Check::Diverging, evidence)
     }
 
-    fn steep(&mut self, norm: f64) -> Option<String> {
+    fn exploding(&mut self, norm: f64) -> Option<String> {
         let mut sorted: Vec<f64> = self.gradients.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
-        let usual = (sorted.len() >= ENOUGH).then(|| sorted[sorted.len() / 2]);
-        let steep = usual.filter(|usual| norm > STEEP * usual);
-        // What is not usual shall not become so.
-        if norm.is_finite() && steep.is_none() {
+        let usual = (sorted.len() >= MIN_GRADIENTS).then(|| sorted[sorted.len() / 2]);
+        let exceeded = usual.filter(|usual| norm > MAX_GRADIENT_RATIO * usual);
+        // Outliers must not become usual.
+        if norm.is_finite() && exceeded.is_none() {
             self.gradients.push_back(norm);
-            if self.gradients.len() > GRADIENTS {
+            if self.gradients.len() > GRADIENT_WINDOW {
                 self.gradients.pop_front();
             }
         }
-        steep.map(|usual| {
-            format!("the gradient's norm is {}, usually {}", number(norm), number(usual))
-        })
+        exceeded
+            .map(|usual| format!("gradient norm is {}, usually {}", number(norm), number(usual)))
     }
 }
 
-fn finite(loss: f64) -> (Sign, Option<String>) {
-    (Sign::NotFinite, (!loss.is_finite()).then(|| "the loss is not a number".to_owned()))
+fn finite(loss: f64) -> (Check, Option<String>) {
+    (Check::NotFinite, (!loss.is_finite()).then(|| "loss is NaN or infinite".to_owned()))
 }
 
-/// Of evidence from several places that with the smallest figure, which stands for all.
-fn worst(mut places: Vec<(f64, Option<String>)>) -> Option<String> {
-    places.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let others = places.len().saturating_sub(1);
-    let worst = places.into_iter().next()?.1?;
+/// Returns the evidence with the smallest value, with the number of other layers that have some.
+fn worst(mut layers: Vec<(f64, Option<String>)>) -> Option<String> {
+    layers.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let others = layers.len().saturating_sub(1);
+    let worst = layers.into_iter().next()?.1?;
     Some(match others {
         0 => worst,
-        1 => format!("{worst}, and another place is like it"),
-        _ => format!("{worst}, and {others} more places are like it"),
+        1 => format!("{worst} (and 1 other layer)"),
+        _ => format!("{worst} (and {others} other layers)"),
     })
 }

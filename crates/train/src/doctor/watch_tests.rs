@@ -1,51 +1,57 @@
-//! Each sign is found in a series made for it, and none in what healthy runs tell.
+//! Each check fails on a series made for it, and none fails on the metrics of healthy runs.
 
 use super::diagnosis::{Diagnosis, Verdict};
-use super::{Sign, Watch};
+use super::{Check, Watch};
 use crate::metrics::{Action, ActionLine, HealthLine, HeldOutLine, Line, Pretraining, TrainLine};
 
-/// A line of training with loss, gradient and spreads of targets and predictions.
-fn train(step: u64, [loss, grad_norm, target_var, pred_var]: [f64; 4]) -> Line {
-    let pretraining = Some(Pretraining { target_var, pred_var, ..Pretraining::default() });
+/// A training line with loss, gradient norm, `target_std` and `pred_std`.
+fn train(step: u64, [loss, grad_norm, target_std, pred_std]: [f64; 4]) -> Line {
+    let pretraining = Some(Pretraining { target_std, pred_std, ..Pretraining::default() });
     Line::Train(TrainLine { step, loss, grad_norm, pretraining, ..TrainLine::default() })
 }
 
 fn held_out(step: u64, explained: f64) -> Line {
-    let (explained, target_var, pred_var) = (Some(explained), 0.6, 0.3);
-    Line::HeldOut(HeldOutLine { step, loss: 1.0, explained, target_var, pred_var })
+    let explained_variance = Some(explained);
+    Line::HeldOut(HeldOutLine {
+        step,
+        loss: 1.0,
+        explained_variance,
+        target_std: 0.6,
+        pred_std: 0.3,
+    })
 }
 
-fn health(step: u64, figures: &[(&str, f64)]) -> Line {
-    let figures = figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-    Line::Health(HealthLine { step, figures })
+fn health(step: u64, metrics: &[(&str, f64)]) -> Line {
+    let metrics = metrics.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+    Line::Health(HealthLine { step, metrics })
 }
 
-/// A healthy line.
-fn usual(step: u64) -> Line {
+/// A training line of a healthy run.
+fn healthy(step: u64) -> Line {
     train(step, [1.0, 1.0, 0.6, 0.3])
 }
 
-/// Steps and kinds of what `watch` has to say of `lines`.
-fn told(steps: u64, lines: &[Line]) -> Vec<(u64, Sign)> {
+/// Returns the failed checks, each with the step at which it was reported.
+fn failures(steps: u64, lines: &[Line]) -> Vec<(u64, Check)> {
     let mut watch = Watch::new(steps);
-    let see = |line: &Line| {
-        let symptoms = watch.see(line).into_iter();
-        symptoms.map(|symptom| (line.step(), symptom.sign)).collect::<Vec<_>>()
+    let update = |line: &Line| {
+        let issues = watch.update(line).into_iter();
+        issues.map(|issue| (line.step(), issue.check)).collect::<Vec<_>>()
     };
-    lines.iter().flat_map(see).collect()
+    lines.iter().flat_map(update).collect()
 }
 
 #[test]
-fn a_run_that_learns_shows_nothing() {
-    // As `recipes/speech-tiny.toml` goes: the loss falls, rises and stays up, ranks of blocks fall far,
+fn healthy_run_has_no_issues() {
+    // Like `recipes/speech-tiny.toml`: the loss falls, rises and stays up, block ranks fall far,
     // and predictions hardly vary until the decoder has learned.
     let lines: Vec<Line> = (1..=40)
         .flat_map(|i| {
             let x = f64::from(i as u32);
             let loss = if i < 8 { 8.0 - x } else { (1.0 + 0.2 * (x - 8.0)).min(5.0) };
-            let pred_var = if i < 3 { 0.002 } else { 0.4 };
+            let pred_std = if i < 3 { 0.002 } else { 0.4 };
             [
-                train(10 * i, [loss, 1.0 + x % 3.0, 0.6, pred_var]),
+                train(10 * i, [loss, 1.0 + x % 3.0, 0.6, pred_std]),
                 health(
                     10 * i,
                     &[("block_01_rank", (135.0 - 5.0 * x).max(4.5)), ("local_rank", 40.0)],
@@ -54,118 +60,118 @@ fn a_run_that_learns_shows_nothing() {
             ]
         })
         .collect();
-    assert_eq!(told(400, &lines), []);
-    assert_eq!(Diagnosis::of(&lines, 400).verdict, Verdict::Healthy);
-    assert_eq!(Diagnosis::of(&lines[..6], 400).verdict, Verdict::TooEarly);
-    assert_eq!(Diagnosis::of(&[], 400).verdict, Verdict::TooEarly);
-    // One line out of the ordinary is no trend.
-    let odd = [1, 2, 3, 4, 5].map(|i| match i {
+    assert_eq!(failures(400, &lines), []);
+    assert_eq!(Diagnosis::new(&lines, 400).verdict, Verdict::Healthy);
+    assert_eq!(Diagnosis::new(&lines[..6], 400).verdict, Verdict::TooEarly);
+    assert_eq!(Diagnosis::new(&[], 400).verdict, Verdict::TooEarly);
+    // One outlier is no trend.
+    let outlier = [1, 2, 3, 4, 5].map(|i| match i {
         4 => train(i, [9.0, 90.0, 0.01, 0.0]),
-        _ => usual(i),
+        _ => healthy(i),
     });
-    assert_eq!(told(10, &odd), []);
+    assert_eq!(failures(10, &outlier), []);
 }
 
 #[test]
-fn targets_collapse_by_what_they_were_or_outright() {
+fn detects_collapsed_targets() {
     let shrinking = [0.6, 0.3, 0.05, 0.04, 0.04, 0.2, 0.05, 0.05];
     let lines: Vec<Line> = (1..).zip(shrinking).map(|(i, t)| train(i, [1.0, 1.0, t, t])).collect();
     assert_eq!(
-        told(8, &lines),
-        [(4, Sign::Targets), (8, Sign::Targets)],
-        "again, once it was gone"
+        failures(8, &lines),
+        [(4, Check::Targets), (8, Check::Targets)],
+        "reported again after it was resolved"
     );
     let flat = [1, 2, 3].map(|i| train(i, [1.0, 1.0, 0.001, 0.001]));
-    assert_eq!(told(8, &flat), [(2, Sign::Targets)]);
-    let diagnosis = Diagnosis::of(&lines, 8);
+    assert_eq!(failures(8, &flat), [(2, Check::Targets)]);
+    let diagnosis = Diagnosis::new(&lines, 8);
     assert_eq!(diagnosis.verdict, Verdict::Collapsed);
-    let [first, second] = &diagnosis.findings[..] else { panic!("two findings") };
+    let [first, second] = &diagnosis.results[..] else { panic!("two results") };
     assert_eq!((first.until, second.until), (Some(6), None));
-    assert_eq!(second.symptom.evidence, "targets vary by 0.05, at first by 0.6, since step 7");
-    assert_eq!(Diagnosis::of(&lines[..6], 8).verdict, Verdict::Suspicious);
+    assert_eq!(second.issue.evidence, "target_std is 0.05, at first 0.6, since step 7");
+    assert_eq!(Diagnosis::new(&lines[..6], 8).verdict, Verdict::Suspicious);
 }
 
 #[test]
-fn predictions_collapse_only_after_they_varied() {
+fn detects_collapsed_predictions_only_after_they_varied() {
     let lines = |before: f64| -> Vec<Line> {
-        let spread = |i| if i < 4 { before } else { 0.004 };
-        (1..=8).map(|i| train(i, [1.0, 1.0, 0.6, spread(i)])).collect()
+        let pred_std = |i| if i < 4 { before } else { 0.004 };
+        (1..=8).map(|i| train(i, [1.0, 1.0, 0.6, pred_std(i)])).collect()
     };
-    assert_eq!(told(8, &lines(0.3)), [(6, Sign::Predictions)]);
-    assert_eq!(told(8, &lines(0.02)), [], "0.02 of 0.6 is less than twice the limit");
+    assert_eq!(failures(8, &lines(0.3)), [(6, Check::Predictions)]);
+    assert_eq!(failures(8, &lines(0.02)), [], "0.02 of 0.6 is less than twice the limit");
 }
 
 #[test]
-fn ranks_are_compared_with_the_first_ones() {
+fn compares_ranks_with_first_ranks() {
     let fall = |name: &str, from: f64, to: f64| -> Vec<Line> {
         (1..=5).map(|i| health(i, &[(name, if i < 3 { from } else { to })])).collect()
     };
-    assert_eq!(told(5, &fall("target_rank", 20.0, 1.2)), [(4, Sign::TargetRank)]);
-    assert_eq!(told(5, &fall("target_rank", 20.0, 3.0)), []);
+    assert_eq!(failures(5, &fall("target_rank", 20.0, 1.2)), [(4, Check::TargetRank)]);
+    assert_eq!(failures(5, &fall("target_rank", 20.0, 3.0)), []);
     assert_eq!(
-        told(5, &fall("block_07_rank", 135.0, 4.5)),
+        failures(5, &fall("block_07_rank", 135.0, 4.5)),
         [],
         "usual in short runs of tiny models"
     );
-    assert_eq!(told(5, &fall("block_07_rank", 135.0, 2.5)), [(5, Sign::FewDirections)]);
-    assert_eq!(told(5, &fall("block_07_rank", 135.0, 1.2)), [(4, Sign::Features)]);
-    assert_eq!(told(5, &fall("local_rank", 20.0, 1.1)), [(4, Sign::LocalEncoder)]);
-    assert_eq!(told(5, &fall("local_rank", 20.0, 1.9)), [(5, Sign::FewDirections)]);
-    assert_eq!(told(5, &fall("local_var", 0.5, 0.004)), [(4, Sign::LocalEncoder)]);
-    assert_eq!(told(5, &fall("local_rank", 1.3, 1.2)), [], "data of one direction");
+    assert_eq!(failures(5, &fall("block_07_rank", 135.0, 2.5)), [(5, Check::LowRank)]);
+    assert_eq!(failures(5, &fall("block_07_rank", 135.0, 1.2)), [(4, Check::Features)]);
+    assert_eq!(failures(5, &fall("local_rank", 20.0, 1.1)), [(4, Check::LocalEncoder)]);
+    assert_eq!(failures(5, &fall("local_rank", 20.0, 1.9)), [(5, Check::LowRank)]);
+    assert_eq!(failures(5, &fall("local_std", 0.5, 0.004)), [(4, Check::LocalEncoder)]);
+    assert_eq!(failures(5, &fall("local_rank", 1.3, 1.2)), [], "data with one direction");
     let ranks = |step, low| {
         health(step, &[("block_1_rank", 50.0), ("block_2_rank", low), ("block_3_rank", low / 2.0)])
     };
     let lines = [(1, 40.0), (2, 2.0), (3, 2.0), (4, 2.0)].map(|(step, low)| ranks(step, low));
-    let evidence = "block 3 varies in 1 directions, at first in 20, since step 2";
-    assert_eq!(Diagnosis::of(&lines, 5).findings[0].symptom.evidence, evidence);
+    let evidence = "effective rank of block 3 is 1, at first 20, since step 2";
+    assert_eq!(Diagnosis::new(&lines, 5).results[0].issue.evidence, evidence);
 }
 
 #[test]
-fn a_loss_diverges_above_that_of_an_untrained_model_unless_targets_grow() {
+fn detects_diverging_loss_unless_targets_grow() {
     let rise = |loss: f64, target: f64| -> Vec<Line> {
         let at = |i| if i < 4 { [2.0, 1.0, 0.5, 0.2] } else { [loss, 1.0, target, 0.2] };
         (1..=7).map(|i| train(i, at(i))).collect()
     };
-    assert_eq!(told(7, &rise(7.0, 0.5)), [(6, Sign::Diverging)]);
-    assert_eq!(Diagnosis::of(&rise(7.0, 0.5), 7).verdict, Verdict::Diverged);
-    assert_eq!(told(7, &rise(7.0, 1.0)), [], "the square of the targets' growth");
-    assert_eq!(told(7, &rise(5.0, 0.5)), []);
-    assert_eq!(told(7, &rise(f64::NAN, 0.5)), [(4, Sign::NotFinite)]);
-    // Fine-tuning has no targets that could grow.
-    let tune = |step, loss| Line::Train(TrainLine { step, loss, ..TrainLine::default() });
-    let lines = [(1, 2.0), (2, 7.0), (3, 7.0), (4, 7.0)].map(|(step, loss)| tune(step, loss));
-    assert_eq!(told(7, &lines), [(4, Sign::Diverging)]);
+    assert_eq!(failures(7, &rise(7.0, 0.5)), [(6, Check::Diverging)]);
+    assert_eq!(Diagnosis::new(&rise(7.0, 0.5), 7).verdict, Verdict::Diverged);
+    assert_eq!(failures(7, &rise(7.0, 1.0)), [], "the square of the targets' growth");
+    assert_eq!(failures(7, &rise(5.0, 0.5)), []);
+    assert_eq!(failures(7, &rise(f64::NAN, 0.5)), [(4, Check::NotFinite)]);
+    // Fine-tuning has no regression targets.
+    let finetune = |step, loss| Line::Train(TrainLine { step, loss, ..TrainLine::default() });
+    let lines = [(1, 2.0), (2, 7.0), (3, 7.0), (4, 7.0)].map(|(step, loss)| finetune(step, loss));
+    assert_eq!(failures(7, &lines), [(4, Check::Diverging)]);
 }
 
 #[test]
-fn gradients_are_compared_with_the_usual_ones() {
-    let steep = |i: u64| train(i, [1.0, if i > 10 { 30.0 } else { 1.0 }, 0.6, 0.3]);
-    assert_eq!(told(20, &(1..=16).map(steep).collect::<Vec<_>>()), [(13, Sign::Gradient)]);
+fn compares_gradients_with_usual_gradients() {
+    let exploding = |i: u64| train(i, [1.0, if i > 10 { 30.0 } else { 1.0 }, 0.6, 0.3]);
+    assert_eq!(failures(20, &(1..=16).map(exploding).collect::<Vec<_>>()), [(13, Check::Gradient)]);
     let steady = |i: u64| train(i, [1.0, 1.2_f64.powi(i as i32), 0.6, 0.3]);
-    assert_eq!(told(20, &(1..=16).map(steady).collect::<Vec<_>>()), []);
+    assert_eq!(failures(20, &(1..=16).map(steady).collect::<Vec<_>>()), []);
 }
 
 #[test]
-fn explained_variance_tells_what_was_learned() {
+fn checks_explained_variance() {
     let lines = |values: &[f64]| -> Vec<Line> {
         (0..).zip(values).map(|(i, explained)| held_out(100 * i, *explained)).collect()
     };
-    assert_eq!(told(400, &lines(&[-0.5, 0.0, 0.01, 0.01])), [(200, Sign::Unlearned)]);
-    assert_eq!(told(400, &lines(&[-0.5, 0.0, 0.03, 0.05])), []);
-    assert_eq!(told(80, &lines(&[-0.5, 0.0])), [(100, Sign::Unlearned)]);
-    assert_eq!(told(800, &lines(&[0.0, 0.3, -0.1, -0.1])), [(300, Sign::Unlearning)]);
-    assert_eq!(told(800, &lines(&[0.0, 0.5, 0.99])), [(200, Sign::TooEasy)]);
+    assert_eq!(failures(400, &lines(&[-0.5, 0.0, 0.01, 0.01])), [(200, Check::NothingLearned)]);
+    assert_eq!(failures(400, &lines(&[-0.5, 0.0, 0.03, 0.05])), []);
+    assert_eq!(failures(80, &lines(&[-0.5, 0.0])), [(100, Check::NothingLearned)]);
+    assert_eq!(failures(800, &lines(&[0.0, 0.3, -0.1, -0.1])), [(300, Check::Forgetting)]);
+    assert_eq!(failures(800, &lines(&[0.0, 0.5, 0.99])), [(200, Check::TooEasy)]);
 }
 
 #[test]
-fn what_was_done_makes_a_run_suspicious() {
+fn recovery_actions_make_a_run_suspicious() {
     let action = |action| {
         let line =
             ActionLine { step: 3, action, reason: "a collapse".into(), lr_scale: None, from: None };
-        let mut lines: Vec<Line> = (1..=8).map(usual).collect();
+        let mut lines: Vec<Line> = (1..=8).map(healthy).collect();
         lines.insert(3, Line::Action(line));
-        Diagnosis::of(&lines, 8)
+        Diagnosis::new(&lines, 8)
     };
     assert_eq!(action(Action::RollBack).verdict, Verdict::Suspicious);
     assert_eq!(action(Action::RollBack).actions.len(), 1);

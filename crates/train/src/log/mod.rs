@@ -1,143 +1,105 @@
-//! How what a run tells leaves the program: to `metrics.jsonl` and TensorBoard, to Prometheus, to the user, and to
-//! the record of how the run came to be.
+//! Where a run's metrics go: `metrics.jsonl`, TensorBoard, the record of the run, and observers.
 
-mod prometheus;
+pub mod prometheus;
 mod tensorboard;
-mod view;
 
 use std::fs::File;
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use data2vec_core::Progress;
 use data2vec_torch_ext::memory;
+use tracing::{info, warn};
 
+use crate::messages::describe;
 use crate::metrics::{self, Line, Metrics};
-use crate::record::{End, Record, since_1970};
-use crate::report::{self, describe, note, tell};
-use crate::run::RunFolder;
+use crate::record::{End, Record, Start};
+use crate::run_dir::RunDir;
 use tensorboard::Events;
-use view::View;
 
-pub use prometheus::Server;
-pub use view::clock;
-
-/// Folder of the event files, in that of a run.
+/// Directory of the event files in a run directory.
 const TENSORBOARD: &str = "tensorboard";
 
-/// How a run is watched, on the command line.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Tell nothing but errors and results
-    #[arg(long)]
-    quiet: bool,
-    /// Write each line of metrics.jsonl to standard output as well, and nothing else there
-    #[arg(long)]
-    json: bool,
-    /// Answer Prometheus at http://ADDR:PORT/metrics; without a value at 127.0.0.1:9464. Port 0 is any that is
-    /// free, which is told
-    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
-    prometheus: Option<SocketAddr>,
-}
+/// Watches a run: a terminal, a metrics server, a notebook. Only rank 0 calls observers.
+///
+/// # For implementors
+/// Each method has a default that does nothing. They run on the training thread: return quickly.
+pub trait Observer {
+    /// Called when a run starts, resumes, or restarts from an earlier checkpoint.
+    fn start(&mut self, _run: &RunInfo) {}
 
-impl Args {
-    /// From now on the process speaks as it was told.
-    pub fn begin(&self) {
-        report::speak(self.quiet, self.json);
-    }
+    /// Called when training begins, after the data were opened and the first evaluation was made.
+    fn begin(&mut self) {}
 
-    /// Answers Prometheus, if that is wanted.
-    pub fn serve(&self) -> Result<Option<Server>> {
-        let server = self.prometheus.map(Server::listen).transpose()?;
-        if let Some(server) = &server {
-            tell!("Prometheus finds figures at http://{}/metrics", server.address());
-        }
-        Ok(server)
-    }
-}
+    /// Called with the progress of long work outside of training steps, such as tokenizing.
+    fn progress(&mut self, _progress: Progress) {}
 
-/// What a run's log writes to besides files of its own.
-pub struct Outlets {
-    /// How the run came to be.
-    pub record: Record,
-    /// Who answers Prometheus.
-    pub server: Option<Server>,
-}
+    /// Called after each completed step.
+    fn step(&mut self, _step: u64) {}
 
-/// What is kept of a run, and told outside of the process.
-struct Kept {
-    metrics: Metrics,
-    events: Events,
-    outlets: Outlets,
-}
-
-impl Kept {
-    fn write(&mut self, line: &Line) -> Result<()> {
-        self.metrics.write(line)?;
-        self.events.write(line)?;
-        report::json(line)?;
-        self.serve(line);
+    /// Called for each line of `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// An error ends the run.
+    fn line(&mut self, _line: &Line, _status: &Status) -> Result<()> {
         Ok(())
     }
 
-    /// Tells Prometheus what does not change.
-    fn introduce(&self, folder: &RunFolder, unit: &str, steps: u64) {
-        let Some(server) = &self.outlets.server else { return };
-        let start = self.outlets.record.start();
-        let labels = vec![
-            ("version", start.data2vec.clone()),
-            ("commit", start.commit.clone().unwrap_or_default()),
-            ("libtorch", start.libtorch.clone()),
-        ];
-        server.set_labelled("build_info", "The program.", labels, 1.0);
-        let labels = vec![
-            ("folder", folder.path().display().to_string()),
-            ("device", start.device.clone()),
-            ("unit", unit.to_owned()),
-        ];
-        server.set_labelled("run_info", "The run, and in what it counts its data.", labels, 1.0);
-        server.set("steps", "Steps of the whole run.", steps as f64);
-    }
+    /// Called when a checkpoint was taken; it may still be written.
+    fn saved(&mut self) {}
 
-    /// Tells Prometheus the figures of a line.
-    fn serve(&self, line: &Line) {
-        let Some(server) = &self.outlets.server else { return };
-        for (tag, value) in line.scalars() {
-            server.set(&tag, &format!("{tag} of metrics.jsonl."), value);
-        }
-    }
-
-    /// Bytes of memory in use, where the system tells.
-    fn memory(&self) -> Option<f64> {
-        let memory = memory(self.outlets.record.device()).ok()?.current as f64;
-        if let Some(server) = &self.outlets.server {
-            server.set("memory_bytes", "Memory in use, of a GPU or the process.", memory);
-        }
-        Some(memory)
-    }
-
-    fn step(&mut self, step: u64) {
-        self.outlets.record.at(step);
-        if let Some(server) = &self.outlets.server {
-            server.set("step", "Steps that are complete.", step as f64);
-        }
-    }
-
-    fn saved(&mut self) {
-        if let Some(server) = &self.outlets.server {
-            let help = "When the last checkpoint was taken, in seconds since 1970.";
-            let now = since_1970().as_secs_f64();
-            server.set("last_checkpoint_timestamp_seconds", help, now);
-        }
-        tell_failure(self.outlets.record.keep());
-    }
+    /// Called when the run ends in this process, or before it restarts.
+    fn end(&mut self) {}
 }
 
-/// All that hears of a run.
+/// What an observer knows of a run when it starts.
+#[derive(Debug)]
+pub struct RunInfo<'a> {
+    /// The run directory.
+    pub dir: &'a Path,
+    /// Completed steps.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Unit of the data, as in "tokens".
+    pub unit: &'static str,
+    /// The process: versions, device, command.
+    pub process: &'a Start,
+    /// Lines of earlier processes, oldest first.
+    pub lines: &'a [Line],
+}
+
+/// Where a run stands when a line is written.
+#[derive(Debug)]
+pub struct Status<'a> {
+    /// Estimated time to the end of the run.
+    pub left: Duration,
+    /// Bytes of memory in use, if the system reports them.
+    pub memory: Option<f64>,
+    /// The last evaluation.
+    pub evaluation: Option<&'a Line>,
+}
+
+/// Where the rank that writes sends metrics.
+pub struct Sinks {
+    /// The record of the run.
+    pub record: Record,
+    /// Observers of the run.
+    pub observers: Vec<Box<dyn Observer>>,
+}
+
+/// Files and observers of the rank that writes.
+struct RunLog {
+    metrics: Metrics,
+    events: Events,
+    sinks: Sinks,
+}
+
+/// The log of a run.
 pub struct Log {
-    /// `None`: of a process that writes nothing.
-    kept: Option<Kept>,
-    view: View,
+    /// `None` on ranks that write nothing.
+    run: Option<RunLog>,
     /// The last evaluation.
     last: Option<Line>,
     /// When training began in this process, and at which step.
@@ -146,108 +108,126 @@ pub struct Log {
 }
 
 impl Log {
-    /// Of the run in `folder`, which stands at `step` of `steps` and counts its data in `unit`. Also the
-    /// lines of the steps before, oldest first.
+    /// Opens the log of the run in `dir`, which stands at `step` of `steps`. Also returns the lines
+    /// of the steps before, oldest first.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
     pub fn open(
-        folder: &RunFolder,
-        outlets: Outlets,
+        dir: &RunDir,
+        mut sinks: Sinks,
         (step, steps): (u64, u64),
         unit: &'static str,
     ) -> Result<(Self, Vec<Line>)> {
-        let path = folder.join("metrics.jsonl");
+        let path = dir.join("metrics.jsonl");
         let metrics = Metrics::open(&path, step)?;
         let lines = metrics::read(&path)?;
-        let events = Events::open(&folder.join(TENSORBOARD), &lines)?;
-        let mut kept = Kept { metrics, events, outlets };
-        kept.introduce(folder, unit, steps);
-        kept.step(step);
-        lines.iter().for_each(|line| kept.serve(line));
+        let events = Events::open(&dir.join(TENSORBOARD), &lines)?;
+        sinks.record.set_step(step);
+        let Sinks { record, observers } = &mut sinks;
+        let process = record.start();
+        let info = RunInfo { dir: dir.path(), step, steps, unit, process, lines: &lines };
+        observers.iter_mut().for_each(|observer| observer.start(&info));
         let last = lines.iter().rfind(|line| line.is_evaluation()).cloned();
-        let view = View::new((step, steps), unit, &lines);
         let began = (Instant::now(), step);
-        Ok((Self { kept: Some(kept), view, last, began, steps }, lines))
+        Ok((Self { run: Some(RunLog { metrics, events, sinks }), last, began, steps }, lines))
     }
 
-    /// Of one of several processes that is not the one which writes.
-    pub fn silent((step, steps): (u64, u64), unit: &'static str) -> Self {
-        let view = View::new((step, steps), unit, &[]);
-        Self { kept: None, view, last: None, began: (Instant::now(), step), steps }
+    /// Creates the log of a rank that writes nothing.
+    pub fn silent((step, steps): (u64, u64)) -> Self {
+        Self { run: None, last: None, began: (Instant::now(), step), steps }
     }
 
-    /// Training begins.
+    fn observers(&mut self) -> impl Iterator<Item = &mut Box<dyn Observer>> {
+        self.run.iter_mut().flat_map(|run| run.sinks.observers.iter_mut())
+    }
+
+    /// Marks the beginning of training.
     pub fn begin(&mut self) {
         self.began.0 = Instant::now();
-        self.view.show();
+        self.observers().for_each(|observer| observer.begin());
     }
 
-    /// Says where the run stands.
+    /// Marks a completed step.
     pub fn step(&mut self, step: u64) {
-        self.view.step(step);
-        if let Some(kept) = &mut self.kept {
-            kept.step(step);
+        if let Some(run) = &mut self.run {
+            run.sinks.record.set_step(step);
         }
+        self.observers().for_each(|observer| observer.step(step));
     }
 
-    /// Keeps a line and shows it.
+    /// Writes a line to all sinks.
+    ///
+    /// # Errors
+    /// If a file cannot be written, or an observer fails.
     pub fn line(&mut self, line: &Line) -> Result<()> {
-        if let Some(kept) = &mut self.kept {
-            kept.write(line)?;
+        let (began, first) = self.began;
+        let steps = line.step().saturating_sub(first).max(1);
+        let per_step = began.elapsed().div_f64(steps as f64);
+        let left = per_step.mul_f64(self.steps.saturating_sub(line.step()) as f64);
+        // Health lines are for later analysis.
+        if !matches!(line, Line::Train(_) | Line::Health(_)) {
+            info!("{line}");
         }
-        match line {
-            Line::Train(train) => {
-                let (began, first) = self.began;
-                let steps = train.step.saturating_sub(first).max(1);
-                let per_step = began.elapsed().div_f64(steps as f64);
-                let left = per_step.mul_f64(self.steps.saturating_sub(train.step) as f64);
-                let memory = self.kept.as_ref().and_then(Kept::memory);
-                self.view.train(train, self.last.as_ref(), left, memory);
+        if let Some(RunLog { metrics, events, sinks }) = &mut self.run {
+            metrics.write(line)?;
+            events.write(line)?;
+            let memory = matches!(line, Line::Train(_))
+                .then(|| memory(sinks.record.device()).ok().map(|memory| memory.current as f64));
+            let status = Status { left, memory: memory.flatten(), evaluation: self.last.as_ref() };
+            for observer in &mut sinks.observers {
+                observer.line(line, &status)?;
             }
-            // Many figures, which are for looking at later.
-            Line::Health(_) => {}
-            line => self.say(&line.to_string()),
         }
-        self.view.remember(line);
         if line.is_evaluation() {
             self.last = Some(line.clone());
         }
         Ok(())
     }
 
-    /// The file of lines, to be flushed to the disk by somebody else.
+    /// Returns a handle of `metrics.jsonl` that another thread can flush to disk.
+    ///
+    /// # Errors
+    /// If this rank writes no such file.
     pub fn lines(&self) -> Result<File> {
-        self.kept.as_ref().context("this process keeps no metrics.jsonl")?.metrics.handle()
+        self.run.as_ref().context("this rank writes no metrics.jsonl")?.metrics.handle()
     }
 
-    /// A checkpoint was taken, which is written meanwhile.
+    /// Marks a checkpoint, which may still be written.
     pub fn saved(&mut self) {
-        if let Some(kept) = &mut self.kept {
-            kept.saved();
+        if let Some(run) = &mut self.run {
+            warn_if_stale(run.sinks.record.update());
         }
+        self.observers().for_each(|observer| observer.saved());
     }
 
-    /// A line of text, above whatever is redrawn.
-    pub fn say(&self, text: &str) {
-        tell!("{text}");
+    /// Closes the files and returns the sinks, for a log of the same run from an earlier step.
+    pub fn close(mut self) -> Option<Sinks> {
+        self.observers().for_each(|observer| observer.end());
+        self.run.map(|run| run.sinks)
     }
 
-    /// Gives back what it writes to besides files of its own, so that another can take its place.
-    pub fn close(mut self) -> Option<Outlets> {
-        self.view.finish();
-        self.kept.map(|kept| kept.outlets)
-    }
-
-    /// This process is done with the run. Leaves the terminal as it was.
+    /// Ends the run in this process.
     pub fn end(&mut self, end: End) {
-        self.view.finish();
-        if let Some(kept) = &mut self.kept {
-            tell_failure(kept.outlets.record.end(end));
+        self.observers().for_each(|observer| observer.end());
+        if let Some(run) = &mut self.run {
+            warn_if_stale(run.sinks.record.end(end));
         }
     }
 }
 
-/// That the record is not up to date is no reason to end a run.
-fn tell_failure(written: Result<()>) {
+/// A record that cannot be written does not end a run.
+fn warn_if_stale(written: Result<()>) {
     if let Err(error) = written {
-        note(format!("the record is not up to date: {}", describe(&error)));
+        warn!("run.json is not up to date: {}", describe(&error));
+    }
+}
+
+/// Formats a duration as `1:02:03` or `2:03`.
+pub fn clock(time: Duration) -> String {
+    let s = time.as_secs();
+    match s / 3600 {
+        0 => format!("{}:{:02}", s / 60, s % 60),
+        h => format!("{h}:{:02}:{:02}", s / 60 % 60, s % 60),
     }
 }

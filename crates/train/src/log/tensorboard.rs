@@ -1,8 +1,9 @@
-//! `tensorboard/events.out.tfevents.…`: what TensorBoard reads. The file is a function of `metrics.jsonl`
-//! and of when its lines were written.
+//! Writes TensorBoard event files, `tensorboard/events.out.tfevents.…`. The content depends only on
+//! `metrics.jsonl` and on when its lines were written.
 //!
-//! A file is a row of records: length (8 bytes), its checksum, an `Event` of TensorFlow's `event.proto`,
-//! its checksum. Of that message and of `summary.proto` this writes the few fields that scalars need.
+//! A file is a sequence of records: length (8 bytes), its checksum, an `Event` of TensorFlow's
+//! `event.proto`, its checksum. Only the fields of `event.proto` and `summary.proto` that scalars
+//! need are written.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -14,18 +15,21 @@ use anyhow::{Context, Result};
 use crate::metrics::Line;
 use crate::record::since_1970;
 
-/// What TensorBoard looks for in names.
+/// Prefix of the file names that TensorBoard reads.
 const PREFIX: &str = "events.out.tfevents.";
 
-/// The file, open for more.
+/// An event file, open for appending.
 pub struct Events {
     path: PathBuf,
     file: File,
 }
 
 impl Events {
-    /// A file in `dir` with what `lines` tell, in place of an older one, from which it knows when they
-    /// were written.
+    /// Replaces the event file in `dir` by one with the scalars of `lines`. Wall times are copied
+    /// from the old file.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
     pub fn open(dir: &Path, lines: &[Line]) -> Result<Self> {
         let now = now();
         let old = files(dir)?;
@@ -42,7 +46,7 @@ impl Events {
             bytes.extend(record(&event(time, line)));
         }
 
-        // Another name than all before: a TensorBoard that is looking leaves the old file for it.
+        // A new name makes a running TensorBoard switch to the new file.
         let newest = old.iter().filter_map(|path| created(path)).max();
         let number = newest.map_or(0, |number| number + 1).max(now as u64);
         let path = dir.join(format!("{PREFIX}{number:010}.data2vec"));
@@ -58,19 +62,22 @@ impl Events {
         Ok(Self { path, file })
     }
 
-    /// Appends what `line` tells.
+    /// Appends the scalars of `line`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let record = record(&event(now(), line));
         self.file.write_all(&record).with_context(|| self.path.display().to_string())
     }
 }
 
-/// Seconds since 1970.
+/// Returns the time in seconds since 1970.
 fn now() -> f64 {
     since_1970().as_secs_f64()
 }
 
-/// Event files in `dir`.
+/// Lists the event files in `dir`.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -82,27 +89,27 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.into_iter().filter(|path| created(path).is_some()).collect())
 }
 
-/// The number in a file's name.
+/// Returns the number in an event file's name, or `None` for other files.
 fn created(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()
 }
 
-/// `Event { wall_time, file_version }`.
+/// Encodes `Event { wall_time, file_version }`.
 fn version(time: f64) -> Vec<u8> {
     let mut event = double(1, time);
     event.extend(bytes(3, b"brain.Event:2"));
     event
 }
 
-/// `Event { wall_time, step: 0, session_log: { status: START } }`: a TensorBoard that is looking forgets what it
-/// has read of an older file.
+/// Encodes `Event { wall_time, step: 0, session_log: { status: START } }`, which makes a running
+/// TensorBoard discard what it has read of an older file.
 fn session_start(time: f64) -> Vec<u8> {
     let mut event = double(1, time);
     event.extend(bytes(7, &varint(1, 1)));
     event
 }
 
-/// `Event { wall_time, step, summary: { value: [{ tag, simple_value }] } }`.
+/// Encodes `Event { wall_time, step, summary: { value: [{ tag, simple_value }] } }`.
 fn event(time: f64, line: &Line) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in line.scalars() {
@@ -116,21 +123,21 @@ fn event(time: f64, line: &Line) -> Vec<u8> {
     event
 }
 
-/// A protobuf field of 8 bytes.
+/// Encodes a protobuf field of 8 bytes.
 fn double(field: u8, value: f64) -> Vec<u8> {
     let mut out = vec![field << 3 | 1];
     out.extend(value.to_le_bytes());
     out
 }
 
-/// A protobuf field of 4 bytes.
+/// Encodes a protobuf field of 4 bytes.
 fn float(field: u8, value: f32) -> Vec<u8> {
     let mut out = vec![field << 3 | 5];
     out.extend(value.to_le_bytes());
     out
 }
 
-/// A protobuf field of a length and as many bytes.
+/// Encodes a length-delimited protobuf field.
 fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
     let mut out = varint(field, value.len() as u64);
     out[0] |= 2;
@@ -138,7 +145,7 @@ fn bytes(field: u8, value: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A protobuf field of 7 bits a byte, least significant first.
+/// Encodes a protobuf varint field: 7 bits per byte, least significant first.
 fn varint(field: u8, mut value: u64) -> Vec<u8> {
     let mut out = vec![field << 3];
     while value >= 0x80 {
@@ -149,7 +156,7 @@ fn varint(field: u8, mut value: u64) -> Vec<u8> {
     out
 }
 
-/// Frames an event.
+/// Frames an event as a record.
 fn record(event: &[u8]) -> Vec<u8> {
     let length = (event.len() as u64).to_le_bytes();
     let mut out = length.to_vec();
@@ -159,12 +166,12 @@ fn record(event: &[u8]) -> Vec<u8> {
     out
 }
 
-/// CRC-32C, turned and shifted so that it may be a part of what is checked itself.
+/// Returns the masked CRC-32C of `bytes`, as TFRecord files store it.
 fn checksum(bytes: &[u8]) -> [u8; 4] {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
 
-/// Events of a file up to the first that is cut short or damaged.
+/// Returns the events of a file up to the first incomplete or damaged one.
 fn records(mut file: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = file.split_first_chunk::<8>()?;
@@ -175,7 +182,7 @@ fn records(mut file: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Step and time of an event that [`event`] wrote.
+/// Returns step and wall time of an event written by [`event`].
 fn time_of(event: &[u8]) -> Option<(u64, f64)> {
     let (time, rest) = event.strip_prefix(&[1 << 3 | 1])?.split_first_chunk()?;
     let rest = rest.strip_prefix(&[2 << 3])?;
@@ -191,7 +198,7 @@ mod tests {
     use super::*;
     use crate::metrics::{TrainLine, ValidationLine};
 
-    /// Made by tensorboard 2.21.0 from pip: `RecordWriter.write(event.SerializeToString())` of
+    /// Written by tensorboard 2.21.0: `RecordWriter.write(event.SerializeToString())` of
     /// `Event(wall_time=1700000000.25, file_version="brain.Event:2")`, of
     /// `Event(wall_time=1700000000.25, session_log=SessionLog(status=SessionLog.START))`, and of
     /// `Event(wall_time=1700000000.5, step=300)` with summary values `validation/loss` 0.5 and
@@ -202,12 +209,12 @@ mod tests {
         6e2f776572150000c0bf278e45c7";
 
     fn line() -> Line {
-        let figures = [("wer".to_owned(), -1.5)].into();
-        Line::Validation(ValidationLine { step: 300, loss: 0.5, figures })
+        let metrics = [("wer".to_owned(), -1.5)].into();
+        Line::Validation(ValidationLine { step: 300, loss: 0.5, metrics })
     }
 
     #[test]
-    fn bytes_are_those_of_tensorboard() {
+    fn matches_bytes_of_tensorboard() {
         let time = 1_700_000_000.25;
         let mut file = record(&version(time));
         file.extend(record(&session_start(time)));
@@ -217,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn going_on_writes_nothing_twice_and_keeps_times() {
-        let dir = tempfile::tempdir().expect("a folder");
+    fn resume_keeps_wall_times_and_repeats_no_step() {
+        let dir = tempfile::tempdir().expect("a directory");
         let train = |step| Line::Train(TrainLine { step, ..TrainLine::default() });
         let mut events = Events::open(dir.path(), &[]).expect("a new file");
         for step in [1, 200, 70_000, u64::from(u32::MAX)] {
             events.write(&train(step)).expect("space");
         }
         let read = || {
-            let files = files(dir.path()).expect("a folder");
+            let files = files(dir.path()).expect("a directory");
             assert_eq!(files.len(), 1);
             let bytes = fs::read(&files[0]).expect("a file");
             let times = records(&bytes).filter_map(time_of).collect::<Vec<_>>();
@@ -235,7 +242,7 @@ mod tests {
         let steps: Vec<u64> = before.iter().map(|(step, _)| *step).collect();
         assert_eq!(steps, [1, 200, 70_000, u64::from(u32::MAX)]);
 
-        // Killed while it wrote.
+        // The last record is incomplete, as if the process was killed.
         let mut bytes = fs::read(&name).expect("a file");
         bytes.truncate(bytes.len() - 3);
         fs::write(&name, bytes).expect("space");
@@ -249,14 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_noticed() {
+    fn detects_damage() {
         let mut file = record(&event(1.0, &line()));
         file.extend(record(&event(2.0, &line())));
         assert_eq!(records(&file).count(), 2);
-        for place in 0..file.len() {
+        for at in 0..file.len() {
             let mut damaged = file.clone();
-            damaged[place] ^= 1;
-            assert_eq!(records(&damaged).count(), usize::from(place >= file.len() / 2), "{place}");
+            damaged[at] ^= 1;
+            assert_eq!(records(&damaged).count(), usize::from(at >= file.len() / 2), "{at}");
         }
         assert_eq!(records(&[0xff; 40]).count(), 0);
     }

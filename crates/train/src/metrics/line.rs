@@ -1,4 +1,4 @@
-//! What a line of `metrics.jsonl` tells.
+//! The lines of `metrics.jsonl`.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -11,160 +11,161 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub enum Line {
     /// Means over the steps since the last such line.
     Train(TrainLine),
-    /// Held-out examples, without dropout.
+    /// Evaluation on held-out examples, without dropout.
     HeldOut(HeldOutLine),
-    /// Held-out labelled examples, in fine-tuning.
+    /// Evaluation of fine-tuning on held-out labelled examples.
     Validation(ValidationLine),
-    /// What the model's insides look like.
+    /// Effective ranks and norms of the model.
     Health(HealthLine),
-    /// What nearest neighbours tell of classes by the features.
+    /// Accuracy of nearest neighbours on frozen features.
     Probe(ProbeLine),
-    /// Something that was done because training did not go as it should.
+    /// An action of recovery.
     Action(ActionLine),
 }
 
-/// See [`Line::Train`].
+/// Means over training steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainLine {
     /// Completed steps.
     pub step: u64,
     /// Passes over the data.
     pub epoch: f64,
-    /// Mean over hidden tokens, or over labelled examples.
+    /// Mean loss over masked tokens, or over labelled examples.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// How many of these there are.
+    /// Number of tokens or examples that `loss` is a mean over.
     #[serde(skip)]
     pub weight: f64,
     /// Norm of the gradient before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// Share of the steps whose gradient was longer than `train.clip_norm`; absent without one.
+    /// Share of the steps whose gradient norm exceeded `train.clip_norm`; absent without clipping.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clipped: Option<f64>,
-    /// Of the last step.
+    /// Learning rate of the last step.
     pub lr: f64,
-    /// What pretraining tells besides.
+    /// Metrics of pretraining only.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub pretraining: Option<Pretraining>,
-    /// Units of data (seconds of audio, …) a second.
+    /// Units of data (seconds of audio, tokens, images) per second.
     pub units_per_second: f64,
-    /// Share of the time that the model waited for data.
+    /// Share of the time spent waiting for data.
     pub waiting: f64,
-    /// Seconds that each part of a step took, by name.
+    /// Seconds per step of each part of a step, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub phases: BTreeMap<String, f64>,
-    /// Unusable examples met so far.
+    /// Unusable examples found so far.
     pub bad_examples: usize,
 }
 
-/// What a line tells of pretraining.
+/// Metrics of pretraining steps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Pretraining {
-    /// Spread of the targets over hidden tokens.
+    /// Standard deviation of the targets over masked tokens.
     #[serde(deserialize_with = "number")]
-    pub target_var: f64,
-    /// Spread of the predictions.
+    pub target_std: f64,
+    /// Standard deviation of the predictions over masked tokens.
     #[serde(deserialize_with = "number")]
-    pub pred_var: f64,
-    /// Share of hidden tokens.
+    pub pred_std: f64,
+    /// Share of masked tokens.
     pub masked_share: f64,
-    /// Of the last step.
+    /// Teacher decay of the last step.
     pub ema_decay: f64,
 }
 
-/// See [`Line::HeldOut`].
+/// An evaluation of pretraining.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutLine {
     /// Completed steps.
     pub step: u64,
-    /// Mean over hidden tokens.
+    /// Mean loss over masked tokens.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// Share of the targets' variance that predictions explain; `None` if the targets have none.
-    pub explained: Option<f64>,
-    /// Spread of the targets over hidden tokens.
+    /// Share of the targets' variance that predictions explain (R²); `None` if the targets are
+    /// constant.
+    pub explained_variance: Option<f64>,
+    /// Standard deviation of the targets over masked tokens.
     #[serde(deserialize_with = "number")]
-    pub target_var: f64,
-    /// Spread of the predictions.
+    pub target_std: f64,
+    /// Standard deviation of the predictions over masked tokens.
     #[serde(deserialize_with = "number")]
-    pub pred_var: f64,
+    pub pred_std: f64,
 }
 
-/// See [`Line::Validation`].
+/// An evaluation of fine-tuning.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationLine {
     /// Completed steps.
     pub step: u64,
-    /// Mean over examples.
+    /// Mean loss over examples.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// By name: `wer`, `accuracy`, …; undefined ones are missing.
-    pub figures: BTreeMap<String, f64>,
+    /// Metrics of the task by name: `wer`, `accuracy`, …; undefined ones are missing.
+    pub metrics: BTreeMap<String, f64>,
 }
 
-/// See [`Line::Health`].
+/// Health metrics of a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HealthLine {
     /// Completed steps.
     pub step: u64,
-    /// By name: `target_rank`, `student_norm`, …; undefined ones are missing.
-    pub figures: BTreeMap<String, f64>,
+    /// Metrics by name: `target_rank`, `student_norm`, …; undefined ones are missing.
+    pub metrics: BTreeMap<String, f64>,
 }
 
-/// See [`Line::Probe`].
+/// An evaluation of a k-NN probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ProbeLine {
     /// Completed steps.
     pub step: u64,
-    /// Neighbours that vote.
+    /// Number of neighbours that vote.
     pub k: usize,
-    /// Share of the examples that they get right.
+    /// Share of correctly classified examples.
     pub accuracy: f64,
-    /// Share that is of the most frequent class.
+    /// Accuracy of always answering the most frequent class.
     pub chance: f64,
 }
 
-/// See [`Line::Action`].
+/// An action of recovery and its reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ActionLine {
-    /// Completed steps that training stands at after it.
+    /// Completed steps after the action.
     pub step: u64,
-    /// What was done.
+    /// The action.
     pub action: Action,
-    /// Why, in one line.
+    /// The reason, in one line.
     pub reason: String,
-    /// What the schedule's learning rates are multiplied by from here on, if that was changed.
+    /// New factor of the schedule's learning rates, if it was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_scale: Option<f64>,
-    /// Of a roll-back: completed steps that training stood at before it.
+    /// Completed steps before a roll-back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<u64>,
 }
 
-/// See [`ActionLine`].
+/// What recovery does about a failing run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Nothing but to say so.
+    /// Logged a warning only.
     Warn,
-    /// A step that would not have been finite was not taken.
+    /// Skipped a step whose loss or gradient was not finite.
     Skip,
-    /// The learning rate is lower from here on.
+    /// Lowered the learning rate from here on.
     LowerLr,
-    /// Training stands at an earlier checkpoint again.
+    /// Restored an earlier checkpoint.
     RollBack,
-    /// Training ended.
+    /// Ended training.
     Stop,
 }
 
-/// JSON has no NaN: it is written as `null`.
+/// Reads `null` as NaN, which JSON lacks.
 fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
 }
 
 impl Line {
-    /// Completed steps when it was written.
+    /// Returns the number of completed steps when the line was written.
     pub fn step(&self) -> u64 {
         match self {
             Self::Train(line) => line.step,
@@ -176,19 +177,19 @@ impl Line {
         }
     }
 
-    /// Whether it tells of examples that the run never trains on.
+    /// Returns whether the line is an evaluation on held-out examples.
     pub fn is_evaluation(&self) -> bool {
         matches!(self, Self::HeldOut(_) | Self::Validation(_))
     }
 
-    /// Its figures by tag, as in `train/loss`; undefined ones are missing.
+    /// Returns the metrics of the line by tag, as in `train/loss`; undefined ones are missing.
     pub fn scalars(&self) -> Vec<(String, f64)> {
-        let named = |kind: &str, figures: &[(&str, f64)]| -> Vec<(String, f64)> {
-            figures.iter().map(|(name, value)| (format!("{kind}/{name}"), *value)).collect()
+        let named = |kind: &str, metrics: &[(&str, f64)]| -> Vec<(String, f64)> {
+            metrics.iter().map(|(name, value)| (format!("{kind}/{name}"), *value)).collect()
         };
         match self {
             Self::Train(line) => {
-                let mut figures = vec![
+                let mut metrics = vec![
                     ("loss", line.loss),
                     ("grad_norm", line.grad_norm),
                     ("lr", line.lr),
@@ -197,35 +198,35 @@ impl Line {
                     ("waiting", line.waiting),
                     ("bad_examples", line.bad_examples as f64),
                 ];
-                figures.extend(line.clipped.map(|share| ("clipped", share)));
+                metrics.extend(line.clipped.map(|share| ("clipped", share)));
                 if let Some(line) = &line.pretraining {
-                    figures.extend([
-                        ("target_var", line.target_var),
-                        ("pred_var", line.pred_var),
+                    metrics.extend([
+                        ("target_std", line.target_std),
+                        ("pred_std", line.pred_std),
                         ("masked_share", line.masked_share),
                         ("ema_decay", line.ema_decay),
                     ]);
                 }
                 let phases = line.phases.iter();
                 let phases = phases.map(|(name, value)| (format!("train/phases/{name}"), *value));
-                named("train", &figures).into_iter().chain(phases).collect()
+                named("train", &metrics).into_iter().chain(phases).collect()
             }
             Self::HeldOut(line) => {
-                let mut figures = vec![("loss", line.loss)];
-                figures.extend(line.explained.map(|value| ("explained", value)));
-                figures.extend([("target_var", line.target_var), ("pred_var", line.pred_var)]);
-                named("held_out", &figures)
+                let mut metrics = vec![("loss", line.loss)];
+                metrics.extend(line.explained_variance.map(|value| ("explained_variance", value)));
+                metrics.extend([("target_std", line.target_std), ("pred_std", line.pred_std)]);
+                named("held_out", &metrics)
             }
             Self::Validation(line) => {
-                let figures = line.figures.iter().map(|(name, value)| (name.as_str(), *value));
+                let metrics = line.metrics.iter().map(|(name, value)| (name.as_str(), *value));
                 named(
                     "validation",
-                    &[("loss", line.loss)].into_iter().chain(figures).collect::<Vec<_>>(),
+                    &[("loss", line.loss)].into_iter().chain(metrics).collect::<Vec<_>>(),
                 )
             }
             Self::Health(line) => {
-                let figures = line.figures.iter();
-                figures.map(|(name, value)| (format!("health/{name}"), *value)).collect()
+                let metrics = line.metrics.iter();
+                metrics.map(|(name, value)| (format!("health/{name}"), *value)).collect()
             }
             Self::Probe(line) => {
                 named("probe", &[("accuracy", line.accuracy), ("chance", line.chance)])
@@ -235,35 +236,35 @@ impl Line {
     }
 }
 
-/// An evaluation as the user sees it; of training, `Progress` shows more.
+/// Formats the line for the terminal.
 impl Display for Line {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Train(line) => write!(f, "step {}: loss {:.3}", line.step, line.loss),
             Self::HeldOut(line) => {
-                let explained = line.explained.map_or("–".into(), |e| format!("{e:.3}"));
-                let (target, pred) = (line.target_var, line.pred_var);
+                let explained = line.explained_variance.map_or("–".into(), |e| format!("{e:.3}"));
+                let (target, pred) = (line.target_std, line.pred_std);
                 write!(
                     f,
-                    "step {}: held out: loss {:.3}, explained {explained}, var {target:.2}/{pred:.2}",
+                    "step {}: held out: loss {:.3}, explained variance {explained}, target_std {target:.2}, pred_std {pred:.2}",
                     line.step, line.loss
                 )
             }
             Self::Validation(line) => {
                 write!(f, "step {}: held out: loss {:.3}", line.step, line.loss)?;
-                let mut figures = line.figures.iter();
-                figures.try_for_each(|(name, value)| write!(f, ", {name} {value:.4}"))
+                let mut metrics = line.metrics.iter();
+                metrics.try_for_each(|(name, value)| write!(f, ", {name} {value:.4}"))
             }
             Self::Health(line) => {
                 write!(f, "step {}: health:", line.step)?;
-                let mut figures = line.figures.iter();
-                figures.try_for_each(|(name, value)| write!(f, " {name} {value:.4}"))
+                let mut metrics = line.metrics.iter();
+                metrics.try_for_each(|(name, value)| write!(f, " {name} {value:.4}"))
             }
             Self::Probe(ProbeLine { step, k, accuracy, chance }) => {
                 let [right, always] = [accuracy, chance].map(|share| 100.0 * share);
                 write!(
                     f,
-                    "step {step}: probe: {right:.1} % by {k} neighbours, chance {always:.1} %"
+                    "step {step}: probe: accuracy {right:.1} % with {k} neighbours, chance {always:.1} %"
                 )
             }
             Self::Action(ActionLine { step, action, reason, from, .. }) => {
@@ -291,10 +292,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_read_as_they_were_written_and_so_are_old_ones() {
+    fn lines_survive_a_round_trip() {
         let lines = [
-            r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"clipped":0.25,"lr":0.0003,"target_var":0.7,"pred_var":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
-            r#"{"kind":"health","step":20,"figures":{"student_norm":31.5,"target_rank":17.25}}"#,
+            r#"{"kind":"train","step":20,"epoch":0.5,"loss":4.5,"grad_norm":null,"clipped":0.25,"lr":0.0003,"target_std":0.7,"pred_std":0.2,"masked_share":0.5,"ema_decay":0.998,"units_per_second":64.0,"waiting":0.01,"bad_examples":0}"#,
+            r#"{"kind":"health","step":20,"metrics":{"student_norm":31.5,"target_rank":17.25}}"#,
             r#"{"kind":"probe","step":20,"k":10,"accuracy":0.75,"chance":0.125}"#,
             r#"{"kind":"action","step":20,"action":"roll_back","reason":"collapse","lr_scale":0.5,"from":28}"#,
             r#"{"kind":"action","step":20,"action":"warn","reason":"collapse"}"#,

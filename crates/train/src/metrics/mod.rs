@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a line, in order of steps, whatever happened to the run.
+//! Reads and writes `metrics.jsonl`: one JSON object per line, in order of steps.
 
 mod line;
 
@@ -16,27 +16,34 @@ pub use line::{
     ValidationLine,
 };
 
-/// What the next line tells of the steps before it. A part of each checkpoint: no line shows that a
-/// run was stopped.
+/// State of metrics between two lines. Checkpoints contain it, so that stopping a run changes no
+/// line.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Pending {
-    /// Steps since the last line.
+    /// Sums over the steps since the last line.
     pub mean: Mean,
-    /// Names of the unusable examples that training has met.
+    /// Names of the unusable examples found in training.
     pub bad: BTreeSet<String>,
 }
 
 impl Pending {
-    /// TOML, which reads numbers back to the last bit.
+    // TOML reads numbers back exactly.
     const FILE: &'static str = "metrics.toml";
 
-    /// Adds it to a checkpoint.
+    /// Adds the state to a checkpoint.
+    ///
+    /// # Errors
+    /// If it cannot be serialized.
     pub fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
-        snapshot.add_text(Self::FILE, toml::to_string(self)?);
+        snapshot.add_file(Self::FILE, toml::to_string(self)?);
         Ok(())
     }
 
-    /// From a checkpoint's folder; nothing from one that was written without it.
+    /// Reads the state from the checkpoint directory `dir`. Returns the default if the file is
+    /// missing.
+    ///
+    /// # Errors
+    /// If the file is unreadable or invalid.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join(Self::FILE);
         if !path.exists() {
@@ -46,18 +53,18 @@ impl Pending {
     }
 }
 
-/// Sums of steps until a line is due.
+/// Sums over the steps since the last line.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Mean {
     sum: TrainLine,
     count: f64,
-    /// What the losses are means over, in all.
+    /// Number of tokens or examples that the losses are means over.
     #[serde(default)]
     weight: f64,
 }
 
 impl Mean {
-    /// Adds a step, whose gradient was shortened to `clip`.
+    /// Adds a step whose gradient norm was clipped to `clip`.
     pub fn add(&mut self, line: &TrainLine, clip: Option<f64>) {
         let sum = &mut self.sum;
         self.count += 1.0;
@@ -70,22 +77,22 @@ impl Mean {
         }
         if let Some(line) = &line.pretraining {
             let sum = sum.pretraining.get_or_insert_default();
-            sum.target_var += line.target_var;
-            sum.pred_var += line.pred_var;
+            sum.target_std += line.target_std;
+            sum.pred_std += line.pred_std;
             sum.masked_share += line.masked_share;
             sum.ema_decay = line.ema_decay;
         }
     }
 
-    /// The means; starts anew.
+    /// Returns the means and resets the sums.
     pub fn take(&mut self) -> TrainLine {
         let (mut line, n) = (std::mem::take(&mut self.sum), self.count);
         line.loss /= self.weight;
         line.grad_norm /= n;
         line.clipped = line.clipped.map(|count| count / n);
         if let Some(line) = &mut line.pretraining {
-            line.target_var /= n;
-            line.pred_var /= n;
+            line.target_std /= n;
+            line.pred_std /= n;
             line.masked_share /= n;
         }
         (self.count, self.weight) = (0.0, 0.0);
@@ -93,37 +100,46 @@ impl Mean {
     }
 }
 
-/// The file, open for more.
+/// `metrics.jsonl`, open for appending.
 pub struct Metrics {
     path: PathBuf,
     file: File,
 }
 
 impl Metrics {
-    /// Opens the file for a run that stands at `step`: lines of later steps, which will be taken
-    /// again, go, and so does a line that was cut short. At step 0 there is nothing to keep.
+    /// Opens the file for a run that resumes at `step`. Removes lines of later steps, incomplete
+    /// lines, and at step 0 all lines.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
     pub fn open(path: &Path, step: u64) -> Result<Self> {
         let is_kept = |line: &Line| step > 0 && line.step() <= step;
         let mut kept = String::new();
         for line in text(path)?.lines() {
-            // As they are: to read and to write a number again might change its last digit.
+            // Lines are copied as text: formatting a number again could change its last digit.
             if serde_json::from_str(line).is_ok_and(|line| is_kept(&line)) {
                 kept += line;
                 kept.push('\n');
             }
         }
-        crate::run::write(path, &kept)?;
+        crate::run_dir::write(path, &kept)?;
         let file = OpenOptions::new().append(true).open(path);
         let file = file.with_context(|| path.display().to_string())?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// The file, to be flushed to the disk by somebody else.
+    /// Returns a handle that another thread can flush to disk.
+    ///
+    /// # Errors
+    /// If the operating system has no handles left.
     pub fn handle(&self) -> Result<File> {
         self.file.try_clone().with_context(|| self.path.display().to_string())
     }
 
     /// Appends a line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&mut self, line: &Line) -> Result<()> {
         let mut text = serde_json::to_string(line)?;
         text.push('\n');
@@ -131,19 +147,22 @@ impl Metrics {
     }
 }
 
-/// All whole lines of the file; none if there is no file.
+/// Reads all complete lines of a file. Returns none if the file is missing.
+///
+/// # Errors
+/// If the file cannot be read.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     Ok(parse(&text(path)?))
 }
 
-/// All whole lines of `text`.
+/// Parses all complete lines of `text`.
 pub fn parse(text: &str) -> Vec<Line> {
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-/// The file as it is; nothing if there is none.
+/// Reads a file. Returns an empty text if it is missing.
 fn text(path: &Path) -> Result<String> {
-    Ok(crate::run::read(path)?.unwrap_or_default())
+    Ok(crate::run_dir::read(path)?.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -152,7 +171,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn going_on_drops_later_and_broken_lines() {
+    fn resume_drops_later_and_incomplete_lines() {
         let path = std::env::temp_dir().join(format!("data2vec-metrics-{}", std::process::id()));
         let _ = fs::remove_file(&path);
         let line = |step| Line::Train(TrainLine { step, ..TrainLine::default() });
@@ -172,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_add_up_to_means() {
+    fn mean_weighs_losses_by_tokens() {
         let step = |step, grad_norm, (loss, weight)| TrainLine {
             step,
             grad_norm,
@@ -181,7 +200,7 @@ mod tests {
             ..TrainLine::default()
         };
         let mut mean = Mean::default();
-        // Of 10 examples or tokens: 3 · 8 + 7 · 1 over 10, whatever the number of steps.
+        // (3 · 8 + 7 · 1) / 10: per token, not per step.
         let losses = [(8.0, 1.0), (8.0, 2.0), (1.0, 3.0), (1.0, 4.0)];
         for ((at, norm), loss) in [(1, 0.5), (2, 1.0), (3, 1.5), (4, 5.0)].into_iter().zip(losses) {
             mean.add(&step(at, norm, loss), Some(1.0));
@@ -194,26 +213,26 @@ mod tests {
     }
 
     #[test]
-    fn scalars_have_a_tag_and_undefined_ones_are_missing() {
+    fn scalars_omit_undefined_metrics() {
         let line = HeldOutLine {
             step: 3,
             loss: 0.5,
-            explained: None,
-            target_var: 0.0,
-            pred_var: f64::NAN,
+            explained_variance: None,
+            target_std: 0.0,
+            pred_std: f64::NAN,
         };
         let scalars = Line::HeldOut(line).scalars();
         let tags: Vec<&str> = scalars.iter().map(|(tag, _)| tag.as_str()).collect();
-        assert_eq!(tags, ["held_out/loss", "held_out/target_var", "held_out/pred_var"]);
+        assert_eq!(tags, ["held_out/loss", "held_out/target_std", "held_out/pred_std"]);
         assert!(scalars[0].1 == 0.5 && scalars[2].1.is_nan());
-        let figures = [("wer".to_owned(), 0.25)].into();
-        let scalars = Line::Validation(ValidationLine { step: 3, loss: 1.0, figures }).scalars();
+        let metrics = [("wer".to_owned(), 0.25)].into();
+        let scalars = Line::Validation(ValidationLine { step: 3, loss: 1.0, metrics }).scalars();
         let expected = [("validation/loss".to_owned(), 1.0), ("validation/wer".to_owned(), 0.25)];
         assert_eq!(scalars, expected);
         let train = TrainLine { lr: 0.1, bad_examples: 2, ..TrainLine::default() };
         let scalars = Line::Train(train).scalars();
         assert!(scalars.contains(&("train/lr".to_owned(), 0.1)));
         assert!(scalars.contains(&("train/bad_examples".to_owned(), 2.0)));
-        assert!(!scalars.iter().any(|(tag, _)| tag == "train/target_var"));
+        assert!(!scalars.iter().any(|(tag, _)| tag == "train/target_std"));
     }
 }

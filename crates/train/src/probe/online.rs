@@ -1,83 +1,84 @@
-//! Nearest neighbours while an encoder is pretrained: whether its features tell classes, whatever the loss does.
+//! k-NN probe at every evaluation of a pretraining run: shows whether features separate classes,
+//! whatever the loss does.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use data2vec_core::probe::knn_accuracy;
-use data2vec_core::{Encoder, EncoderConfig, HeadTask};
-use tch::Device;
+use data2vec_core::eval::probe::knn_accuracy;
+use data2vec_core::{
+    FinetuneModality, HeadTask, LabelledSource, LabelledSplits, Split, TrainState,
+};
+use tracing::info;
 
-use super::most_frequent;
 use super::pooled::Pooled;
-use crate::metrics::ProbeLine;
-use crate::modality::{LabelledExamples, Source, Split, Tunable};
-use crate::report::tell;
+use super::{Probe, most_frequent};
+use crate::metrics::{Line, ProbeLine};
 
-/// Neighbours that vote.
+/// Number of neighbours.
 const K: usize = 10;
-/// Most examples to learn from, and most to tell: each evaluation computes their features again.
-const LEARN: usize = 2_000;
-const TELL: usize = 1_000;
-/// Share of the examples to tell, where the data have none of their own for validation.
-const SHARE: f64 = 0.2;
+/// Maximum number of training and test examples: each evaluation computes their features again.
+const MAX_TRAIN: usize = 2_000;
+const MAX_TEST: usize = 1_000;
+/// Share of test examples, where the data have no split of their own.
+const TEST_SHARE: f64 = 0.2;
 
-/// Labelled examples by which an encoder is probed again and again.
-pub struct OnlineProbe<M: Tunable> {
+/// Labelled examples that an encoder is probed with.
+pub struct OnlineProbe<M: FinetuneModality> {
     train: Arc<M::Labelled>,
     test: Arc<M::Labelled>,
     depth: usize,
     seed: u64,
 }
 
-impl<M: Tunable> OnlineProbe<M> {
-    /// Of the examples at `path`, for encoders of these settings. What else belongs to them (a tokenizer) is in the
-    /// folder `beside`.
+impl<M: FinetuneModality> OnlineProbe<M> {
+    /// Opens the labelled examples at `path` for the model of `state`. `cache` holds further files
+    /// of the encoder, such as a tokenizer.
+    ///
+    /// # Errors
+    /// If there are no examples of two classes.
     pub fn open(
         path: &Path,
-        config: &EncoderConfig<<M::Encoder as data2vec_core::FeatureEncoder>::Config>,
-        beside: &Path,
+        state: &TrainState<M::Encoder>,
+        cache: &Path,
         seed: u64,
     ) -> Result<Self> {
-        let task = HeadTask::Classification;
-        let examples = M::open_labelled(&Source {
+        let (task, config) = (HeadTask::Classification, state.model.encoder_config());
+        let splits = M::open_labelled(&LabelledSource {
             path,
-            data: &M::usual_data(config, task)?,
-            encoder: beside,
-            config,
+            data: &M::default_data(&config, task)?,
+            encoder: cache,
+            config: &config,
             task,
             labels: None,
-            split: Split { test: SHARE, seed, ..Split::NONE },
+            split: Split { test: TEST_SHARE, seed, ..Split::NONE },
             cache: None,
         });
-        let LabelledExamples { train, test, labels, summary, .. } =
-            examples.with_context(|| format!("--probe {}", path.display()))?;
-        let test = test.with_context(|| format!("--probe {}: nothing to tell", path.display()))?;
-        ensure!(labels.len() > 1, "--probe {}: there is one class alone", path.display());
-        tell!("probe: {} classes; {summary}", labels.len());
-        let [train, test] = [train, test].map(|data| Arc::new(M::unvaried(data)));
+        let at = || format!("--probe {}", path.display());
+        let LabelledSplits { train, test, labels, summary, .. } = splits.with_context(at)?;
+        let test = test.with_context(|| format!("{}: no test examples", at()))?;
+        ensure!(labels.len() > 1, "{}: at least two classes are needed", at());
+        info!("probe: {} classes; {summary}", labels.len());
+        let [train, test] = [train, test].map(|data| Arc::new(M::without_augmentation(data)));
         Ok(Self { train, test, depth: config.transformer.depth, seed })
     }
+}
 
-    /// What the last block's features tell after `step` steps.
-    pub fn ask(
-        &self,
-        encoder: &Encoder<M::Encoder>,
-        device: Device,
-        step: u64,
-    ) -> Result<ProbeLine> {
+impl<M: FinetuneModality> Probe<M> for OnlineProbe<M> {
+    fn evaluate(&self, state: &TrainState<M::Encoder>) -> Result<Line> {
+        let (encoder, device) = (state.model.student(), state.model.device());
         let pooled = Pooled { encoder, layers: &[self.depth], device };
         let features = |what: &str, data: &Arc<M::Labelled>, limit: usize| {
-            let mut features = pooled.of(what, data, limit, self.seed)?;
+            let mut features = pooled.of(what, data, limit, self.seed, &mut |_| {})?;
             features.pop().context("no layer")
         };
-        let train = features("probe's", &self.train, LEARN)?;
-        let test = features("probe's", &self.test, TELL)?;
-        Ok(ProbeLine {
-            step,
+        let train = features("probe's", &self.train, MAX_TRAIN)?;
+        let test = features("probe's", &self.test, MAX_TEST)?;
+        Ok(Line::Probe(ProbeLine {
+            step: state.step,
             k: K,
             accuracy: knn_accuracy(&train, Some(&test), K)?,
             chance: most_frequent(&train.labels, &test.labels)?,
-        })
+        }))
     }
 }

@@ -1,46 +1,48 @@
-//! A whole fine-tuning run in one TOML file.
+//! The recipe of a fine-tuning run.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
-use data2vec_core::{AdamWConfig, Error, HeadConfig, Schedule, TuneConfig};
+use data2vec_core::{
+    AdamWConfig, Error, FinetuneConfig, FinetuneModality, HeadConfig, Schedule, Split,
+};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::judge::Figure;
-use crate::modality::Tunable;
-use crate::recipe::{TrainConfig, explain};
+use crate::evaluator::Metric;
+use crate::recipe::table::explain;
+use crate::recipe::train_config::TrainConfig;
 
-/// Everything that defines a run but its encoder, its data and where its results go.
+/// Everything that defines a fine-tuning run, except where its encoder, data and results are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, bound = "")]
-pub struct TuneRecipe<M: Tunable> {
-    /// `speech`, ….
+pub struct FinetuneRecipe<M: FinetuneModality> {
+    /// Name of the modality, as in "speech".
     pub modality: String,
-    /// Of all randomness but the split.
+    /// Seed of all randomness except the split.
     pub seed: u64,
-    /// Of which examples are kept apart, so that runs with other seeds can be compared.
+    /// Seed of the split, so that runs with other seeds can be compared.
     pub split_seed: u64,
-    /// Share of the examples that is kept for `data2vec evaluate`; nothing of the run depends on it.
+    /// Share of the examples in the test split, for `data2vec evaluate`; the run does not use it.
     pub test_share: f64,
-    /// Share of the labelled examples that is trained on, the same of each class; 1: all.
+    /// Share of the labels that is trained on, the same for each class; 1: all.
     pub label_share: f64,
-    /// Figure of the held-out examples by which the best model is chosen.
-    pub select: Figure,
-    /// Length of the run and what happens when.
+    /// Metric on held-out examples that selects the best model.
+    pub select: Metric,
+    /// Length of the run, evaluations, checkpoints.
     pub train: TrainConfig,
-    /// How examples become batches.
+    /// Preparation and augmentation of examples.
     pub data: M::LabelledData,
-    /// How the encoder learns.
-    pub tune: TuneConfig,
-    /// What is hidden; absent: nothing.
+    /// Layer-wise learning rates, freezing, dropout of the encoder.
+    pub tune: FinetuneConfig,
+    /// Masks; absent: nothing is masked.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub mask: M::TuneMask,
-    /// What is put on the encoder.
+    pub mask: M::FinetuneMask,
+    /// The head on the encoder.
     pub head: HeadConfig,
     /// AdamW.
     pub optimizer: AdamWConfig,
-    /// Learning rates.
+    /// Learning rate schedule.
     pub schedule: Schedule,
 }
 
@@ -48,12 +50,15 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-impl<M: Tunable> TuneRecipe<M> {
-    /// From a recipe's table.
+impl<M: FinetuneModality> FinetuneRecipe<M> {
+    /// Parses and checks a recipe's table; `path` is for error messages.
+    ///
+    /// # Errors
+    /// If a key is unknown, missing or invalid.
     pub fn from_table(path: &Path, table: Table) -> Result<Self> {
         if table.contains_key("model") && !table.contains_key("tune") {
             bail!(
-                "{}: a recipe for pretraining; `data2vec finetune` wants one with [tune] and [head], as \
+                "{}: a pretraining recipe; `data2vec finetune` needs one with [tune] and [head], such as \
                  recipes/finetune-*.toml",
                 path.display()
             );
@@ -84,10 +89,21 @@ impl<M: Tunable> TuneRecipe<M> {
         self.select.check(self.head.task)?;
         self.head.validate()?;
         self.tune.validate()?;
-        M::check_tuning(&self.data, self.head.task)?;
-        M::tune_masks(&self.mask)?;
+        M::validate_finetuning(&self.data, self.head.task)?;
+        M::finetune_masks(&self.mask)?;
         self.optimizer.validate()?;
         self.schedule.validate(self.train.steps)?;
         Ok(())
+    }
+
+    /// Returns how the examples are split.
+    pub fn split(&self) -> Split {
+        Split {
+            test: self.test_share,
+            held_out: self.train.held_out,
+            labels: self.label_share,
+            seed: self.split_seed,
+            label_seed: self.seed,
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! Several runs on one page: their curves in the same figures, where they end, and what their recipes differ in.
+//! Compares several runs on one page: curves, final metrics, and differences of recipes and
+//! records.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,20 +7,22 @@ use std::path::PathBuf;
 use anyhow::Result;
 use maud::{Markup, html};
 
-use crate::page::curves;
-use crate::page::html::{document, figures, number};
-use crate::page::run_files::RunFiles;
 use crate::recipe::keys;
+use crate::report::curves;
+use crate::report::html::{charts, document, number};
+use crate::report::run_files::RunFiles;
 
-/// The page that compares the runs in `folders`.
-pub fn page(folders: &[PathBuf]) -> Result<String> {
-    let mut runs =
-        folders.iter().map(|folder| RunFiles::read(folder)).collect::<Result<Vec<_>>>()?;
+/// Renders a page that compares the runs in `dirs`.
+///
+/// # Errors
+/// If a file of a run is missing or damaged.
+pub fn page(dirs: &[PathBuf]) -> Result<String> {
+    let mut runs = dirs.iter().map(|dir| RunFiles::read(dir)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
-    for (run, folder) in runs.iter_mut().zip(folders) {
-        // Two folders of the same name are told apart by where they are.
+    for (run, dir) in runs.iter_mut().zip(dirs) {
+        // Directories of the same name are shown with their paths.
         if names.iter().filter(|name| **name == run.name).count() > 1 {
-            run.name = folder.display().to_string();
+            run.name = dir.display().to_string();
         }
     }
     let curves: Vec<_> = runs.iter().map(|run| (run.name.clone(), run.curves.clone())).collect();
@@ -28,39 +31,39 @@ pub fn page(folders: &[PathBuf]) -> Result<String> {
     let body = html! {
         main {
             header {
-                h1 { (names.len()) " runs side by side" }
+                h1 { "Comparison of " (names.len()) " runs" }
                 ul.legend.runs {
                     @for (i, run) in runs.iter().enumerate() {
                         li { i class={ "s" (i % 8) } {} (run.name) span.name { " – step " (run.step()) " of " (run.steps()) } }
                     }
                 }
             }
-            (ends(&runs))
+            (final_metrics(&runs))
             (differences(&runs))
-            (figures(&groups))
+            (charts(&groups))
         }
     };
     document(&format!("{} – data2vec", names.join(", ")), &body, &groups, last, &[])
 }
 
-fn heads(runs: &[RunFiles]) -> Markup {
+fn header_row(runs: &[RunFiles]) -> Markup {
     html! { tr { th {} @for run in runs { th scope="col" { (run.name) } } } }
 }
 
-/// The newest value of every figure that any of the runs has.
-fn ends(runs: &[RunFiles]) -> Markup {
+/// Renders the newest values of all metrics.
+fn final_metrics(runs: &[RunFiles]) -> Markup {
     let tags: BTreeSet<&String> = runs.iter().flat_map(|run| run.curves.keys()).collect();
     let tags = tags.into_iter().filter(|tag| {
         !["train/epoch", "train/lr", "train/bad_examples", "train/ema_decay"]
             .contains(&tag.as_str())
     });
     html! {
-        section id="ends" {
-            h2 { "Where they end" }
-            p.hint { "The newest value of each figure. Losses of runs with other targets cannot be compared; explained variance can." }
-            div.scroll tabindex="0" role="region" aria-label="End figures" {
+        section id="final" {
+            h2 { "Final metrics" }
+            p.hint { "Newest value of each metric. Losses of runs with different targets are not comparable; explained variance is." }
+            div.scroll tabindex="0" role="region" aria-label="Final metrics" {
                 table.wide {
-                    (heads(runs))
+                    (header_row(runs))
                     @for tag in tags {
                         tr {
                             th scope="row" { (tag) }
@@ -73,18 +76,18 @@ fn ends(runs: &[RunFiles]) -> Markup {
     }
 }
 
-/// Keys of recipes and records whose values are not the same in all runs.
+/// Renders the keys of recipes and records whose values differ.
 fn differences(runs: &[RunFiles]) -> Markup {
     let recipes: Vec<Vec<(String, String)>> = runs.iter().map(|run| keys(&run.recipe)).collect();
     let records: Vec<Vec<(String, String)>> = runs.iter().map(|run| run.record.clone()).collect();
-    let table = |title: &str, all: &[Vec<(String, String)>], same: &str| {
+    let table = |title: &str, all: &[Vec<(String, String)>], if_same: &str| {
         let rows = differing(all);
         html! {
             h3 { (title) }
-            @if rows.is_empty() { p.note { (same) } } @else {
+            @if rows.is_empty() { p.note { (if_same) } } @else {
                 div.scroll tabindex="0" role="region" aria-label=(title) {
                     table.wide {
-                        (heads(runs))
+                        (header_row(runs))
                         @for (key, values) in rows {
                             tr { th scope="row" { (key) } @for value in values { td { (value) } } }
                         }
@@ -95,14 +98,14 @@ fn differences(runs: &[RunFiles]) -> Markup {
     };
     html! {
         section id="differences" {
-            h2 { "What differs" }
-            (table("Recipes", &recipes, "Nothing: the recipes are the same, key by key."))
-            (table("How they were run", &records, "Nothing."))
+            h2 { "Differences" }
+            (table("Recipes", &recipes, "The recipes are the same."))
+            (table("Records", &records, "The records are the same."))
         }
     }
 }
 
-/// Keys that not all have with the same value, with the value of each; `–` where one has none.
+/// Returns keys whose values differ, with the values of all runs; `–` if a run has none.
 fn differing(all: &[Vec<(String, String)>]) -> Vec<(String, Vec<String>)> {
     let keys: BTreeSet<&String> = all.iter().flatten().map(|(key, _)| key).collect();
     let of = |one: &[(String, String)], key: &str| {
@@ -122,7 +125,7 @@ mod tests {
     use toml::Table;
 
     #[test]
-    fn what_differs_is_told_key_by_key() {
+    fn lists_differing_keys() {
         let recipe = |text: &str| keys(&text.parse::<Table>().expect("a recipe"));
         let one = recipe("seed = 1\n[train]\nsteps = 5\n[data.tokenizer]\ntrain = 300");
         let two =

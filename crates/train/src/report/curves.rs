@@ -1,51 +1,57 @@
-//! What `metrics.jsonl` tells, as curves: which belong together, and what to look for in them.
+//! Groups the metrics of `metrics.jsonl` into charts.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::metrics::Line;
-use crate::page::known::{Family, GROUPS, HEALTH, KNOWN, LEARNING, OTHER, family};
+use crate::report::known::{Family, GROUPS, HEALTH, KNOWN, LEARNING, OTHER, family};
 
-/// Points of a curve that are kept; the rest cannot be told apart on a screen.
-const POINTS: usize = 1_000;
+/// Maximum number of points of a curve; more cannot be distinguished on a screen.
+const MAX_POINTS: usize = 1_000;
 
-/// By tag, `train/loss` and the like: values by step. JSON has no NaN: it becomes `null`.
+/// Steps and values by tag, as in `train/loss`. NaN becomes `null` in JSON.
 pub type Curves = BTreeMap<String, Vec<(u64, f64)>>;
 
-/// A figure of the page.
+/// A chart of the page.
 #[derive(Clone, Debug, Serialize)]
 pub struct Panel {
-    /// Of its element in the page.
+    /// Id of its HTML element, without prefix.
     pub id: String,
-    /// Whose curves it shows, where it is of one tag.
+    /// Tag of its curves, if they have a common one.
     #[serde(skip)]
     pub tag: String,
+    /// Title.
     pub title: String,
-    /// What to look for.
+    /// How to read the chart.
     #[serde(skip)]
     pub hint: &'static str,
-    /// Whether it starts with a logarithmic scale.
+    /// Whether the scale is logarithmic at first.
     pub log: bool,
-    /// Whether 0 is to be seen.
+    /// Whether the scale includes 0.
     pub zero: bool,
+    /// Curves of the chart.
     pub series: Vec<Series>,
 }
 
-/// A curve of a figure.
+/// A curve of a chart.
 #[derive(Clone, Debug, Serialize)]
 pub struct Series {
+    /// Name in the legend.
     pub name: String,
+    /// Steps and values.
     pub points: Vec<(u64, f64)>,
 }
 
-/// Figures under one heading.
+/// Charts under one heading.
 pub struct Group {
+    /// The heading.
     pub title: &'static str,
+    /// Its charts.
     pub panels: Vec<Panel>,
 }
 
-/// All curves of `lines`.
+/// Collects the curves of `lines`, which are ordered by step.
 pub fn curves(lines: &[Line]) -> Curves {
     let mut curves = Curves::new();
     for line in lines {
@@ -56,10 +62,10 @@ pub fn curves(lines: &[Line]) -> Curves {
     curves
 }
 
-/// Figures of one run. Every curve is in one of them.
+/// Returns the charts of one run. Every curve is in exactly one chart.
 pub fn groups(curves: &Curves) -> Vec<Group> {
     let series = |(tag, name): &(&str, &str)| {
-        let points = thinned(curves.get(*tag)?);
+        let points = thin(curves.get(*tag)?);
         Some(Series { name: (*name).to_owned(), points })
     };
     let known = |group: &'static str| {
@@ -75,10 +81,10 @@ pub fn groups(curves: &Curves) -> Vec<Group> {
     };
     let mut groups = assemble(curves.keys(), &known, &|tag, family| {
         let name = family.map_or(last(tag), |family| family.member);
-        vec![Series { name: name.replace('_', " "), points: thinned(&curves[tag]) }]
+        vec![Series { name: name.replace('_', " "), points: thin(&curves[tag]) }]
     });
     for group in &mut groups {
-        // What is of one kind shares a figure.
+        // Metrics of one family share a chart.
         group.panels.dedup_by(|next, panel| {
             let is_same = next.title == panel.title;
             if is_same {
@@ -90,11 +96,11 @@ pub fn groups(curves: &Curves) -> Vec<Group> {
     groups
 }
 
-/// The same figures of several runs by name: one for each tag, in which each run is a curve.
+/// Returns the charts of several named runs: one per tag, with a curve per run.
 pub fn compared(runs: &[(String, Curves)]) -> Vec<Group> {
     let series = |tag: &str| -> Vec<Series> {
         let has = runs.iter().filter_map(|(name, curves)| Some((name, curves.get(tag)?)));
-        has.map(|(name, points)| Series { name: name.clone(), points: thinned(points) }).collect()
+        has.map(|(name, points)| Series { name: name.clone(), points: thin(points) }).collect()
     };
     let known = |group: &'static str| {
         KNOWN.iter().filter(move |known| known.group == group).flat_map(move |known| {
@@ -123,7 +129,7 @@ pub fn compared(runs: &[(String, Curves)]) -> Vec<Group> {
     groups
 }
 
-/// Known figures in their groups, then one for each tag that is in none.
+/// Returns the known charts in their groups, and one for each remaining tag.
 fn assemble<'a, P: Iterator<Item = Panel>>(
     tags: impl Iterator<Item = &'a String>,
     known: &dyn Fn(&'static str) -> P,
@@ -165,35 +171,35 @@ fn assemble<'a, P: Iterator<Item = Panel>>(
     groups
 }
 
-/// What is left of a tag without its kind.
+/// Returns the last part of a tag.
 fn last(tag: &str) -> &str {
     tag.rsplit('/').next().unwrap_or(tag)
 }
 
-/// A name for an element: letters, digits and dashes.
+/// Returns a valid id of an HTML element.
 fn id(name: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     name.chars().map(plain).collect()
 }
 
-/// At most [`POINTS`] of `points`: of each stretch the lowest and the highest, so that no peak is lost, and the
-/// last of all.
-pub fn thinned(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
+/// Thins `points` to at most [`MAX_POINTS`]: keeps the lowest and the highest of each interval, so
+/// that no peak is lost, and the last point.
+pub fn thin(points: &[(u64, f64)]) -> Vec<(u64, f64)> {
     let rounded =
         |&(step, value): &(u64, f64)| (step, format!("{value:.5e}").parse().unwrap_or(value));
-    if points.len() <= POINTS {
+    if points.len() <= MAX_POINTS {
         return points.iter().map(rounded).collect();
     }
-    let stretch = points.len().div_ceil(POINTS / 2 - 1);
+    let interval = points.len().div_ceil(MAX_POINTS / 2 - 1);
     let mut kept = Vec::new();
-    for part in points.chunks(stretch) {
+    for part in points.chunks(interval) {
         let order = |a: &(usize, &(u64, f64)), b: &(usize, &(u64, f64))| a.1.1.total_cmp(&b.1.1);
-        let places = || part.iter().enumerate();
-        let mut ends: Vec<_> =
-            [places().min_by(order), places().max_by(order)].into_iter().flatten().collect();
-        ends.sort_by_key(|&(place, _)| place);
-        ends.dedup_by_key(|&mut (place, _)| place);
-        kept.extend(ends.into_iter().map(|(_, point)| rounded(point)));
+        let indexed = || part.iter().enumerate();
+        let mut extremes: Vec<_> =
+            [indexed().min_by(order), indexed().max_by(order)].into_iter().flatten().collect();
+        extremes.sort_by_key(|&(index, _)| index);
+        extremes.dedup_by_key(|&mut (index, _)| index);
+        kept.extend(extremes.into_iter().map(|(_, point)| rounded(point)));
     }
     if let Some(end) = points.last().filter(|end| kept.last().is_some_and(|k| k.0 != end.0)) {
         kept.push(rounded(end));
@@ -207,20 +213,25 @@ mod tests {
     use crate::metrics::{HeldOutLine, Pretraining, TrainLine, ValidationLine};
 
     #[test]
-    fn every_scalar_of_every_line_is_in_exactly_one_figure() {
+    fn every_scalar_is_in_exactly_one_chart() {
         let pretraining = Some(Pretraining::default());
         let train = TrainLine { step: 3, pretraining, ..TrainLine::default() };
-        let (explained, target_var, pred_var) = (None, 1.0, 0.5);
-        let held_out = HeldOutLine { step: 3, loss: f64::NAN, explained, target_var, pred_var };
-        let figures = [("wer".to_owned(), 0.5), ("new".to_owned(), 0.25)].into();
-        let health = r#"{"kind":"health","step":4,"figures":{"block_01_rank":3,"block_02_rank":2,"target_rank":5,"student_norm":1,"odd":0}}"#;
+        let held_out = HeldOutLine {
+            step: 3,
+            loss: f64::NAN,
+            explained_variance: None,
+            target_std: 1.0,
+            pred_std: 0.5,
+        };
+        let metrics = [("wer".to_owned(), 0.5), ("new".to_owned(), 0.25)].into();
+        let health = r#"{"kind":"health","step":4,"metrics":{"block_01_rank":3,"block_02_rank":2,"target_rank":5,"student_norm":1,"odd":0}}"#;
         let health = serde_json::from_str(health).expect("a line");
-        let validation = ValidationLine { step: 4, loss: 2.0, figures };
+        let validation = ValidationLine { step: 4, loss: 2.0, metrics };
         let lines =
             [Line::Train(train), Line::HeldOut(held_out), Line::Validation(validation), health];
         let curves = curves(&lines);
         assert!(curves.len() > 14 && curves["validation/new"] == [(4, 0.25)]);
-        assert!(curves["held_out/loss"][0].1.is_nan(), "a step without a number is a gap");
+        assert!(curves["held_out/loss"][0].1.is_nan(), "NaN is a gap");
         let count = |groups: &[Group]| -> usize {
             groups.iter().flat_map(|g| &g.panels).map(|panel| panel.series.len()).sum()
         };
@@ -228,20 +239,20 @@ mod tests {
         assert_eq!(count(&groups), curves.len());
         let panels = || groups.iter().flat_map(|group| &group.panels);
         let blocks = panels().find(|panel| panel.title == "Effective rank of the blocks");
-        let names = blocks.expect("a figure").series.iter().map(|s| s.name.as_str());
+        let names = blocks.expect("a chart").series.iter().map(|s| s.name.as_str());
         assert_eq!(names.collect::<Vec<_>>(), ["block 01", "block 02"]);
-        assert!(panels().any(|panel| panel.title == "odd"), "what nobody knows is shown, too");
+        assert!(panels().any(|panel| panel.title == "odd"), "unknown metrics are shown");
         let runs = [("a".to_owned(), curves.clone()), ("b".to_owned(), curves.clone())];
         assert_eq!(count(&compared(&runs)), 2 * curves.len());
     }
 
     #[test]
-    fn long_curves_keep_their_peaks_and_their_end() {
+    fn thin_keeps_peaks_and_last_point() {
         let mut points: Vec<(u64, f64)> = (0..100_000).map(|i| (i, (i as f64).sin())).collect();
         points[54_321].1 = 7.0;
         points[99_999].1 = 0.5;
-        let kept = thinned(&points);
-        assert!(kept.len() <= POINTS && kept.len() > POINTS / 2, "{}", kept.len());
+        let kept = thin(&points);
+        assert!(kept.len() <= MAX_POINTS && kept.len() > MAX_POINTS / 2, "{}", kept.len());
         assert!(kept.is_sorted_by(|a, b| a.0 < b.0));
         assert!(kept.contains(&(54_321, 7.0)) && kept.last() == Some(&(99_999, 0.5)));
     }

@@ -1,34 +1,38 @@
-//! What features look like: colours of tokens, and which examples are near each other.
+//! Projects features to colours, and finds nearest neighbours.
 
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-/// Share of the values at each end that a colour does not tell apart.
-const CUT: f64 = 0.02;
+/// Share of the values at each end that is clipped to the darkest or brightest level.
+const CLIP: f64 = 0.02;
 
-/// Red, green and blue of a token.
+/// Red, green and blue.
 type Colour = [u8; 3];
 
-/// The first three principal components of all rows of `features`, each `(T, D)`, as red, green and blue, and the
-/// share of the variance in each. What is alike has the same colour in all of them.
+/// Projects all rows of `features`, each `(T, D)`, to their first three principal components, as
+/// red, green and blue. Also returns the share of the variance in each component. Colours are
+/// comparable between examples.
+///
+/// # Errors
+/// If features are not finite, or a tensor operation fails.
 pub fn colours(features: &[Tensor]) -> Result<(Vec<Vec<Colour>>, [f64; 3])> {
     let all = Tensor::f_cat(features, 0)?.f_to_kind(Kind::Double)?; // (N, D)
     ensure!(all.isfinite().all().f_int64_value(&[])? == 1, "features are not finite");
     let centred = &all - all.f_mean_dim(&[0_i64][..], true, Kind::Double)?;
     let covariance = centred.tr().f_matmul(&centred)?; // (D, D)
-    let (variances, axes) = covariance.f_linalg_eigh("L")?; // from the smallest on
+    let (variances, axes) = covariance.f_linalg_eigh("L")?; // in ascending order
     let (total, dim) = (variances.sum(Kind::Double).double_value(&[]), variances.size()[0]);
     let mut shares = [0.0; 3];
     let mut channels = Vec::new();
     for (i, share) in shares.iter_mut().enumerate() {
-        let place = dim - 1 - i as i64;
-        let values: Vec<f64> = match place {
+        let component = dim - 1 - i as i64;
+        let values: Vec<f64> = match component {
             0.. => {
                 if total > 0.0 {
-                    *share = variances.double_value(&[place]).max(0.0) / total;
+                    *share = variances.double_value(&[component]).max(0.0) / total;
                 }
-                let axis = axes.f_select(1, place)?;
-                // An axis has no direction of its own: its largest part points up, in every report.
+                let axis = axes.f_select(1, component)?;
+                // The sign of an axis is arbitrary: its largest entry is made positive.
                 let largest = axis.double_value(&[axis.abs().argmax(0, false).int64_value(&[])]);
                 (centred.f_matmul(&axis)? * largest.signum()).try_into()?
             }
@@ -37,23 +41,26 @@ pub fn colours(features: &[Tensor]) -> Result<(Vec<Vec<Colour>>, [f64; 3])> {
         channels.push(levels(&values));
     }
     let mut rows = (0..channels[0].len()).map(|n| [channels[0][n], channels[1][n], channels[2][n]]);
-    let of_each = features.iter().map(|f| rows.by_ref().take(f.size()[0] as usize).collect());
-    Ok((of_each.collect(), shares))
+    let colours = features.iter().map(|f| rows.by_ref().take(f.size()[0] as usize).collect());
+    Ok((colours.collect(), shares))
 }
 
-/// Values as brightness: outliers do not make all others alike.
+/// Maps values to brightness; clips outliers, which would make all other values look alike.
 fn levels(values: &[f64]) -> Vec<u8> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = |share: f64| sorted[(share * (sorted.len() - 1) as f64).round() as usize];
-    let (low, high) = (at(CUT), at(1.0 - CUT));
+    let (low, high) = (at(CLIP), at(1.0 - CLIP));
     let level = |v: &f64| if high > low { ((v - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 };
     values.iter().map(|v| (25.0 + 215.0 * level(v)).round() as u8).collect()
 }
 
-/// For each of the rows `of`, the `count` others of `pooled` `(N, D)` at the smallest angle, seen from the mean of
-/// all, with its cosine; the nearest first.
-pub fn nearest(pooled: &Tensor, of: &[usize], count: usize) -> Result<Vec<Vec<(usize, f64)>>> {
+/// For each of `rows`, returns the `count` other rows of `pooled` `(N, D)` with the largest cosine
+/// after centring, and the cosines, the nearest first.
+///
+/// # Errors
+/// If features are not finite, or a tensor operation fails.
+pub fn nearest(pooled: &Tensor, rows: &[usize], count: usize) -> Result<Vec<Vec<(usize, f64)>>> {
     let pooled = pooled.f_to_kind(Kind::Double)?;
     ensure!(pooled.isfinite().all().f_int64_value(&[])? == 1, "features are not finite");
     let centred = &pooled - pooled.f_mean_dim(&[0_i64][..], true, Kind::Double)?;
@@ -61,7 +68,7 @@ pub fn nearest(pooled: &Tensor, of: &[usize], count: usize) -> Result<Vec<Vec<(u
     let unit = centred / norms;
     let cosines = unit.f_matmul(&unit.tr())?; // (N, N)
     let mut all = Vec::new();
-    for &row in of {
+    for &row in rows {
         let cosines: Vec<f64> = cosines.f_get(row as i64)?.try_into()?;
         let mut others: Vec<(usize, f64)> =
             cosines.into_iter().enumerate().filter(|&(other, _)| other != row).collect();
@@ -79,7 +86,7 @@ mod tests {
 
     #[test]
     fn colours_follow_the_largest_variance() {
-        // Three directions in five dimensions, the first twice as far as the second, that twice the third.
+        // Three directions in five dimensions with standard deviations 4, 2 and 1.
         let rows: Vec<f32> = (0..64)
             .flat_map(|i| {
                 let sign = |bit: i32| if i >> bit & 1 == 1 { 1.0 } else { -1.0 };
@@ -104,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_seen_from_the_mean() {
+    fn nearest_centres_features() {
         let rows = [[10.0, 1.0], [10.1, 1.1], [10.0, -1.0], [10.0, -1.2_f32]];
         let pooled = Tensor::from_slice(&rows.concat()).reshape([4, 2]);
         let found = nearest(&pooled, &[0, 3], 2).expect("neighbours");

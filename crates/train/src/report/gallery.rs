@@ -1,53 +1,55 @@
-//! Examples as an encoder sees them, made for the page. Nothing here draws from what training draws from: every
-//! example has random streams of its own.
+//! Renders examples with masks, features and nearest neighbours. Uses random streams of its own, so
+//! that it does not change training.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, Encoder, FeatureEncoder, MaskStrategy};
+use data2vec_core::{Dataset, Encoder, Features, MaskStrategy, Modality, Preview};
 use tch::{Device, Kind, Tensor};
 
-use crate::modality::{Modality, Portrait};
-use crate::page::exhibits::{Card, Exhibits, Gallery, Neighbours, Shown};
-use crate::page::{features, picture};
 use crate::recipe::Recipe;
+use crate::report::previews::{Card, Gallery, Neighbours, PreviewExamples, Shown};
+use crate::report::{features, picture};
 
-/// Examples with masks and features.
+/// Number of examples with masks and features.
 const SHOWN: usize = 6;
-/// Masks of each, at most.
+/// Maximum number of masks per example.
 const MASKS: usize = 3;
-/// Examples among which neighbours are looked for.
+/// Number of examples among which neighbours are searched.
 const AMONG: usize = 48;
-/// Those whose neighbours are shown, and how many.
-const ASKED: usize = 6;
+/// Number of examples whose neighbours are shown.
+const QUERIES: usize = 6;
+/// Number of neighbours of each.
 const NEAREST: usize = 4;
 
-/// Makes the gallery of a run, whenever it is wanted.
-pub struct Curator<M: Modality> {
-    features: <M::Encoder as FeatureEncoder>::Config,
+/// Renders the examples of a pretraining run.
+pub struct PreviewBuilder<M: Modality> {
+    features: Features<M>,
     mask: M::Mask,
     copies: usize,
     seed: u64,
-    /// Where the data are, and what may be known of them.
+    /// Path of the data, for labels.
     data: PathBuf,
-    /// Whether training never sees the examples.
+    /// Whether the examples are held out.
     held_out: bool,
-    /// Looked up once.
+    /// Labels of the examples, read once.
     labels: OnceCell<Vec<Option<String>>>,
 }
 
-/// An example with its features.
-struct Seen {
-    portrait: Portrait,
-    /// `(T, D)`
+/// An encoded example.
+struct Encoded {
+    preview: Preview,
+    /// Features `(T, D)`.
     features: Tensor,
+    /// Rows and columns of tokens.
     grid: [i64; 2],
 }
 
-impl<M: Modality> Curator<M> {
-    /// Of a run by `recipe` on `data`.
+impl<M: Modality> PreviewBuilder<M> {
+    /// Creates a builder for a run of `recipe` on `data`; `held_out` says whether its examples are
+    /// held out.
     pub fn new(recipe: &Recipe<M>, data: &Path, held_out: bool) -> Self {
         Self {
             features: recipe.features.clone(),
@@ -60,16 +62,19 @@ impl<M: Modality> Curator<M> {
         }
     }
 
-    /// What `encoder` makes of a few of the examples after `step` steps: the same ones each time.
-    pub fn exhibit(
+    /// Renders a few of `examples`, always the same ones, with `encoder` after `step` steps.
+    ///
+    /// # Errors
+    /// If no example can be read, features are not finite, or a tensor operation fails.
+    pub fn preview(
         &self,
         examples: &M::Dataset,
         encoder: &Encoder<M::Encoder>,
         device: Device,
         step: u64,
-    ) -> Result<Exhibits> {
+    ) -> Result<PreviewExamples> {
         let count = examples.len().min(AMONG);
-        // From all over the data, which often lie in order.
+        // Evenly spaced, because data are often sorted.
         let all: Vec<usize> = (0..count).map(|i| i * examples.len() / count).collect();
         let labels = match self.labels.get() {
             Some(labels) => labels,
@@ -78,82 +83,88 @@ impl<M: Modality> Curator<M> {
                 self.labels.get_or_init(|| labels)
             }
         };
-        let (mut cards, mut seen) = (Vec::new(), Vec::new());
+        let (mut cards, mut encoded) = (Vec::new(), Vec::new());
         for (&index, label) in all.iter().zip(labels) {
-            // Unusable ones have been told of, and counted, where they were met.
-            let Ok(one) = self.look(examples, encoder, device, index) else { continue };
-            let picture = picture::small(&one.portrait)?;
+            // Unusable examples are reported by training.
+            let Ok(example) = self.encode(examples, encoder, device, index) else { continue };
+            let picture = picture::small(&example.preview)?;
             cards.push(Card { name: short(examples.name(index)), label: label.clone(), picture });
-            seen.push((index, one));
+            encoded.push((index, example));
         }
-        ensure!(!seen.is_empty(), "none of {count} examples could be read");
-        let some = |most: usize| {
-            let count = seen.len().min(most);
-            (0..count).map(|i| i * seen.len() / count).collect::<Vec<_>>()
+        ensure!(!encoded.is_empty(), "none of {count} examples could be read");
+        let spaced = |max: usize| {
+            let count = encoded.len().min(max);
+            (0..count).map(|i| i * encoded.len() / count).collect::<Vec<_>>()
         };
 
-        let chosen = some(SHOWN);
+        let chosen = spaced(SHOWN);
         let tokens: Vec<Tensor> =
-            chosen.iter().map(|&i| seen[i].1.features.shallow_clone()).collect();
+            chosen.iter().map(|&i| encoded[i].1.features.shallow_clone()).collect();
         let (colours, shares) = features::colours(&tokens)?;
         let masking = M::masking(&self.mask, &self.features)?;
         let mut shown = Vec::new();
         for (&i, colours) in chosen.iter().zip(colours) {
-            let (index, one) = &seen[i];
-            let masks = self.masks(&*masking, *index as u64, one)?;
-            let card = Card { picture: picture::large(&one.portrait)?, ..cards[i].clone() };
-            shown.push(Shown { card, grid: one.grid.map(|n| n as usize), masks, colours });
+            let (index, example) = &encoded[i];
+            let masks = self.masks(&*masking, *index as u64, example)?;
+            let card = Card { picture: picture::large(&example.preview)?, ..cards[i].clone() };
+            shown.push(Shown { card, grid: example.grid.map(|n| n as usize), masks, colours });
         }
 
-        let pooled: Vec<Tensor> = seen
+        let pooled: Vec<Tensor> = encoded
             .iter()
-            .map(|(_, one)| one.features.f_mean_dim(&[0_i64][..], false, Kind::Float))
+            .map(|(_, example)| example.features.f_mean_dim(&[0_i64][..], false, Kind::Float))
             .collect::<Result<_, _>>()?;
-        let asked = some(ASKED);
-        let found = features::nearest(&Tensor::f_stack(&pooled, 0)?, &asked, NEAREST)?;
-        let neighbours = asked.iter().zip(found).map(|(&of, found)| Neighbours {
+        let queries = spaced(QUERIES);
+        let found = features::nearest(&Tensor::f_stack(&pooled, 0)?, &queries, NEAREST)?;
+        let neighbours = queries.iter().zip(found).map(|(&of, found)| Neighbours {
             of: cards[of].clone(),
             nearest: found.into_iter().map(|(at, cosine)| (cards[at].clone(), cosine)).collect(),
         });
         let neighbours = neighbours.collect();
         let gallery =
-            Gallery { held_out: self.held_out, shown, shares, neighbours, among: seen.len() };
-        Ok(Exhibits { step, gallery: Some(gallery), judged: None })
+            Gallery { held_out: self.held_out, shown, shares, neighbours, among: encoded.len() };
+        Ok(PreviewExamples { step, gallery: Some(gallery), evaluated: None })
     }
 
-    /// One example, seen alone.
-    fn look(
+    /// Encodes one example as a batch of its own.
+    fn encode(
         &self,
         examples: &M::Dataset,
         encoder: &Encoder<M::Encoder>,
         device: Device,
         index: usize,
-    ) -> Result<Seen> {
+    ) -> Result<Encoded> {
         let mut rng = stream(self.seed, Purpose::HeldOut, &[index as u64, 2]);
         let example = examples.load(index, &mut rng)?;
         let batch = examples.collate(vec![example], &mut rng)?;
         let (features, grid) = tch::no_grad(|| -> Result<_> {
             let tokens = encoder.embed(&batch.to_device(device), false)?;
-            let hidden = encoder.contextualize(&tokens, None, None).x; // (1, T, D)
-            let features = hidden.f_get(0)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
+            let output = encoder.contextualize(&tokens, None, None)?.x; // (1, T, D)
+            let features = output.f_get(0)?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
             Ok((features, tokens.grid()))
         })?;
-        let portrait =
-            M::portray(examples, &self.features, &batch.inputs.f_get(0)?, grid[0] * grid[1])?;
-        Ok(Seen { portrait, features, grid })
+        let preview =
+            M::preview(examples, &self.features, &batch.inputs.f_get(0)?, grid[0] * grid[1])?;
+        let preview = preview.unwrap_or_else(|| Preview::Pieces(Vec::new()));
+        Ok(Encoded { preview, features, grid })
     }
 
-    /// Masks as training draws them, but from a stream of their own.
-    fn masks(&self, masking: &dyn MaskStrategy, index: u64, one: &Seen) -> Result<Vec<String>> {
-        let tokens = one.grid[0] * one.grid[1];
+    /// Draws masks as training does, one string per mask: `#` masked, `?` replaced, `.` visible.
+    fn masks(
+        &self,
+        masking: &dyn MaskStrategy,
+        index: u64,
+        example: &Encoded,
+    ) -> Result<Vec<String>> {
+        let tokens = example.grid[0] * example.grid[1];
         let mut rng = stream(self.seed, Purpose::HeldOut, &[index, 3]);
         let rows = self.copies.min(MASKS);
         let mask = masking.sample(&vec![tokens; rows], tokens, &mut rng)?;
         let mut marks: Vec<Vec<char>> = mask
-            .hidden()
+            .masked()
             .rows()
             .into_iter()
-            .map(|row| row.iter().map(|&hidden| if hidden { '#' } else { '.' }).collect())
+            .map(|row| row.iter().map(|&masked| if masked { '#' } else { '.' }).collect())
             .collect();
         for other in mask.substitutes() {
             marks[other.row][other.token] = '?';
@@ -162,7 +173,7 @@ impl<M: Modality> Curator<M> {
     }
 }
 
-/// The end of a path, which tells examples apart.
+/// Shortens a path to its last two parts.
 fn short(name: String) -> String {
     let parts: Vec<&str> = name.rsplitn(3, '/').collect();
     if parts.len() < 3 { name } else { format!("{}/{}", parts[1], parts[0]) }

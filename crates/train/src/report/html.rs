@@ -1,27 +1,30 @@
-//! What all pages are made of: the skeleton, tables and figures. `maud` escapes every text; nothing is let through
-//! but what this module makes itself.
+//! Building blocks of all pages: the skeleton, tables and charts. `maud` escapes every text; only
+//! content made by this module is not escaped.
 
 use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Serialize;
 
 use crate::metrics::ActionLine;
-use crate::page::curves::{Group, Panel};
+use crate::report::curves::{Group, Panel};
 
-/// Nothing is fetched, whatever a text says.
+/// Content security policy: the page fetches nothing.
 const POLICY: &str =
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
-/// What the page's script reads.
+/// Data of the page's script.
 #[derive(Serialize)]
 struct Data<'a> {
-    /// Where the axis of steps ends.
+    /// End of the step axis.
     last: u64,
     actions: &'a [ActionLine],
     panels: Vec<&'a Panel>,
 }
 
-/// A whole page, with the script that draws `groups`.
+/// Renders a complete page, with the script that draws `groups`.
+///
+/// # Errors
+/// If the data cannot be serialized.
 pub fn document(
     title: &str,
     body: &Markup,
@@ -30,7 +33,7 @@ pub fn document(
     actions: &[ActionLine],
 ) -> Result<String> {
     let panels = groups.iter().flat_map(|group| &group.panels).collect();
-    // A text that ends the script would end it inside of strings as well.
+    // `</script>` would end the script even inside of a string.
     let data = serde_json::to_string(&Data { last, actions, panels })?.replace('<', "\\u003c");
     let page = html! {
         (DOCTYPE)
@@ -54,23 +57,23 @@ pub fn document(
     Ok(page.into_string())
 }
 
-/// Figures, under their headings.
-pub fn figures(groups: &[Group]) -> Markup {
+/// Renders charts under their headings.
+pub fn charts(groups: &[Group]) -> Markup {
     html! {
         @for (i, group) in groups.iter().enumerate() {
             section id={ "curves-" (i) } {
                 h2 { (group.title) }
-                div.panels { @for panel in &group.panels { (figure(panel)) } }
+                div.panels { @for panel in &group.panels { (chart(panel)) } }
             }
         }
-        noscript { p.note { "The curves are drawn by a script of this page; curve.svg shows the main ones without." } }
+        noscript { p.note { "JavaScript draws the curves of this page. curve.svg shows the main ones without it." } }
     }
 }
 
-fn figure(panel: &Panel) -> Markup {
+fn chart(panel: &Panel) -> Markup {
     let values =
         || panel.series.iter().flat_map(|s| &s.points).map(|p| p.1).filter(|v| v.is_finite());
-    // Where all is of one magnitude, there is nothing to choose.
+    // A logarithmic scale needs positive values that differ enough.
     let (low, high) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
     let can_be_log = low > 0.0 && high > 2.0 * low;
     html! {
@@ -91,14 +94,14 @@ fn figure(panel: &Panel) -> Markup {
     }
 }
 
-/// Names and values.
+/// Renders a table of names and values.
 pub fn facts(rows: &[(String, String)]) -> Markup {
     html! {
         div.scroll { table.facts { @for (name, value) in rows { tr { th scope="row" { (name) } td { (value) } } } } }
     }
 }
 
-/// A number for people: four digits.
+/// Formats a number with four digits.
 pub fn number(value: f64) -> String {
     let size = value.abs();
     match size {
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_short() {
+    fn formats_numbers_with_four_digits() {
         let pairs = [
             (0.0, "0"),
             (0.57123, "0.5712"),

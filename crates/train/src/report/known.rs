@@ -1,164 +1,164 @@
-//! Figures that are known: what they are called, and what to look for in them.
+//! Titles, hints and groups of known metrics.
 
-/// What is known of a figure.
+/// A chart of known metrics.
 pub struct Known {
+    /// Heading under which the chart is shown.
     pub group: &'static str,
+    /// Title of the chart.
     pub title: &'static str,
-    /// What to look for.
+    /// How to read the chart.
     pub hint: &'static str,
-    /// Tag of each curve, and what it is called beside the others.
+    /// Tag and name of each curve.
     pub tags: &'static [(&'static str, &'static str)],
+    /// Whether the scale is logarithmic at first.
     pub log: bool,
+    /// Whether the scale includes 0.
     pub zero: bool,
 }
 
-pub const LEARNING: &str = "How it learns";
-pub const HEALTH: &str = "How healthy it is";
-const OPTIMIZER: &str = "What the optimizer does";
-const SPEED: &str = "How fast it goes";
-pub const OTHER: &str = "What else was written down";
+pub const LEARNING: &str = "Learning";
+pub const HEALTH: &str = "Health";
+const OPTIMIZER: &str = "Optimization";
+const SPEED: &str = "Speed";
+pub const OTHER: &str = "Other metrics";
 
-/// Headings, in this order on the page.
+/// Headings in the order of the page.
 pub const GROUPS: [&str; 5] = [LEARNING, HEALTH, OPTIMIZER, SPEED, OTHER];
 
 #[rustfmt::skip]
 pub const KNOWN: &[Known] = &[
     Known {
         group: LEARNING, title: "Loss", log: false, zero: false,
-        hint: "Pretraining: targets move with the teacher, so a fall alone proves nothing and a rise after the first fall is usual. Fine-tuning: held out should fall, too; when it rises while training falls, examples are learned by heart.",
+        hint: "Pretraining: targets move with the teacher, so a falling loss alone proves nothing, and a rise after the first fall is usual. Fine-tuning: the held-out loss should fall too; if it rises while the training loss falls, the model overfits.",
         tags: &[("train/loss", "training"), ("held_out/loss", "held out"), ("validation/loss", "held out")],
     },
     Known {
         group: LEARNING, title: "Explained variance", log: false, zero: true,
-        hint: "Share of the targets’ variance that is predicted on held-out examples. 0: no better than a constant. Should pass 0 early and stay up.",
-        tags: &[("held_out/explained", "held out")],
+        hint: "Share of the targets’ variance that is predicted on held-out examples. 0: no better than a constant. It should exceed 0 early and stay there.",
+        tags: &[("held_out/explained_variance", "held out")],
     },
     Known {
-        group: LEARNING, title: "Spread of targets and predictions", log: false, zero: true,
-        hint: "Near 0: collapse. Predictions spread less than targets, since they are means.",
+        group: LEARNING, title: "Standard deviation of targets and predictions", log: false, zero: true,
+        hint: "Near 0: collapse. Predictions vary less than targets, because they are means.",
         tags: &[
-            ("train/target_var", "targets"), ("train/pred_var", "predictions"),
-            ("held_out/target_var", "targets, held out"), ("held_out/pred_var", "predictions, held out"),
+            ("train/target_std", "targets"), ("train/pred_std", "predictions"),
+            ("held_out/target_std", "targets, held out"), ("held_out/pred_std", "predictions, held out"),
         ],
     },
     Known {
         group: LEARNING, title: "Probe", log: false, zero: true,
-        hint: "Share of labelled examples that nearest neighbours by frozen features get right. At chance: nothing was learned that labels care for.",
+        hint: "Accuracy of nearest neighbours on frozen features. At chance, the features do not separate the classes.",
         tags: &[("probe/accuracy", "accuracy"), ("probe/chance", "chance")],
     },
     Known {
         group: LEARNING, title: "Word error rate", log: false, zero: true,
-        hint: "Wrong, missing and added words for each word that was said. 1 or more: no word is right.",
+        hint: "Substituted, deleted and inserted words per reference word. It can exceed 1.",
         tags: &[("validation/wer", "held out")],
     },
     Known {
-        group: LEARNING, title: "Letter error rate", log: false, zero: true,
-        hint: "Falls long before the word error rate does. 1: only blanks.",
+        group: LEARNING, title: "Character error rate", log: false, zero: true,
+        hint: "Falls long before the word error rate does. 1: only blanks are predicted.",
         tags: &[("validation/cer", "held out")],
     },
     Known {
         group: LEARNING, title: "Accuracy", log: false, zero: false,
         hint: "Share of held-out examples whose most probable class is right.",
-        tags: &[("validation/accuracy", "held out"), ("validation/top5", "among the first five")],
+        tags: &[("validation/accuracy", "top 1"), ("validation/top5", "top 5")],
     },
     Known {
-        group: HEALTH, title: "Size of the weights", log: false, zero: true,
-        hint: "Norms of all weights. Growth without end wants more weight decay or a lower learning rate.",
+        group: HEALTH, title: "Norm of the weights", log: false, zero: true,
+        hint: "Norm of all weights. If it grows without limit, raise the weight decay or lower the learning rate.",
         tags: &[("health/student_norm", "student"), ("health/teacher_norm", "teacher")],
     },
     Known {
-        group: HEALTH, title: "Way from student to teacher", log: false, zero: true,
-        hint: "Norm of the difference of their weights. Near 0 while the learning rate is not: the teacher follows at once, and targets say what is predicted anyway.",
+        group: HEALTH, title: "Distance between student and teacher", log: false, zero: true,
+        hint: "Norm of the difference of their weights. If it is near 0 while the learning rate is not, the teacher follows the student too fast.",
         tags: &[("health/teacher_distance", "distance")],
     },
     Known {
-        group: OPTIMIZER, title: "Norm of the gradient", log: true, zero: false,
-        hint: "Before clipping. Peaks that come back down are usual; a steady climb wants a lower learning rate.",
+        group: OPTIMIZER, title: "Gradient norm", log: true, zero: false,
+        hint: "Before clipping. Short peaks are usual; if it rises steadily, lower the learning rate.",
         tags: &[("train/grad_norm", "norm")],
     },
     Known {
         group: OPTIMIZER, title: "Clipped steps", log: false, zero: true,
-        hint: "Share of the steps whose gradient was longer than train.clip_norm. Always 1: the limit sets the pace, not the learning rate.",
+        hint: "Share of the steps whose gradient norm exceeded train.clip_norm. If it is always 1, the limit determines the step size rather than the learning rate.",
         tags: &[("train/clipped", "share")],
     },
     Known {
         group: OPTIMIZER, title: "Learning rate", log: false, zero: true,
-        hint: "As the schedule says.",
+        hint: "Learning rate of the schedule.",
         tags: &[("train/lr", "rate")],
     },
     Known {
-        group: OPTIMIZER, title: "Teacher’s decay", log: false, zero: false,
-        hint: "Share of the teacher that a step keeps. Nearer to 1: a slower teacher.",
+        group: OPTIMIZER, title: "Teacher decay", log: false, zero: false,
+        hint: "Share of the teacher’s weights that a step keeps. Nearer to 1: a slower teacher.",
         tags: &[("train/ema_decay", "decay")],
     },
     Known {
-        group: OPTIMIZER, title: "Hidden share", log: false, zero: true,
-        hint: "Share of the tokens that the student does not see.",
-        tags: &[("train/masked_share", "hidden")],
+        group: OPTIMIZER, title: "Masked share", log: false, zero: true,
+        hint: "Share of the tokens that are masked.",
+        tags: &[("train/masked_share", "masked")],
     },
     Known {
         group: SPEED, title: "Throughput", log: false, zero: true,
-        hint: "Units of data a second. Dips: something else took the machine, or the data came late.",
-        tags: &[("train/units_per_second", "a second")],
+        hint: "Units of data per second. Dips: the machine was busy with something else, or data arrived late.",
+        tags: &[("train/units_per_second", "per second")],
     },
     Known {
-        group: SPEED, title: "Where a step’s time goes", log: false, zero: true,
-        hint: "Seconds a step. On a GPU: until the work is handed over.",
+        group: SPEED, title: "Time per step", log: false, zero: true,
+        hint: "Seconds per step. On a GPU: until the work was queued.",
         tags: &[
             ("train/phases/embed", "local encoder"), ("train/phases/teacher", "teacher"), ("train/phases/student", "student"),
             ("train/phases/forward", "forward"), ("train/phases/backward", "backward"), ("train/phases/optimizer", "optimizer"),
-            ("train/phases/ema", "moving the teacher"), ("train/phases/data", "waiting for data"),
+            ("train/phases/ema", "teacher update"), ("train/phases/data", "waiting for data"),
         ],
     },
     Known {
         group: SPEED, title: "Waiting for data", log: false, zero: true,
-        hint: "Share of the time that the model had nothing to do. Above 0.05: raise train.workers, or move the data to a faster disk.",
+        hint: "Share of the time. Above 0.05: raise train.workers, or move the data to a faster disk.",
         tags: &[("train/waiting", "share")],
     },
     Known {
-        group: SPEED, title: "Passes over the data", log: false, zero: true,
-        hint: "Epochs so far.",
+        group: SPEED, title: "Epochs", log: false, zero: true,
+        hint: "Passes over the data.",
         tags: &[("train/epoch", "epochs")],
     },
     Known {
         group: SPEED, title: "Unusable examples", log: false, zero: true,
-        hint: "Met so far. The run gives up at train.max_bad_examples.",
+        hint: "Number so far. The run fails above train.max_bad_examples.",
         tags: &[("train/bad_examples", "so far")],
     },
 ];
 
-/// Tags of one kind, which share a figure.
+/// A chart of one metric of several layers.
 #[derive(Clone, Copy, Debug)]
 pub struct Family<'a> {
+    /// Title of the chart.
     pub title: &'static str,
+    /// How to read the chart.
     pub hint: &'static str,
-    /// Which of them a tag is.
+    /// The layer of the tag.
     pub member: &'a str,
 }
 
-/// The kind of figures of health that there is one of for each place in the model.
+/// Returns the family of a tag: health metrics that exist for several layers share a chart.
 pub fn family(tag: &str) -> Option<Family<'_>> {
     let name = tag.strip_prefix("health/")?;
-    let kinds = [
+    let (member, titles, hint) = if let Some(member) = name.strip_suffix("_rank") {
         (
-            "_rank",
-            "Effective rank",
-            "In how many directions they vary, from 1 on. Near 1: collapse, in that place alone or in all.",
-        ),
+            member,
+            ["Effective rank of the blocks", "Effective rank by layer"],
+            "Number of directions along which features vary. Near 1: collapse.",
+        )
+    } else {
         (
-            "_var",
-            "Spread",
-            "Mean standard deviation of the channels. Near 0: every token says the same.",
-        ),
-    ];
-    kinds.into_iter().find_map(|(end, kind, hint)| {
-        let member = name.strip_suffix(end)?;
-        let title = match (member.starts_with("block_"), kind) {
-            (true, "Spread") => "Spread of the blocks",
-            (true, _) => "Effective rank of the blocks",
-            (false, "Spread") => "Spread by place",
-            (false, _) => "Effective rank by place",
-        };
-        Some(Family { title, hint, member })
-    })
+            name.strip_suffix("_std")?,
+            ["Standard deviation of the blocks", "Standard deviation by layer"],
+            "Mean standard deviation of the channels. Near 0: collapse.",
+        )
+    };
+    let [of_blocks, by_layer] = titles;
+    let title = if member.starts_with("block_") { of_blocks } else { by_layer };
+    Some(Family { title, hint, member })
 }

@@ -1,9 +1,9 @@
-// Draws the curves of the page's data, and reads values out under the pointer or by arrow keys.
+// Draws the curves of the page's data, and shows values under the pointer or by arrow keys.
 "use strict";
 (() => {
   const failures = [];
   window.addEventListener("error", (event) => {
-    failures.push(event.message || "a picture that does not load");
+    failures.push(event.message || "a picture failed to load");
     publish();
   }, true);
 
@@ -12,7 +12,7 @@
   const HEIGHT = 210;
   const MARGIN = { top: 10, right: 12, bottom: 26, left: 50 };
 
-  /** A new element of SVG below `parent`. */
+  /** Appends an SVG element to `parent`. */
   function add(parent, name, attributes, text) {
     const element = document.createElementNS(SVG, name);
     for (const key in attributes) element.setAttribute(key, attributes[key]);
@@ -21,7 +21,7 @@
     return element;
   }
 
-  /** A number as people write it, with about four digits. */
+  /** Formats a number with four digits. */
   function show(value) {
     if (value === null || value === undefined) return "not a number";
     const size = Math.abs(value);
@@ -31,7 +31,7 @@
     return String(Number(value.toPrecision(4)));
   }
 
-  /** About `count` round numbers from `low` to `high`. */
+  /** Returns about `count` round numbers from `low` to `high`. */
   function ticks(low, high, count) {
     const rough = (high - low) / count;
     const power = 10 ** Math.floor(Math.log10(rough));
@@ -52,8 +52,8 @@
     return inside.length > 1 ? inside : ticks(low, high, 4);
   }
 
-  /** What is shown of the values: all, unless a few lie far off. */
-  function view(values, panel, isLog) {
+  /** Returns the range of the value axis: all values, except a few outliers. */
+  function range(values, panel, isLog) {
     const sorted = values.filter((v) => v !== null && (!isLog || v > 0)).sort((a, b) => a - b);
     if (sorted.length === 0) return [0, 1];
     const scale = isLog ? Math.log10 : (v) => v;
@@ -62,10 +62,10 @@
     let high = scale(sorted[sorted.length - 1]);
     if (!isLog && sorted.length > 8) {
       const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
-      const [few, most] = [at(0.05), at(0.95)];
-      const span = Math.max(most - few, 1e-12);
-      if (low < few - 3 * span) low = few - span;
-      if (high > most + 3 * span) high = most + span;
+      const [p5, p95] = [at(0.05), at(0.95)];
+      const span = Math.max(p95 - p5, 1e-12);
+      if (low < p5 - 3 * span) low = p5 - span;
+      if (high > p95 + 3 * span) high = p95 + span;
     }
     if (!isLog && panel.zero) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
     if (high - low < 1e-12) {
@@ -84,10 +84,10 @@
     host.textContent = "";
     const svg = add(host, "svg", {
       width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", tabindex: "0",
-      "aria-label": `${panel.title}. Arrow keys read values.`,
+      "aria-label": `${panel.title}. Use the arrow keys to read values.`,
     });
     const all = panel.series.flatMap((s) => s.points);
-    const [low, high] = view(all.map((p) => p[1]), panel, isLog);
+    const [low, high] = range(all.map((p) => p[1]), panel, isLog);
     const last = Math.max(1, data.last, ...all.map((p) => p[0]));
     const right = width - MARGIN.right;
     const bottom = HEIGHT - MARGIN.bottom;
@@ -135,10 +135,10 @@
     const cross = add(svg, "g", { class: "cross", visibility: "hidden" });
     add(cross, "line", { y1: MARGIN.top, y2: bottom });
     const knobs = panel.series.map((_, i) => add(cross, "circle", { class: `knob s${i % 8}`, r: 4 }));
-    read(figure, panel, svg, { x, y, left: MARGIN.left, right, last, cross, knobs, isLog });
+    addReadout(figure, panel, svg, { x, y, left: MARGIN.left, right, last, cross, knobs, isLog });
   }
 
-  /** The point of `series` at or before `step`, or its first. A run that was rolled back tells of steps twice. */
+  /** Returns the last point of `series` at or before `step`, or its first. After a roll-back, steps repeat. */
   function pointAt(series, step) {
     let best = series.points[0];
     for (const point of series.points) {
@@ -147,13 +147,13 @@
     return best;
   }
 
-  /** Values under the pointer, or where arrow keys lead. */
-  function read(figure, panel, svg, plot) {
+  /** Shows values under the pointer, or at the step that arrow keys select. */
+  function addReadout(figure, panel, svg, plot) {
     const steps = [...new Set(panel.series.flatMap((s) => s.points.map((p) => p[0])))].sort((a, b) => a - b);
     const values = [...figure.querySelectorAll(".legend .value")];
     const where = figure.querySelector(".where");
     let at = steps.length - 1;
-    function tell(step, visible) {
+    function showStep(step, visible) {
       plot.cross.setAttribute("visibility", visible ? "visible" : "hidden");
       where.textContent = visible ? `step ${show(step)}` : where.dataset.rest;
       plot.cross.firstChild.setAttribute("x1", plot.x(step));
@@ -178,10 +178,10 @@
       const box = svg.getBoundingClientRect();
       const share = (event.clientX - box.left - plot.left) / (plot.right - plot.left);
       at = nearest(Math.min(1, Math.max(0, share)) * plot.last);
-      tell(steps[at], true);
+      showStep(steps[at], true);
     });
-    svg.addEventListener("pointerleave", () => tell(0, false));
-    svg.addEventListener("blur", () => tell(0, false));
+    svg.addEventListener("pointerleave", () => showStep(0, false));
+    svg.addEventListener("blur", () => showStep(0, false));
     svg.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: 10, PageDown: -10 }[event.key];
       if (event.key === "Home") at = 0;
@@ -189,9 +189,9 @@
       else if (move) at = Math.min(steps.length - 1, Math.max(0, at + move));
       else return;
       event.preventDefault();
-      tell(steps[at], true);
+      showStep(steps[at], true);
     });
-    tell(0, false);
+    showStep(0, false);
   }
 
   const figures = data.panels.map((panel) => {
@@ -216,14 +216,14 @@
     width = window.innerWidth;
   });
 
-  // Drawings do not tell whether their pictures have loaded; copies do, and the page waits for them.
+  // SVG images do not report whether they have loaded; copies do, and the page waits for them.
   const drawn = [...document.querySelectorAll("svg image")].map((image) => {
     const copy = new Image();
     copy.src = image.getAttribute("href");
     return [image, copy];
   });
 
-  /** What a test asks for: whether all is there and fits. */
+  /** Checks for tests that everything is drawn and fits the window. */
   function check() {
     for (const [figure, panel] of figures) {
       const lines = [...figure.querySelectorAll("path.line")];
@@ -233,21 +233,21 @@
         const known = series.points.some((p) => p[1] !== null && (figure.dataset.log !== "true" || p[1] > 0));
         if (known && !(lines[i] && drawn(lines[i]))) failures.push(`${panel.id}: ${series.name} is empty`);
       });
-      if (/NaN|Infinity/.test(figure.innerHTML)) failures.push(`${panel.id}: a number is broken`);
+      if (/NaN|Infinity/.test(figure.innerHTML)) failures.push(`${panel.id}: an invalid number`);
     }
     for (const image of document.images) {
-      if (!image.complete || image.naturalWidth === 0) failures.push(`no picture: ${image.alt}`);
-      if (!image.hasAttribute("alt")) failures.push("a picture without a text");
+      if (!image.complete || image.naturalWidth === 0) failures.push(`a picture failed to load: ${image.alt}`);
+      if (!image.hasAttribute("alt")) failures.push("a picture without alternative text");
     }
     for (const svg of document.querySelectorAll("main svg[role=img]")) {
-      if (!svg.hasAttribute("aria-label")) failures.push("a drawing without a text");
+      if (!svg.hasAttribute("aria-label")) failures.push("a drawing without alternative text");
     }
     for (const [image, copy] of drawn) {
-      if (!copy.complete || copy.naturalWidth === 0) failures.push(`no picture: ${image.closest("svg").ariaLabel}`);
+      if (!copy.complete || copy.naturalWidth === 0) failures.push(`a picture failed to load: ${image.closest("svg").ariaLabel}`);
     }
     const page = document.documentElement;
     if (page.scrollWidth > page.clientWidth) {
-      failures.push(`the page is ${page.scrollWidth} wide, the window ${page.clientWidth}`);
+      failures.push(`the page is wider (${page.scrollWidth}) than the window (${page.clientWidth})`);
     }
   }
   function publish() {

@@ -1,55 +1,65 @@
-//! Pictures as URLs that hold them.
+//! Encodes previews as `data:` URLs.
 
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use data2vec_core::{Preview, Raster};
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::imageops::{self, FilterType as Sampling};
 use image::{ExtendedColorType, GrayImage, ImageEncoder, RgbImage};
 
-use crate::modality::{Portrait, Raster};
-use crate::page::exhibits::Picture;
+use crate::report::previews::Picture;
 
-/// Sides of pictures that stand in line with others, in pixels; larger ones are made smaller.
+/// Maximum width and height of thumbnails in pixels.
 const SMALL: [usize; 2] = [200, 96];
-/// Sides of those that stand alone.
+/// Maximum width and height of full-size previews in pixels.
 const LARGE: [usize; 2] = [2_000, 256];
-/// Pieces of text in line with others.
-const PIECES: usize = 48;
+/// Maximum number of text pieces in thumbnails.
+const MAX_PIECES: usize = 48;
 
-/// A portrait that stands alone.
-pub fn large(portrait: &Portrait) -> Result<Picture> {
-    match portrait {
-        Portrait::Raster(raster) => fitted(raster, LARGE),
-        Portrait::Text(pieces) => Ok(Picture::Text(pieces.clone())),
+/// Encodes a full-size preview.
+///
+/// # Errors
+/// If the raster is invalid.
+pub fn large(preview: &Preview) -> Result<Picture> {
+    match preview {
+        Preview::Raster(raster) => fitted(raster, LARGE),
+        Preview::Pieces(pieces) => Ok(Picture::Text(pieces.clone())),
     }
 }
 
-/// A portrait in line with others.
-pub fn small(portrait: &Portrait) -> Result<Picture> {
-    match portrait {
-        Portrait::Raster(raster) => fitted(raster, SMALL),
-        Portrait::Text(pieces) => {
-            let mut few = pieces[..pieces.len().min(PIECES)].to_vec();
-            if few.len() < pieces.len() {
-                few.push(" …".into());
+/// Encodes a thumbnail.
+///
+/// # Errors
+/// If the raster is invalid.
+pub fn small(preview: &Preview) -> Result<Picture> {
+    match preview {
+        Preview::Raster(raster) => fitted(raster, SMALL),
+        Preview::Pieces(pieces) => {
+            let mut first = pieces[..pieces.len().min(MAX_PIECES)].to_vec();
+            if first.len() < pieces.len() {
+                first.push(" …".into());
             }
-            Ok(Picture::Text(few))
+            Ok(Picture::Text(first))
         }
     }
 }
 
-/// Colours as a picture of `height` × `width`.
-pub fn of_colours(colours: &[[u8; 3]], [height, width]: [usize; 2]) -> Result<String> {
+/// Encodes `height` × `width` colours as a PNG in a `data:` URL.
+///
+/// # Errors
+/// If the number of colours is not `height` × `width`.
+pub fn colour_grid(colours: &[[u8; 3]], [height, width]: [usize; 2]) -> Result<String> {
     png(&colours.concat(), width, height, 3)
 }
 
-fn fitted(raster: &Raster, [most_wide, most_high]: [usize; 2]) -> Result<Picture> {
+/// Scales a raster down to a maximum width and height. Keeps the aspect ratio of photographs, but
+/// not of drawings such as spectrograms.
+fn fitted(raster: &Raster, [max_width, max_height]: [usize; 2]) -> Result<Picture> {
     let &Raster { width, height, channels, is_drawing, .. } = raster;
     let mut values = raster.values.clone();
-    // Time may be squeezed, a photograph may not.
-    let squeeze = |n: usize, most: usize| (most as f64 / n as f64).min(1.0);
-    let (mut x, mut y) = (squeeze(width, most_wide), squeeze(height, most_high));
+    let scale = |n: usize, max: usize| (max as f64 / n as f64).min(1.0);
+    let (mut x, mut y) = (scale(width, max_width), scale(height, max_height));
     if !is_drawing {
         (x, y) = (x.min(y), x.min(y));
     }
@@ -57,16 +67,19 @@ fn fitted(raster: &Raster, [most_wide, most_high]: [usize; 2]) -> Result<Picture
     let [w, h] = [scaled(width, x), scaled(height, y)];
     if [w, h] != [width, height] {
         let [from, to] = [[width, height], [w, h]].map(|side| side.map(|n| n as u32));
-        let broken = || {
-            anyhow::anyhow!("{} values are no picture of {width} × {height}", raster.values.len())
+        let invalid = || {
+            anyhow::anyhow!(
+                "invalid preview: {} values for {width} × {height} pixels",
+                raster.values.len()
+            )
         };
         values = match channels {
             1 => {
-                let image = GrayImage::from_raw(from[0], from[1], values).ok_or_else(broken)?;
+                let image = GrayImage::from_raw(from[0], from[1], values).ok_or_else(invalid)?;
                 imageops::resize(&image, to[0], to[1], Sampling::Triangle).into_raw()
             }
             _ => {
-                let image = RgbImage::from_raw(from[0], from[1], values).ok_or_else(broken)?;
+                let image = RgbImage::from_raw(from[0], from[1], values).ok_or_else(invalid)?;
                 imageops::resize(&image, to[0], to[1], Sampling::Triangle).into_raw()
             }
         };
@@ -88,10 +101,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pictures_survive_and_large_ones_shrink() {
+    fn keeps_small_pictures_and_shrinks_large_ones() {
         let raster = |width: usize, height, is_drawing| {
             let values = (0..width * height * 3).map(|i| (i % 251) as u8).collect();
-            Portrait::Raster(Raster { width, height, channels: 3, values, is_drawing })
+            Preview::Raster(Raster { width, height, channels: 3, values, is_drawing })
         };
         let read = |picture: Picture| {
             let Picture::Raster { url, .. } = picture else { panic!("not a picture") };

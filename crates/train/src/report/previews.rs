@@ -1,5 +1,5 @@
-//! What a page shows of examples. It is made while the model is at hand, and kept beside the run's other files, so
-//! that a page can be written again without it.
+//! Rendered examples of a run, stored in `examples.json`, so that a report can be written again
+//! without the model.
 
 use std::path::Path;
 
@@ -7,107 +7,115 @@ use anyhow::{Context, Result};
 use data2vec_core::HeadTask;
 use serde::{Deserialize, Serialize};
 
-use crate::judge::{Answer, Judge};
+use crate::evaluator::{Evaluator, Prediction};
 
-/// Name of the file in a run's folder.
+/// Name of the file in a run directory.
 const FILE: &str = "examples.json";
 
-/// All that is shown of examples.
+/// Rendered examples of a run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Exhibits {
-    /// Completed steps of the model that saw them.
+pub struct PreviewExamples {
+    /// Completed steps of the model.
     pub step: u64,
-    /// Of pretraining.
+    /// Examples of pretraining.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gallery: Option<Gallery>,
-    /// Of fine-tuning.
+    /// Examples of fine-tuning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub judged: Option<Judged>,
+    pub evaluated: Option<Evaluated>,
 }
 
-/// Examples as a pretrained encoder sees them.
+/// Examples of pretraining.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Gallery {
-    /// Whether training never sees them.
+    /// Whether the examples are held out.
     pub held_out: bool,
-    /// With masks and features.
+    /// Examples with masks and features.
     pub shown: Vec<Shown>,
-    /// Share of the features' variance in each of the colours.
+    /// Share of the features' variance in red, green and blue.
     pub shares: [f64; 3],
+    /// Examples with nearest neighbours.
     pub neighbours: Vec<Neighbours>,
-    /// Examples among which neighbours were looked for.
+    /// Number of examples among which neighbours were searched.
     pub among: usize,
 }
 
-/// An example, its masks and its features.
+/// An example with masks and features.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Shown {
+    /// The example.
     pub card: Card,
-    /// Rows and columns in which its tokens lie; a sequence has one row.
+    /// Rows and columns of tokens; a sequence has one row.
     pub grid: [usize; 2],
-    /// Some of the masks that training might draw: for each token `#` hidden, `?` shown as another, `.` visible.
+    /// Masks, one character per token: `#` masked, `?` replaced by another token, `.` visible.
     pub masks: Vec<String>,
-    /// Of each token's features.
+    /// Colour of each token's features.
     pub colours: Vec<[u8; 3]>,
 }
 
-/// An example, and those whose features are nearest to its.
+/// An example and its nearest neighbours.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Neighbours {
+    /// The example.
     pub of: Card,
-    /// With the cosine of the angle between them, the nearest first.
+    /// Neighbours and their cosine similarity, the nearest first.
     pub nearest: Vec<(Card, f64)>,
 }
 
-/// What an example is called and looks like.
+/// Name, label and picture of an example.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Card {
+    /// Shortened name.
     pub name: String,
-    /// Its class, or what is said in it, if that is known.
+    /// Class or transcript, if known.
     pub label: Option<String>,
+    /// Preview of the input.
     pub picture: Picture,
 }
 
-/// What an example looks like.
+/// Preview of an input.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Picture {
+    /// An image, or a drawing such as a spectrogram.
     Raster {
-        /// The picture itself, as a URL that holds it.
+        /// `data:` URL of the picture.
         url: String,
+        /// Width in pixels.
         width: usize,
+        /// Height in pixels.
         height: usize,
-        /// Dark on light: inverted where the page is dark.
+        /// Whether it is dark on light, and inverted on a dark page.
         is_drawing: bool,
     },
-    /// A piece for each token.
+    /// One piece of text per token.
     Text(Vec<String>),
 }
 
-/// What a fine-tuned model makes of held-out examples.
+/// Evaluation of a fine-tuned model on held-out examples.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Judged {
-    /// Names of the classes; none where there are no classes.
+pub struct Evaluated {
+    /// Names of the classes; empty without classes.
     pub classes: Vec<String>,
-    /// How often each class (row) was taken for each (column).
+    /// Confusion matrix: rows are labels, columns are predictions.
     pub confusion: Vec<Vec<u64>>,
-    /// The worst answers, the worst first.
-    pub worst: Vec<Answer>,
-    /// Examples that were judged.
+    /// Worst predictions, the worst first.
+    pub worst: Vec<Prediction>,
+    /// Number of evaluated examples.
     pub among: usize,
 }
 
-/// Answers that are shown.
+/// Maximum number of worst predictions.
 const WORST: usize = 12;
 
-impl Judged {
-    /// What `judge` made of `answers`.
-    pub fn new(judge: &Judge, mut answers: Vec<Answer>, labels: &[String]) -> Self {
-        let among = answers.len();
-        answers.sort_by(|a, b| b.off.total_cmp(&a.off));
-        answers.truncate(WORST);
-        let has_classes = judge.task() == HeadTask::Classification;
-        let rows = judge.confusion().counts().rows().into_iter();
+impl Evaluated {
+    /// Summarizes `predictions` of an `evaluator`; `labels` are the names of the classes.
+    pub fn new(evaluator: &Evaluator, mut predictions: Vec<Prediction>, labels: &[String]) -> Self {
+        let among = predictions.len();
+        predictions.sort_by(|a, b| b.error.total_cmp(&a.error));
+        predictions.truncate(WORST);
+        let has_classes = evaluator.task() == HeadTask::Classification;
+        let rows = evaluator.confusion().counts().rows().into_iter();
         Self {
             classes: if has_classes { labels.to_vec() } else { Vec::new() },
             confusion: if has_classes {
@@ -115,24 +123,30 @@ impl Judged {
             } else {
                 Vec::new()
             },
-            worst: answers,
+            worst: predictions,
             among,
         }
     }
 }
 
-impl Exhibits {
-    /// Puts them into a run's folder.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        crate::run::write(&folder.join(FILE), &serde_json::to_string(self)?)
+impl PreviewExamples {
+    /// Writes the examples to the run directory `dir`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        crate::run_dir::write(&dir.join(FILE), &serde_json::to_string(self)?)
     }
 
-    /// From a run's folder; nothing from a run that has shown none.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
-        let Some(text) = crate::run::read(&path)? else { return Ok(Self::default()) };
+    /// Reads the examples of the run directory `dir`. Returns none if the file is missing.
+    ///
+    /// # Errors
+    /// If the file is unreadable or invalid.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(FILE);
+        let Some(text) = crate::run_dir::read(&path)? else { return Ok(Self::default()) };
         serde_json::from_str(&text).with_context(|| {
-            format!("{}: remove it, the next report makes it anew", path.display())
+            format!("{}: invalid; delete it, and the next report creates it again", path.display())
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What a run's folder holds, read for the page.
+//! Reads the files of a run for its report.
 
 use std::fs;
 use std::path::Path;
@@ -9,71 +9,78 @@ use toml::Table;
 
 use crate::doctor::Diagnosis;
 use crate::metrics;
-use crate::page::curves::{self, Curves};
-use crate::page::exhibits::Exhibits;
+use crate::report::curves::{self, Curves};
+use crate::report::previews::PreviewExamples;
 use crate::{recipe, record};
 
-/// The files of a run that a page is made of.
+/// The files of a run that its report shows.
 pub struct RunFiles {
-    /// What the folder is called.
+    /// Name of the run directory.
     pub name: String,
+    /// `recipe.toml`.
     pub recipe: Table,
-    /// How the run came to be: names and values of `run.json`.
+    /// Names and values of `run.json`.
     pub record: Vec<(String, String)>,
+    /// Curves of all metrics.
     pub curves: Curves,
-    /// How it is, and what was done to it.
+    /// The doctor's verdict and its reasons.
     pub diagnosis: Diagnosis,
-    pub exhibits: Exhibits,
+    /// Rendered examples.
+    pub previews: PreviewExamples,
 }
 
 impl RunFiles {
-    /// Reads `folder`.
-    pub fn read(folder: &Path) -> Result<Self> {
-        let recipe = recipe::of_run(folder)?;
-        let path = folder.join(record::FILE);
+    /// Reads the run directory `dir`.
+    ///
+    /// # Errors
+    /// If `dir` is not a run directory, or a file is damaged.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let recipe = recipe::read_run(dir)?;
+        let path = dir.join(record::FILE);
         let mut record = Vec::new();
-        // A run is recorded when it starts; a folder that was put together may lack it.
-        if let Some(text) = crate::run::read(&path)? {
+        // Run directories made by hand may lack the record.
+        if let Some(text) = crate::run_dir::read(&path)? {
             let value = serde_json::from_str(&text);
             let value: Value = value.with_context(|| path.display().to_string())?;
             flatten(String::new(), &value, &mut record);
         }
-        let place = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-        let name = place.file_name().unwrap_or(place.as_os_str()).to_string_lossy().into_owned();
-        let lines = metrics::read(&folder.join("metrics.jsonl"))?;
+        let path = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        let lines = metrics::read(&dir.join("metrics.jsonl"))?;
         let curves = curves::curves(&lines);
-        let diagnosis = Diagnosis::of(&lines, recipe::steps(&recipe));
-        let exhibits = Exhibits::read(folder)?;
-        Ok(Self { name, recipe, record, curves, diagnosis, exhibits })
+        let diagnosis = Diagnosis::new(&lines, recipe::steps(&recipe));
+        let previews = PreviewExamples::read(dir)?;
+        Ok(Self { name, recipe, record, curves, diagnosis, previews })
     }
 
-    /// Last step that anything is known of.
+    /// Returns the last step with a metric.
     pub fn step(&self) -> u64 {
         self.curves.values().filter_map(|points| points.last()).map(|p| p.0).max().unwrap_or(0)
     }
 
-    /// Steps of the whole run.
+    /// Returns the steps of the whole run.
     pub fn steps(&self) -> u64 {
         recipe::steps(&self.recipe)
     }
 
-    /// The newest value of a curve.
+    /// Returns the newest value of a curve.
     pub fn last(&self, tag: &str) -> Option<f64> {
         Some(self.curves.get(tag)?.last()?.1)
     }
 
-    /// The recipe's modality.
+    /// Returns the recipe's modality.
     pub fn modality(&self) -> &str {
         self.recipe.get("modality").and_then(toml::Value::as_str).unwrap_or_default()
     }
 
-    /// A value of `run.json`.
+    /// Returns a value of `run.json`.
     pub fn recorded(&self, name: &str) -> Option<&str> {
         self.record.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// `value` as names and values: objects in objects have names with dots, lists of words are a line.
+/// Flattens `value` to names and values. Nested names are joined by dots, lists of scalars by
+/// spaces.
 fn flatten(prefix: String, value: &Value, rows: &mut Vec<(String, String)>) {
     match value {
         Value::Object(fields) => {

@@ -1,16 +1,15 @@
-//! The parts of one run's page.
+//! Header and provenance of a run's report.
 
 use maud::{Markup, html};
 use toml::{Table, Value};
 
-use crate::modality;
-use crate::page::html::{facts, number};
-use crate::page::run_files::RunFiles;
+use crate::report::html::{facts, number};
+use crate::report::run_files::RunFiles;
 
-/// What the run is, where it stands, and its most telling figures.
+/// Renders name, progress and key metrics.
 pub fn head(run: &RunFiles) -> Markup {
     let (step, steps) = (run.step(), run.steps());
-    let device = run.recorded("device").unwrap_or("a device that nobody wrote down");
+    let device = run.recorded("device").unwrap_or("an unknown device");
     html! {
         header {
             h1 { (run.name) }
@@ -28,33 +27,33 @@ fn tiles(run: &RunFiles) -> Vec<Markup> {
         let value = run.last(tag)?;
         Some(html! { div.tile { dt { (name) } dd { (number(value)) small { (note) } } } })
     };
-    let unit = modality::unit(run.modality()).unwrap_or("units");
+    let unit = run.recorded("unit").unwrap_or("units");
     let known = [
         tile(
-            "Explained, held out",
-            "held_out/explained",
-            "of the targets’ variance; 0: a constant",
+            "Explained variance",
+            "held_out/explained_variance",
+            "held out; 0: no better than a constant",
         ),
-        tile("Loss, held out", "held_out/loss", "falling alone proves nothing"),
-        tile("Spread of the targets", "train/target_var", "near 0: collapse"),
-        tile("Probe", "probe/accuracy", "right by nearest neighbours"),
+        tile("Held-out loss", "held_out/loss", "a falling loss alone proves nothing"),
+        tile("Target standard deviation", "train/target_std", "near 0: collapse"),
+        tile("Probe accuracy", "probe/accuracy", "k-NN on frozen features"),
         tile("Word error rate", "validation/wer", "held out; 0: no errors"),
-        tile("Letter error rate", "validation/cer", "held out; 0: no errors"),
+        tile("Character error rate", "validation/cer", "held out; 0: no errors"),
         tile("Accuracy", "validation/accuracy", "held out"),
         tile("F1", "validation/f1", "held out"),
         tile("Pearson", "validation/pearson", "held out"),
-        tile("Throughput", "train/units_per_second", &format!("{unit} a second")),
-        tile("Waiting for data", "train/waiting", "share of the time; near 0: none"),
+        tile("Throughput", "train/units_per_second", &format!("{unit} per second")),
+        tile("Waiting for data", "train/waiting", "share of the time"),
     ];
     known.into_iter().flatten().collect()
 }
 
-/// Command, data, device, versions, and the recipe.
-pub fn origin(run: &RunFiles) -> Markup {
+/// Renders record and recipe.
+pub fn provenance(run: &RunFiles) -> Markup {
     html! {
-        section id="origin" {
-            h2 { "Where it comes from" }
-            p.hint { "Data, machine, versions and the command, as they were when the run was last started." }
+        section id="provenance" {
+            h2 { "Provenance" }
+            p.hint { "Command, data, hardware and versions of the last process that worked on the run." }
             (facts(&run.record))
             h3 { "Recipe" }
             (recipe(&run.recipe))
@@ -62,12 +61,12 @@ pub fn origin(run: &RunFiles) -> Markup {
     }
 }
 
-/// Every key of a recipe, section by section.
+/// Renders all keys of a recipe by section.
 fn recipe(recipe: &Table) -> Markup {
     let (sections, single): (Vec<_>, Vec<_>) =
         recipe.iter().partition(|(_, value)| value.is_table());
     let row = |(key, value): (&String, &Value)| {
-        // A bare word reads better than a quoted one.
+        // Strings are shown without quotes.
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         html! { dt { (key) } dd { (value) } }
     };

@@ -1,28 +1,28 @@
-//! How a run is, at the top of its page: one line, and what it rests on.
+//! Renders the doctor's verdict at the top of a report.
 
 use maud::{Markup, html};
 
-use crate::doctor::{Diagnosis, Finding, Verdict};
+use crate::doctor::{CheckResult, Diagnosis, Verdict};
 
-/// The doctor's verdict; signs that are there now are open to the eye, those that have gone away folded.
+/// Renders the verdict and active issues, with resolved issues and actions folded.
 pub fn verdict(diagnosis: &Diagnosis) -> Markup {
     let class = match diagnosis.verdict {
         Verdict::Healthy => "good",
         Verdict::Collapsed | Verdict::Diverged => "bad",
         Verdict::Suspicious | Verdict::TooEarly => "warn",
     };
-    let (past, present): (Vec<_>, Vec<_>) =
-        diagnosis.findings.iter().partition(|finding| finding.until.is_some());
+    let (resolved, active): (Vec<_>, Vec<_>) =
+        diagnosis.results.iter().partition(|result| result.until.is_some());
     html! {
         section.verdict.(class) id="verdict" {
             h2 { "Health: " span.grade.(class) { (diagnosis.verdict) } }
             p.note { (lead(diagnosis.verdict)) }
-            @if !present.is_empty() { ul { @for finding in present { (item(finding)) } } }
-            @if !past.is_empty() || !diagnosis.actions.is_empty() {
+            @if !active.is_empty() { ul { @for result in active { (item(result)) } } }
+            @if !resolved.is_empty() || !diagnosis.actions.is_empty() {
                 details {
-                    summary { "What has been" }
+                    summary { "Resolved issues and actions" }
                     ul {
-                        @for finding in past { (item(finding)) }
+                        @for result in resolved { (item(result)) }
                         @for action in &diagnosis.actions {
                             li { "step " (action.step) ": " (action.action) span.evidence { (action.reason) } }
                         }
@@ -36,23 +36,25 @@ pub fn verdict(diagnosis: &Diagnosis) -> Markup {
 fn lead(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Healthy => {
-            "No sign of collapse or divergence in losses, spreads, ranks and gradients."
+            "No collapse or divergence in losses, standard deviations, ranks and gradients."
         }
-        Verdict::Suspicious => "Not lost, but look at what is below.",
-        Verdict::Collapsed => "The model says the same everywhere: going on is of no use.",
-        Verdict::Diverged => "The loss has left the region where something is learned.",
-        Verdict::TooEarly => "Nothing is wrong so far, and little is known.",
+        Verdict::Suspicious => "Not lost, but check the issues below.",
+        Verdict::Collapsed => "Targets, predictions or features are nearly constant: stop the run.",
+        Verdict::Diverged => {
+            "The loss is not finite, or far above that of an untrained model: stop the run."
+        }
+        Verdict::TooEarly => "No issue so far, but a diagnosis needs more steps.",
     }
 }
 
-fn item(finding: &Finding) -> Markup {
-    let (grade, class) = if finding.is_grave { ("grave", "bad") } else { ("hint", "warn") };
+fn item(result: &CheckResult) -> Markup {
+    let (grade, class) = if result.is_severe { ("severe", "bad") } else { ("hint", "warn") };
     html! {
         li {
-            span.grade.(class) { (grade) } ", step " (finding.step)
-            @if let Some(until) = finding.until { " to " (until) }
-            ": " (finding.symptom.sign)
-            span.evidence { (finding.symptom.evidence) "; what helps: " (finding.advice) }
+            span.grade.(class) { (grade) } ", step " (result.step)
+            @if let Some(until) = result.until { " to " (until) }
+            ": " (result.issue.check)
+            span.evidence { (result.issue.evidence) "; advice: " (result.advice) }
         }
     }
 }

@@ -1,49 +1,55 @@
-//! How exhibits look on the page.
+//! Renders previews of examples, confusion matrices and worst predictions.
 
 use anyhow::Result;
 use maud::{Markup, html};
 
-use crate::page::exhibits::{Card, Exhibits, Gallery, Judged, Neighbours, Picture, Shown};
-use crate::page::html::number;
-use crate::page::picture::of_colours;
+use crate::report::html::number;
+use crate::report::picture::colour_grid;
+use crate::report::previews::{
+    Card, Evaluated, Gallery, Neighbours, Picture, PreviewExamples, Shown,
+};
 
-/// Most classes whose confusion is shown.
-const MOST_CLASSES: usize = 40;
+/// Maximum number of classes of a confusion matrix.
+const MAX_CLASSES: usize = 40;
 
-/// All that there is to see; nothing of a run without exhibits.
-pub fn exhibits(exhibits: &Exhibits) -> Result<Markup> {
-    let gallery = exhibits.gallery.as_ref().map(|g| gallery(g, exhibits.step)).transpose()?;
-    let judged = exhibits.judged.as_ref().map(|judged| self::judged(judged, exhibits.step));
-    Ok(html! { (gallery.unwrap_or_default()) (judged.unwrap_or_default()) })
+/// Renders all previews of a run; nothing without any.
+///
+/// # Errors
+/// If a preview is invalid.
+pub fn previews(previews: &PreviewExamples) -> Result<Markup> {
+    let gallery = previews.gallery.as_ref().map(|g| gallery(g, previews.step)).transpose()?;
+    let evaluated =
+        previews.evaluated.as_ref().map(|evaluated| self::evaluated(evaluated, previews.step));
+    Ok(html! { (gallery.unwrap_or_default()) (evaluated.unwrap_or_default()) })
 }
 
 fn gallery(gallery: &Gallery, step: u64) -> Result<Markup> {
     let is_text = gallery.shown.iter().any(|s| matches!(s.card.picture, Picture::Text(_)));
     let shares = gallery.shares.map(|share| format!("{:.0}\u{a0}%", 100.0 * share)).join(", ");
-    let whose = if gallery.held_out {
-        "Examples that training never sees"
+    let origin = if gallery.held_out {
+        "Held-out examples"
     } else {
-        "Examples of the training data (none are held out)"
+        "Training examples (none are held out)"
     };
     let shown = gallery.shown.iter().enumerate();
     let shown = shown.map(|(i, shown)| example(i, shown)).collect::<Result<Vec<_>>>()?;
     Ok(html! {
         section id="masks" {
-            h2 { "What the mask hides, and what the features see" }
+            h2 { "Masks and features" }
             p.hint {
-                (whose) ", with masks as training draws them: the student sees what is not shaded, and predicts the teacher’s features of the rest. "
+                (origin) " with masks as in training. Shaded tokens are masked: the student predicts the teacher’s features there. "
                 @if is_text { "The line under each token shows its" } @else { "Colours show the" }
-                " features in the student’s last layer at step " (step) ", the first three principal components as red, green and blue ("
-                (shares) " of their variance). The same colour means alike; one colour everywhere: collapse; a mere gradient: positions alone."
+                " features in the student’s last layer at step " (step) ": the first three principal components as red, green and blue ("
+                (shares) " of the variance). Similar features have similar colours. One colour everywhere: collapse. A smooth gradient: only positions are learned."
             }
             div.examples { @for one in &shown { (one) } }
         }
         section id="neighbours" {
             h2 { "Nearest neighbours" }
             p.hint {
-                "By the mean of their features, among " (gallery.among) " examples, with the cosine of the angle between them. What is near should be alike in what you care for."
-                @if let Some([same, of]) = agreement(&gallery.neighbours) {
-                    " Here " (same) " of " (of) " neighbours have the label of the one they are near to."
+                "Nearest by mean features among " (gallery.among) " examples, with cosine similarity. Neighbours should be similar in content."
+                @if let Some([same, total]) = agreement(&gallery.neighbours) {
+                    " " (same) " of " (total) " neighbours have the same label."
                 }
             }
             div.rows {
@@ -59,7 +65,8 @@ fn gallery(gallery: &Gallery, step: u64) -> Result<Markup> {
     })
 }
 
-/// How many neighbours have the same label, where labels are shared at all.
+/// Returns how many neighbours have the same label, and how many have labels. Returns `None` if no
+/// two labels are the same, as with transcripts.
 fn agreement(rows: &[Neighbours]) -> Option<[usize; 2]> {
     let pairs = rows
         .iter()
@@ -78,10 +85,10 @@ fn title(card: &Card) -> Markup {
 
 fn example(number: usize, shown: &Shown) -> Result<Markup> {
     let [rows, columns] = shown.grid;
-    let hidden = |mask: &str| mask.matches('#').count();
+    let masked = |mask: &str| mask.matches('#').count();
     let view = format!("0 0 {columns} {rows}");
     let share = |mask: &str| {
-        format!("{:.0}\u{a0}% hidden", 100.0 * hidden(mask) as f64 / mask.len() as f64)
+        format!("{:.0}\u{a0}% masked", 100.0 * masked(mask) as f64 / mask.len() as f64)
     };
     Ok(match &shown.card.picture {
         Picture::Text(pieces) => {
@@ -92,26 +99,26 @@ fn example(number: usize, shown: &Shown) -> Result<Markup> {
                     (title(&shown.card))
                     p.tokens {
                         @for ((piece, mark), [r, g, b]) in pieces.iter().zip(marks).zip(&shown.colours) {
-                            span.hid[mark == '#'].other[mark == '?'] title=[note(mark)]
+                            span.masked[mark == '#'].replaced[mark == '?'] title=[note(mark)]
                                 style={ "border-color:rgb(" (r) "," (g) "," (b) ")" } { (piece) }
                         }
                     }
-                    p.note { (share(first)) ": shaded" @if first.contains('?') { "; shown as another token: dotted" } }
+                    p.note { (share(first)) " (shaded)" @if first.contains('?') { "; dotted: replaced by another token" } }
                 }
             }
         }
         Picture::Raster { url, is_drawing, width, .. } => {
             let id = format!("example-{number}");
-            let colours = of_colours(&shown.colours, shown.grid)?;
+            let colours = colour_grid(&shown.colours, shown.grid)?;
             let is_coarse = *width < 150 || *is_drawing;
-            let picture = |what: &str, inner: Markup| {
+            let picture = |label: &str, inner: Markup| {
                 html! {
                     svg.drawing[*is_drawing].coarse[is_coarse] viewBox=(view) preserveAspectRatio="none" role="img"
-                        aria-label={ (what) " of " (shown.card.name) } { (inner) }
+                        aria-label={ (label) " of " (shown.card.name) } { (inner) }
                 }
             };
-            let whole = html! { image id=(id) href=(url) width=(columns) height=(rows) preserveAspectRatio="none" {} };
-            let again = html! { use href={ "#" (id) } {} };
+            let input = html! { image id=(id) href=(url) width=(columns) height=(rows) preserveAspectRatio="none" {} };
+            let copy = html! { use href={ "#" (id) } {} };
             let features = html! {
                 svg.coarse viewBox=(view) preserveAspectRatio="none" role="img" aria-label={ "Features of " (shown.card.name) } {
                     image href=(colours) width=(columns) height=(rows) preserveAspectRatio="none" {}
@@ -122,9 +129,9 @@ fn example(number: usize, shown: &Shown) -> Result<Markup> {
                     article.example {
                         (title(&shown.card))
                         div.squares style={ "--shape:" (columns) "/" (rows) } {
-                            figure { (picture("The whole", whole)) figcaption { "the whole" } }
+                            figure { (picture("Input", input)) figcaption { "input" } }
                             @for mask in &shown.masks {
-                                figure { (picture("What is left", html! { (again) (shade(mask, columns)) })) figcaption { (share(mask)) } }
+                                figure { (picture("Visible part", html! { (copy) (shade(mask, columns)) })) figcaption { (share(mask)) } }
                             }
                             figure { (features) figcaption { "features" } }
                         }
@@ -137,12 +144,12 @@ fn example(number: usize, shown: &Shown) -> Result<Markup> {
                     article.example {
                         (title(&shown.card))
                         div.bars {
-                            div.bar.tall { (picture("The whole", html! { (whole) (shade(first, columns)) })) }
+                            div.bar.tall { (picture("Input", html! { (input) (shade(first, columns)) })) }
                             p.note { (share(first)) }
                             @for mask in masks {
                                 div.bar.thin { svg viewBox=(view) preserveAspectRatio="none" role="img" aria-label={ "Another mask, " (share(mask)) } { (shade(mask, columns)) } }
                             }
-                            @if shown.masks.len() > 1 { p.note { "other masks of the same" } }
+                            @if shown.masks.len() > 1 { p.note { "other masks of this example" } }
                             div.bar.low { (features) }
                             p.note { "features" }
                         }
@@ -155,13 +162,13 @@ fn example(number: usize, shown: &Shown) -> Result<Markup> {
 
 fn note(mark: char) -> Option<&'static str> {
     match mark {
-        '#' => Some("hidden"),
-        '?' => Some("shown as another token"),
+        '#' => Some("masked"),
+        '?' => Some("replaced by another token"),
         _ => None,
     }
 }
 
-/// Hidden tokens of a grid with so many columns, run by run.
+/// Renders the masked tokens of a grid with `columns` columns.
 fn shade(mask: &str, columns: usize) -> Markup {
     let mut path = String::new();
     for (row, marks) in mask.as_bytes().chunks(columns).enumerate() {
@@ -195,23 +202,23 @@ fn card(card: &Card, cosine: Option<f64>) -> Markup {
     }
 }
 
-fn judged(judged: &Judged, step: u64) -> Markup {
-    let classes = &judged.classes;
-    let most =
-        judged.confusion.iter().flat_map(|row| row.iter()).max().copied().unwrap_or(0).max(1);
+fn evaluated(evaluated: &Evaluated, step: u64) -> Markup {
+    let classes = &evaluated.classes;
+    let largest =
+        evaluated.confusion.iter().flat_map(|row| row.iter()).max().copied().unwrap_or(0).max(1);
     html! {
-        @if !classes.is_empty() && classes.len() <= MOST_CLASSES {
+        @if !classes.is_empty() && classes.len() <= MAX_CLASSES {
             section id="confusion" {
-                h2 { "What is taken for what" }
-                p.hint { (judged.among) " held-out examples at step " (step) ". Rows: what is right; columns: what was said. Off the diagonal: mistakes." }
+                h2 { "Confusion matrix" }
+                p.hint { (evaluated.among) " held-out examples at step " (step) ". Rows: labels; columns: predictions." }
                 div.scroll tabindex="0" role="region" aria-label="Confusion matrix" {
                     table.confusion {
                         tr { th {} @for class in classes { th scope="col" { (class) } } }
-                        @for (i, (class, row)) in classes.iter().zip(&judged.confusion).enumerate() {
+                        @for (i, (class, row)) in classes.iter().zip(&evaluated.confusion).enumerate() {
                             tr {
                                 th scope="row" { (class) }
                                 @for (j, count) in row.iter().enumerate() {
-                                    @let share = (*count as f64 / most as f64).sqrt();
+                                    @let share = (*count as f64 / largest as f64).sqrt();
                                     td.right[i == j].wrong[i != j] style={ "--share:" (format!("{share:.3}")) } { (count) }
                                 }
                             }
@@ -220,15 +227,15 @@ fn judged(judged: &Judged, step: u64) -> Markup {
                 }
             }
         }
-        @if !judged.worst.is_empty() {
+        @if !evaluated.worst.is_empty() {
             section id="worst" {
-                h2 { "Worst answers" }
-                p.hint { "Of the same examples, the furthest off first: mistakes of the model, or of the labels." }
+                h2 { "Worst predictions" }
+                p.hint { "Largest errors first. They may be mistakes of the model, or of the labels." }
                 div.scroll {
                     table.wide {
-                        tr { th { "right" } th { "said" } th { "off by" } }
-                        @for answer in &judged.worst {
-                            tr { td { (answer.right) } td { (answer.said) } td { (number(answer.off)) } }
+                        tr { th { "target" } th { "prediction" } th { "error" } }
+                        @for prediction in &evaluated.worst {
+                            tr { td { (prediction.target) } td { (prediction.prediction) } td { (number(prediction.error)) } }
                         }
                     }
                 }

@@ -1,25 +1,16 @@
-//! From a data set to the batches of a run.
+//! Feeds a run with batches.
 
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use data2vec_core::loader::{Plan, TOLERANCE};
+use data2vec_core::data::loader::{Plan, TOLERANCE};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Dataset, Loaded, Loader, LoaderConfig, Ranks};
+use data2vec_core::{Dataset, Loaded, Loader, LoaderConfig, Units, World};
+use tracing::warn;
 
 use crate::recipe::TrainConfig;
-use crate::report::note;
 
-/// In what examples are counted.
-#[derive(Clone, Copy)]
-pub struct Units {
-    /// As people call it.
-    pub name: &'static str,
-    /// [`Dataset::size`] of one.
-    pub size: f64,
-}
-
-/// How the data of a run become batches.
+/// Returns the loader settings of a run.
 pub fn loader_config(train: &TrainConfig, seed: u64, units: Units) -> LoaderConfig {
     LoaderConfig {
         budget: (train.batch * units.size).round() as u64,
@@ -32,33 +23,40 @@ pub fn loader_config(train: &TrainConfig, seed: u64, units: Units) -> LoaderConf
     }
 }
 
-/// This process's part of the stream of batches. The batches of a step have consecutive numbers; rank r of R
-/// takes every Rth of them, from the rth on.
+/// This rank's share of the batches. The batches of a step have consecutive indices; rank r of R
+/// takes every Rth one, starting with the rth.
 pub struct Feed<B> {
-    /// What was loaded, waited for and found unusable.
+    /// The loader of this rank's batches.
     pub loader: Loader<B>,
     rank: u64,
-    ranks: u64,
+    world_size: u64,
     accumulate: u64,
-    /// Of a later step: in between, no batch had a usable example.
+    /// A batch of a later step: no batch before it had a usable example.
     ahead: Option<Loaded<B>>,
 }
 
 impl<B: Send + 'static> Feed<B> {
-    /// From the batch `next` on, which a step begins with.
+    /// Starts with the batch `next`, the first one of a step.
+    ///
+    /// # Errors
+    /// If the batches cannot be planned, or a loader thread cannot start.
     pub fn new<D: Dataset<Batch = B>>(
         dataset: Arc<D>,
         config: LoaderConfig,
         next: u64,
         accumulate: usize,
-        ranks: &Ranks,
+        world: &World,
     ) -> data2vec_core::Result<Self> {
-        let (rank, ranks) = (ranks.rank() as u64, ranks.count() as u64);
-        let loader = Loader::every(dataset, config, next + rank, ranks)?;
-        Ok(Self { loader, rank, ranks, accumulate: accumulate as u64, ahead: None })
+        let (rank, world_size) = (world.rank() as u64, world.size() as u64);
+        let loader = Loader::strided(dataset, config, next + rank, world_size)?;
+        Ok(Self { loader, rank, world_size, accumulate: accumulate as u64, ahead: None })
     }
 
-    /// This process's batches of the step that begins with the batch `first`, each with its place in the step.
+    /// Returns this rank's batches of the step that begins with batch `first`, each with its index
+    /// in the step.
+    ///
+    /// # Errors
+    /// If too many examples are unusable.
     pub fn step(&mut self, first: u64) -> data2vec_core::Result<Vec<(u64, Loaded<B>)>> {
         let (end, mut next) = (first + self.accumulate, first + self.rank);
         let mut batches = Vec::new();
@@ -71,13 +69,13 @@ impl<B: Send + 'static> Feed<B> {
                 self.ahead = Some(loaded);
                 break;
             }
-            next = loaded.number + self.ranks;
+            next = loaded.number + self.world_size;
             batches.push((loaded.number - first, loaded));
         }
         Ok(batches)
     }
 
-    /// The names of all examples that were to be in `batches`, unusable ones too.
+    /// Returns the names of all examples planned for `batches`, including unusable ones.
     pub fn examples<D: Dataset<Batch = B>>(
         &self,
         dataset: &D,
@@ -94,48 +92,63 @@ impl<B: Send + 'static> Feed<B> {
     }
 }
 
-/// Whether the batches of a step can be divided over the ranks.
-pub fn check_ranks(train: &TrainConfig, ranks: usize) -> Result<()> {
+/// Checks that the batches of a step can be divided over the ranks.
+///
+/// # Errors
+/// If `train.accumulate` is not a multiple of the world size.
+pub fn check_world_size(train: &TrainConfig, world_size: usize) -> Result<()> {
     let (batch, accumulate) = (train.batch, train.accumulate);
-    if !accumulate.is_multiple_of(ranks) {
+    if !accumulate.is_multiple_of(world_size) {
         let total = batch * accumulate as f64;
         bail!(
-            "train.accumulate = {accumulate} batches a step cannot be divided over {ranks} processes: set it to a multiple of {ranks}; with train.accumulate={ranks} and train.batch={} a step is as large as now",
-            total / ranks as f64
+            "train.accumulate = {accumulate} cannot be divided over {world_size} ranks; set it to a multiple of {world_size}, e.g. train.accumulate={world_size} with train.batch={} for the same batch size per step",
+            total / world_size as f64
         );
     }
     Ok(())
 }
 
-/// How the examples of `dataset` are put together.
+/// Plans the batches of `dataset`.
+///
+/// # Errors
+/// If there are no examples, or one is larger than a batch.
 pub fn plan(dataset: &impl Dataset, config: &LoaderConfig) -> data2vec_core::Result<Plan> {
     let max_examples = config.max_examples.unwrap_or(usize::MAX);
     Plan::new(dataset, config.budget, max_examples, config.tolerance)
 }
 
-/// Whether so many unusable examples are allowed.
+/// Checks that so many unusable examples are allowed.
+///
+/// # Errors
+/// If they are more than `train.max_bad_examples`.
 pub fn check_bad(train: &TrainConfig, count: usize, last: &str) -> Result<()> {
     let limit = train.max_bad_examples;
     if count > limit {
         bail!(
-            "{count} unusable examples, train.max_bad_examples = {limit} are allowed; the last one: {last}"
+            "{count} unusable examples, but train.max_bad_examples = {limit}; the last one: {last}"
         );
     }
     Ok(())
 }
 
-/// Says which examples could not be used, and whether so many are allowed.
-pub fn tell_skipped(train: &TrainConfig, skipped: &[String]) -> Result<()> {
+/// Warns of unreadable examples, and checks that so many are allowed.
+///
+/// # Errors
+/// As [`check_bad`].
+pub fn warn_skipped(train: &TrainConfig, skipped: &[String]) -> Result<()> {
     for reason in skipped.iter().take(10) {
-        note(format!("skipped {reason}"));
+        warn!("skipped {reason}");
     }
     if skipped.len() > 10 {
-        note(format!("and {} more", skipped.len() - 10));
+        warn!("and {} more", skipped.len() - 10);
     }
     skipped.last().map_or(Ok(()), |last| check_bad(train, skipped.len(), last))
 }
 
-/// Whether each example fits a batch.
+/// Checks that each example fits a batch.
+///
+/// # Errors
+/// If the largest does not.
 pub fn check_sizes(train: &TrainConfig, dataset: &impl Dataset, units: Units) -> Result<()> {
     let largest = (0..dataset.len()).max_by_key(|&index| dataset.size(index));
     let Some(index) = largest else { return Ok(()) };
@@ -149,7 +162,11 @@ pub fn check_sizes(train: &TrainConfig, dataset: &impl Dataset, units: Units) ->
     Ok(())
 }
 
-/// The batches of all evaluations: the same examples, cut the same way. Unusable ones go to `bad`.
+/// Returns the batches of all evaluations: the same examples, cropped the same way. Reasons of
+/// unusable ones go to `bad`.
+///
+/// # Errors
+/// As [`check_bad`].
 pub fn held_out_batches<D: Dataset>(
     held_out: Option<&D>,
     (train, seed, units): (&TrainConfig, u64, Units),
@@ -160,14 +177,14 @@ pub fn held_out_batches<D: Dataset>(
     let plan = plan(held_out, &config)?;
     let epoch = plan.epoch(seed, 0);
     let mut batches = Vec::new();
-    for place in 0..plan.batches().min(train.eval_batches as u64) {
-        let mut rng = stream(seed, Purpose::HeldOut, &[place]);
+    for index in 0..plan.batches().min(train.eval_batches as u64) {
+        let mut rng = stream(seed, Purpose::HeldOut, &[index]);
         let mut examples = Vec::new();
-        for &index in epoch.batch(place) {
-            match held_out.load(index as usize, &mut rng) {
+        for &example in epoch.batch(index) {
+            match held_out.load(example as usize, &mut rng) {
                 Ok(example) => examples.push(example),
                 Err(error) => {
-                    note(format!("skipped {error}"));
+                    warn!("skipped {error}");
                     bad.push(error.to_string());
                     check_bad(train, bad.len(), &error.to_string())?;
                 }

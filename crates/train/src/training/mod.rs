@@ -1,237 +1,246 @@
-//! The loop that pretraining and fine-tuning share: data in, steps, evaluations, checkpoints; and a clean
-//! end whenever it comes.
+//! The loop that pretraining and fine-tuning share: batches, steps, evaluations, checkpoints, and a
+//! clean end.
 
-mod agree;
 mod bad;
-mod care;
-mod conduct;
 pub mod feed;
 mod phases;
+mod recovery;
 mod saver;
 mod start;
+mod sync;
+mod task;
 
-use std::path::Path;
-use std::process::ExitCode;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use data2vec_core::loader::Plan;
-use data2vec_core::{Checkpoints, Dataset, Position, Ranks, Snapshot};
+use data2vec_core::{Checkpoints, Dataset, Position, Units, World};
 use data2vec_torch_ext::dist::ProcessGroup;
-use data2vec_torch_ext::take_spent;
-use tch::{Device, Tensor};
+use data2vec_torch_ext::drain_timings;
+use tracing::{info, warn};
 
 use crate::curve;
-use crate::log::{Log, Outlets, clock};
-use crate::metrics::{Line, Pending, TrainLine};
-use crate::page::{self, Exhibits, Reporter};
+use crate::log::{Log, Observer, Sinks};
+use crate::messages::describe;
+use crate::metrics::{Line, Pending};
 use crate::recipe::TrainConfig;
 use crate::record::End;
-use crate::report::{describe, out, tell};
-use crate::run::RunFolder;
-use crate::signals::Stop;
+use crate::report::{self, Reporter};
+use crate::run_dir::RunDir;
+use crate::stop::Stop;
 use bad::BadExamples;
-pub use care::OnTrouble;
-use care::{Care, Trouble};
-pub use conduct::{Conduct, Opening};
-use feed::{Feed, Units, loader_config};
+use feed::{Feed, loader_config};
 use phases::Phases;
+use recovery::{Failure, Recovery};
 use saver::Saver;
+pub use task::{Exported, TrainTask};
 
-/// How often memory that lies fallow is given back.
+/// How often memory that LibTorch keeps unused is returned to the system.
 const RELEASE_EVERY: Duration = Duration::from_secs(30);
 
-/// What the loop trains.
-pub trait Trainee {
-    /// The batches it learns from.
-    type Batch: Send + 'static;
+/// Options of every run, whatever it trains.
+pub struct RunOptions {
+    /// The run directory.
+    pub out: PathBuf,
+    /// `cpu`, `cuda` or `cuda:N`; `None`: a GPU if there is one.
+    pub device: Option<String>,
+    /// Refuses to start a new run.
+    pub resume: bool,
+    /// Writes `report.html`.
+    pub report: bool,
+    /// Seconds after which another rank that does not answer counts as lost.
+    pub dist_timeout: u64,
+    /// Asks the run to stop and save.
+    pub stop: Stop,
+    /// Watch the run; called on rank 0 only.
+    pub observers: Vec<Box<dyn Observer>>,
+}
 
-    /// Completed optimizer steps.
-    fn step(&self) -> u64;
-
-    /// Where it computes.
-    fn device(&self) -> Device;
-
-    /// Takes the next one, on this process's batches and their places among those of the step. `None`: loss
-    /// or gradient was not finite, and nothing has changed.
-    fn take_step(&mut self, batches: &[(u64, &Self::Batch)]) -> Result<Option<TrainLine>>;
-
-    /// Multiplies the schedule's learning rates by this from now on.
-    fn scale_lr(&mut self, scale: f64);
-
-    /// What a batch holds, by name.
-    fn tensors(batch: &Self::Batch) -> Vec<(&'static str, Tensor)>;
-
-    /// Before the first step: whether what is planned is possible.
-    fn rehearse(&mut self, plan: &Plan, log: &Log) -> Result<()>;
-
-    /// What its insides look like on some of the batches of the last step; `None`: nothing to see.
-    fn examine(&self, _batches: &[(u64, &Self::Batch)]) -> Result<Option<Line>> {
-        Ok(None)
+impl RunOptions {
+    /// Options of a run in the directory `out`: any device, with a report, without observers.
+    pub fn new(out: impl Into<PathBuf>) -> Self {
+        Self {
+            out: out.into(),
+            device: None,
+            resume: false,
+            report: true,
+            dist_timeout: crate::process_group::TIMEOUT,
+            stop: Stop::default(),
+            observers: Vec::new(),
+        }
     }
+}
 
-    /// What it makes of examples that it never trains on; nothing if there are none.
-    fn evaluate(&mut self) -> Result<Vec<Line>>;
-
-    /// Takes note of an evaluation, made now or, before the run was stopped, by an earlier process.
-    fn heed(&mut self, line: &Line, now: bool) -> Result<()>;
-
-    /// Copies all that is needed to go on.
-    fn snapshot(&self) -> data2vec_core::Result<Snapshot>;
-
-    /// Takes over what a [`snapshot`](Self::snapshot) has written to `dir` after `step` steps.
-    fn load(&mut self, dir: &Path, step: u64) -> Result<()>;
-
-    /// What the report shows of examples; `None`: nothing.
-    fn exhibit(&self) -> Result<Option<Exhibits>>;
-
-    /// Leaves in the run's folder what users want of it. Returns what it is called, where it is, and
-    /// what can be done with it.
-    fn export(&mut self, folder: &RunFolder) -> Result<Results>;
+/// How a run ended in this process.
+#[derive(Debug)]
+pub enum Outcome {
+    /// All steps are taken. Ranks other than 0 have no summary.
+    Finished(Option<Summary>),
+    /// It was asked to stop, and has saved.
+    Stopped {
+        /// 128 + number of the signal.
+        exit_code: u8,
+        /// Completed steps.
+        step: u64,
+    },
+    /// Nothing was trained; lines say how much memory a step needs.
+    Planned(Vec<String>),
 }
 
 /// What a finished run leaves.
-pub struct Results {
-    /// Name and place.
-    pub what: [String; 2],
-    /// Commands to go on with.
-    pub next: Vec<String>,
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Time of training in this process; zero if the run was finished before.
+    pub took: Duration,
+    /// The run directory.
+    pub run: PathBuf,
+    /// `curve.svg`.
+    pub curve: PathBuf,
+    /// `report.html`, if it was written.
+    pub report: Option<PathBuf>,
+    /// What was exported.
+    pub exported: Exported,
 }
 
-/// A run: who trains, on what, and what has come of it.
-pub struct Run<T: Trainee, D> {
-    trainee: T,
+/// A run: its task, its data, and where it stands.
+pub struct Run<T: TrainTask, D> {
+    task: T,
     train: TrainConfig,
     seed: u64,
     units: Units,
-    folder: RunFolder,
+    dir: RunDir,
     dataset: Arc<D>,
-    /// Number of the next batch of data.
+    /// Index of the next batch of data.
     next_batch: u64,
     /// Step of the newest checkpoint, which may still be written.
     saved: Option<u64>,
-    /// `None`: another process writes checkpoints.
+    /// `None` on ranks that write no checkpoints.
     saver: Option<Saver>,
     log: Log,
-    /// `None`: nobody wants the page.
+    /// `None` without a report.
     reporter: Option<Reporter>,
-    ranks: Ranks,
-    /// Unusable examples that were met before training.
+    world: World,
+    /// Unusable examples found before training.
     bad_before: usize,
-    /// `None`: another process lists them.
+    /// `None` on ranks that do not list them.
     bad_list: Option<BadExamples>,
     pending: Pending,
-    care: Care,
+    recovery: Recovery,
 }
 
-/// How a stretch of training ended.
-enum Way {
-    /// All steps are done.
+/// Why the loop ended.
+enum LoopExit {
+    /// All steps are taken.
     Finished,
-    /// Somebody wants it to end, with this exit code.
+    /// A stop was requested; the exit code.
     Stopped(u8),
-    /// It went wrong, and goes on from an earlier checkpoint.
-    Back(Trouble),
+    /// Training failed and resumes from an earlier checkpoint.
+    RollBack(Failure),
 }
 
-impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
-    /// Takes over the newest undamaged checkpoint in `folder`, if there is any. The examples `bad` are
+impl<T: TrainTask, D: Dataset<Batch = T::Batch>> Run<T, D> {
+    /// Restores the newest undamaged checkpoint in `dir`, if there is one. The examples `bad` are
     /// known to be unusable.
+    ///
+    /// # Errors
+    /// If the checkpoint does not fit the recipe, or a file cannot be read or written.
     pub fn resume(
-        trainee: T,
+        task: T,
         dataset: Arc<D>,
-        folder: RunFolder,
+        dir: RunDir,
         (train, seed, units): (&TrainConfig, u64, Units),
         bad: &[String],
-        ranks: Ranks,
-        outlets: Option<Outlets>,
+        world: World,
+        sinks: Option<Sinks>,
     ) -> Result<Self> {
-        let checkpoints = match ranks.is_first() {
-            true => {
-                Some(Checkpoints::new(folder.join("checkpoints"), train.keep, train.keep_every)?)
-            }
-            false => None,
-        };
-        let mut bad_list = match ranks.is_first() {
-            true => Some(BadExamples::of(&folder)?),
-            false => None,
-        };
-        bad_list.as_mut().map_or(Ok(()), |list| list.add(bad))?;
-        let log = Log::silent((trainee.step(), train.steps), units.name);
+        let (mut saver, mut bad_list) = (None, None);
+        if world.is_rank0() {
+            let checkpoints = dir.join("checkpoints");
+            saver = Some(Saver::new(Checkpoints::new(checkpoints, train.keep, train.keep_every)?));
+            let mut list = BadExamples::open(&dir)?;
+            list.add(bad)?;
+            bad_list = Some(list);
+        }
+        let log = Log::silent((task.step(), train.steps));
         let mut run = Self {
-            trainee,
+            task,
             train: train.clone(),
             seed,
             units,
-            folder,
+            dir,
             dataset,
             next_batch: 0,
             saved: None,
-            saver: checkpoints.map(Saver::new),
+            saver,
             log,
             reporter: None,
-            ranks,
+            world,
             bad_before: bad.len(),
             bad_list,
             pending: Pending::default(),
-            care: Care::new(train.steps),
+            recovery: Recovery::new(train.steps),
         };
         let newest = run.newest(&[u64::MAX])?;
-        run.stand(newest, outlets)?;
+        run.restore(newest, sinks)?;
         Ok(run)
     }
 
-    /// Whether the run writes a page about itself.
-    pub fn reporting(mut self, wanted: bool) -> Self {
-        self.reporter = wanted.then(|| Reporter::new(self.folder.path()));
+    /// Turns the report on rank 0 on or off.
+    pub fn reporting(mut self, on: bool) -> Self {
+        let on = on && self.world.is_rank0();
+        self.reporter = on.then(|| Reporter::new(self.dir.path()));
         self
     }
 
-    /// Trains to the end, or until somebody stops it.
-    pub fn train(&mut self, stop: &Stop) -> Result<ExitCode> {
-        if self.trainee.step() >= self.train.steps {
-            tell!("this run is finished: {} steps", self.trainee.step());
+    /// Trains until all steps are taken or a stop is requested.
+    ///
+    /// # Errors
+    /// If a step, an evaluation or a checkpoint fails, or recovery gives up.
+    pub fn train(&mut self, stop: &Stop) -> Result<Outcome> {
+        if self.task.step() >= self.train.steps {
+            info!("this run is finished: {} steps", self.task.step());
             return self.finish(Duration::ZERO);
         }
-        let (started, spent) = (Instant::now(), self.spent());
+        let (started, exchanged) = (Instant::now(), self.exchange_time());
         let mut waited = Duration::ZERO;
         let stopped = loop {
-            match self.stretch(stop, &mut waited)? {
-                Way::Finished => break None,
-                Way::Stopped(code) => break Some(code),
-                Way::Back(trouble) => self.roll_back(&trouble)?,
+            match self.run_until(stop, &mut waited)? {
+                LoopExit::Finished => break None,
+                LoopExit::Stopped(code) => break Some(code),
+                LoopExit::RollBack(failure) => self.roll_back(&failure)?,
             }
         };
         let took = started.elapsed();
-        if let Some(code) = stopped {
+        if let Some(exit_code) = stopped {
             self.save()?;
             self.wait_for_saver()?;
-            self.ranks.first_alone(|| self.draw())?;
+            self.world.on_rank0(|| self.draw())?;
             self.log.end(End::Stopped);
             self.report(false);
-            tell!("stopped and saved at step {}; the same command goes on", self.trainee.step());
-            return Ok(ExitCode::from(code));
+            let step = self.task.step();
+            info!("stopped and saved at step {step}; the same command resumes");
+            return Ok(Outcome::Stopped { exit_code, step });
         }
         let share = |time: Duration| 100.0 * time.as_secs_f64() / took.as_secs_f64();
-        tell!("waited for data {:.1} % of the time", share(waited));
-        if self.ranks.count() > 1 {
-            let spent = self.spent().saturating_sub(spent);
-            tell!("exchanged with the other processes {:.1} % of the time", share(spent));
+        info!("waited for data {:.1} % of the time", share(waited));
+        if self.world.size() > 1 {
+            let exchanged = self.exchange_time().saturating_sub(exchanged);
+            info!("exchanged data with other ranks {:.1} % of the time", share(exchanged));
         }
         self.wait_for_saver()?;
         self.finish(took)
     }
 
-    /// Trains from where the run stands until something ends that. Adds the time for which it waited for data.
-    fn stretch(&mut self, stop: &Stop, waited_in_all: &mut Duration) -> Result<Way> {
+    /// Runs the loop until it ends for some reason. Adds the time it waited for data.
+    fn run_until(&mut self, stop: &Stop, waited_in_all: &mut Duration) -> Result<LoopExit> {
         let train = self.train.clone();
         let mut config = loader_config(&train, self.seed, self.units);
         config.max_bad -= self.bad_before.min(config.max_bad);
         let (dataset, next) = (self.dataset.clone(), self.next_batch);
-        let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.ranks)?;
-        if self.trainee.step() == 0 {
-            self.trainee.rehearse(feed.loader.plan(), &self.log)?;
+        let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.world)?;
+        if self.task.step() == 0 {
+            self.task.dry_run(feed.loader.plan())?;
             self.evaluate()?;
             self.report(true);
         }
@@ -239,31 +248,31 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
         let (mut since, mut units, mut waited) = (Instant::now(), 0.0, Duration::ZERO);
         let mut phases = Phases::default();
         let mut released = Instant::now();
-        let mut way = Way::Finished;
-        while self.trainee.step() < train.steps {
+        let mut exit = LoopExit::Finished;
+        while self.task.step() < train.steps {
             let batches = feed.step(self.next_batch);
-            let news = self.new_bad(&feed.loader)?;
+            let new_bad = self.new_bad(&feed.loader)?;
             let batches = batches?;
             let size: u64 = batches.iter().map(|(_, loaded)| loaded.size).sum();
-            let all = self.agree(stop, batches.len(), size, &news)?;
+            let all = self.sync(stop, batches.len(), size, &new_bad)?;
             if let Some(code) = all.stop {
-                way = Way::Stopped(code);
+                exit = LoopExit::Stopped(code);
                 break;
             }
             self.next_batch += train.accumulate as u64;
             if all.batches == 0 {
-                continue; // not one usable example in all of them
+                continue; // no usable example in any of them
             }
             units += all.size / self.units.size;
             let epoch = self.next_batch as f64 / feed.loader.batches_per_epoch() as f64;
-            let places: Vec<_> = batches.iter().map(|(place, l)| (*place, &l.batch)).collect();
-            drop(take_spent()); // by what was looked at in between
-            let line = self.trainee.take_step(&places)?;
-            phases.add(take_spent());
-            let step = self.trainee.step();
+            let indexed: Vec<_> = batches.iter().map(|(index, l)| (*index, &l.batch)).collect();
+            drop(drain_timings()); // timings of evaluations
+            let line = self.task.take_step(&indexed)?;
+            phases.add(drain_timings());
+            let step = self.task.step();
             match &line {
                 Some(line) => {
-                    self.care.taken();
+                    self.recovery.step_taken();
                     self.pending.mean.add(line, train.clip_norm);
                 }
                 None => self.skip(&feed, &batches)?,
@@ -286,8 +295,8 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 line.phases = phases.take(now - waited);
                 line.bad_examples = self.bad_before + self.pending.bad.len();
                 (since, units, waited) = (Instant::now(), 0.0, now);
-                self.tell(Line::Train(line))?;
-                self.examine(&places)?;
+                self.log_line(Line::Train(line))?;
+                self.log_health(&indexed)?;
             }
             let is_evaluated = step.is_multiple_of(train.eval_every) || last_step;
             if is_evaluated {
@@ -296,10 +305,10 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
                 if !last_step && self.reporter.as_ref().is_some_and(Reporter::is_due) {
                     self.report(true);
                 }
-                since += before.elapsed(); // an evaluation is no training time
+                since += before.elapsed(); // evaluations are not training time
             }
-            if let Some(trouble) = self.react(is_logged || is_evaluated)? {
-                way = Way::Back(trouble);
+            if let Some(failure) = self.react(is_logged || is_evaluated)? {
+                exit = LoopExit::RollBack(failure);
                 break;
             }
             if step.is_multiple_of(train.save_every) || last_step {
@@ -307,29 +316,29 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             }
         }
         *waited_in_all += feed.loader.waited();
-        Ok(way)
+        Ok(exit)
     }
 
-    /// Time in exchanges with the other processes so far, waiting for them included.
-    fn spent(&self) -> Duration {
-        self.ranks.group().map(ProcessGroup::spent).unwrap_or_default()
+    /// Time spent in exchanges with other ranks so far, including waiting for them.
+    fn exchange_time(&self) -> Duration {
+        self.world.group().map(ProcessGroup::collective_time).unwrap_or_default()
     }
 
-    fn examine(&mut self, batches: &[(u64, &T::Batch)]) -> Result<()> {
-        let ranks = self.ranks.clone();
-        ranks.first_alone(|| match self.trainee.examine(batches)? {
-            Some(line) => self.tell(line),
+    fn log_health(&mut self, batches: &[(u64, &T::Batch)]) -> Result<()> {
+        let world = self.world.clone();
+        world.on_rank0(|| match self.task.health(batches)? {
+            Some(line) => self.log_line(line),
             None => Ok(()),
         })?;
         Ok(())
     }
 
     fn evaluate(&mut self) -> Result<()> {
-        let ranks = self.ranks.clone();
-        ranks.first_alone(|| {
-            for line in self.trainee.evaluate()? {
-                self.trainee.heed(&line, true)?;
-                self.tell(line)?;
+        let world = self.world.clone();
+        world.on_rank0(|| {
+            for line in self.task.evaluate()? {
+                self.task.on_evaluation(&line, true)?;
+                self.log_line(line)?;
             }
             anyhow::Ok(())
         })?;
@@ -337,73 +346,65 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
     }
 
     fn draw(&self) -> Result<()> {
-        curve::draw(&self.folder.join("metrics.jsonl"), &self.folder.join("curve.svg"))
+        curve::draw(&self.dir.join("metrics.jsonl"), &self.dir.join("curve.svg"))
     }
 
-    /// Writes the page, if it is wanted, and with new exhibits if there is time for them. That it cannot be written
-    /// is no reason to end a run.
-    fn report(&mut self, is_new: bool) {
+    /// Writes the report, with new examples if `refresh`. A report that cannot be written does not
+    /// end a run.
+    fn report(&mut self, refresh: bool) {
         let Some(reporter) = &mut self.reporter else { return };
-        let exhibit = || if is_new { self.trainee.exhibit() } else { Ok(None) };
-        for error in reporter.write(exhibit) {
-            self.log.say(&format!("note: the report lacks something: {}", describe(&error)));
+        let preview = || if refresh { self.task.preview() } else { Ok(None) };
+        for error in reporter.write(preview) {
+            warn!("the report is incomplete: {}", describe(&error));
         }
     }
 
     /// Waits until no checkpoint is being written.
     fn wait_for_saver(&mut self) -> Result<()> {
-        self.ranks.first_alone(|| self.saver.as_mut().map_or(Ok(()), Saver::wait))?;
+        self.world.on_rank0(|| self.saver.as_mut().map_or(Ok(()), Saver::wait))?;
         Ok(())
     }
 
     fn save(&mut self) -> Result<()> {
-        let step = self.trainee.step();
+        let step = self.task.step();
         if self.saved == Some(step) {
             return Ok(());
         }
-        // The others may have moments that rank 0 has not: all copy at once.
+        // Other ranks may hold moments that rank 0 lacks: all copy at once.
         self.wait_for_saver()?;
         let position = Position { step, next_batch: self.next_batch };
         let copy = || {
-            let mut snapshot = self.trainee.snapshot()?;
+            let mut snapshot = self.task.snapshot()?;
             self.pending.save(&mut snapshot)?;
             Ok(snapshot)
         };
         match &mut self.saver {
             Some(saver) => saver.save(position, copy, self.log.lines()?)?,
-            None => drop(self.trainee.snapshot()?),
+            None => drop(self.task.snapshot()?),
         }
         self.saved = Some(step);
         self.log.saved();
         Ok(())
     }
 
-    /// Curve, what was learned, and where everything is.
-    fn finish(&mut self, took: Duration) -> Result<ExitCode> {
-        let ranks = self.ranks.clone();
-        ranks.first_alone(|| self.leave_results(took))?;
-        Ok(ExitCode::SUCCESS)
+    /// Draws the curve, exports what was learned, and ends the run.
+    fn finish(&mut self, took: Duration) -> Result<Outcome> {
+        let world = self.world.clone();
+        let summary = world.on_rank0(|| self.export(took))?;
+        Ok(Outcome::Finished(summary))
     }
 
-    fn leave_results(&mut self, took: Duration) -> Result<()> {
+    fn export(&mut self, took: Duration) -> Result<Summary> {
         self.draw()?;
-        let curve = self.folder.join("curve.svg");
-        let Results { what: [name, place], next } = self.trainee.export(&self.folder)?;
+        let exported = self.task.export(&self.dir)?;
         self.log.end(End::Finished);
         self.report(true);
-        out!();
-        if !took.is_zero() {
-            out!("Trained in {}.", clock(took));
-        }
-        out!("  run      {}", self.folder.path().display());
-        out!("  curve    {}", curve.display());
-        if self.reporter.is_some() {
-            out!("  report   {}", self.folder.join(page::FILE).display());
-        }
-        out!("  {name:<8} {place}");
-        out!();
-        out!("Next:");
-        next.iter().for_each(|command| out!("  {command}"));
-        Ok(())
+        Ok(Summary {
+            took,
+            run: self.dir.path().to_owned(),
+            curve: self.dir.join("curve.svg"),
+            report: self.reporter.as_ref().map(|_| self.dir.join(report::FILE)),
+            exported,
+        })
     }
 }

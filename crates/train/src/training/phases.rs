@@ -1,9 +1,9 @@
-//! Where a step's time goes.
+//! Measures the parts of a step.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What the parts of steps have taken since the last line.
+/// Time spent in each part of the steps since the last line.
 #[derive(Default)]
 pub struct Phases {
     spent: BTreeMap<String, Duration>,
@@ -11,7 +11,7 @@ pub struct Phases {
 }
 
 impl Phases {
-    /// Adds a step.
+    /// Adds the timings of a step.
     pub fn add(&mut self, spent: Vec<(String, Duration)>) {
         self.steps += 1;
         for (name, took) in spent {
@@ -19,7 +19,7 @@ impl Phases {
         }
     }
 
-    /// Seconds a step, with what it `waited` for data; starts anew.
+    /// Returns the seconds per step of each part, and of waiting for data. Resets the timings.
     pub fn take(&mut self, waited: Duration) -> BTreeMap<String, f64> {
         self.spent.insert("data".into(), waited);
         let Self { spent, steps } = std::mem::take(self);

@@ -1,103 +1,82 @@
-//! What is done about a run that does not go as it should. Each action is a line of `metrics.jsonl`, and these lines
-//! are all that a run remembers of them: one that is stopped and goes on reads them again.
+//! Recovery of a run that collapses or diverges. Each action is a line of `metrics.jsonl`. These
+//! lines are the only state of recovery, so a run that was killed resumes in the same way.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
-use data2vec_core::checkpoint::write_tensors;
+use data2vec_core::io::checkpoint::write_tensors;
 use data2vec_core::{Dataset, Loaded};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::feed::Feed;
-use super::{Run, Trainee};
-use crate::doctor::{Symptom, Watch};
+use super::{Run, TrainTask};
+use crate::doctor::{Issue, Watch};
 use crate::log::Log;
+use crate::messages::describe;
 use crate::metrics::{Action, ActionLine, Line};
-use crate::report::describe;
+use crate::recipe::OnFailure;
 
-/// Steps in a row that were not finite before a run goes back.
+/// Number of consecutive non-finite steps after which a run rolls back.
 const MAX_SKIPPED: u64 = 10;
-/// What the learning rate is multiplied by when something has to change: the same steps at the same rate would
-/// end in the same way.
-const LOWER: f64 = 0.5;
-/// A run that goes wrong at this share of its learning rate ends.
-const LEAST: f64 = 0.125;
-/// Steps whose batches are kept. More would tell the same, and fill the disk.
-const MAX_KEPT: usize = 10;
-/// Their folder, in that of a run.
-const KEPT: &str = "bad_steps";
+/// Factor of the learning rate at each recovery: the same steps at the same rate would fail again.
+const LR_FACTOR: f64 = 0.5;
+/// A run that fails at this share of its learning rate ends.
+const MIN_LR_SCALE: f64 = 0.125;
+/// Maximum number of steps whose batches are saved.
+const MAX_SAVED: usize = 10;
+/// Their directory in the run directory.
+const BAD_STEPS: &str = "bad_steps";
 
-/// What is done when a run has collapsed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnTrouble {
-    /// It is said, and no more.
-    #[default]
-    Warn,
-    /// The learning rate is halved from there on.
-    LowerLr,
-    /// Training goes on from the last checkpoint before it, at half the learning rate.
-    RollBack,
-    /// The run ends. Its checkpoints stay.
-    Stop,
-}
-
-impl OnTrouble {
-    /// Whether nothing but words comes of it.
-    pub fn is_warn(&self) -> bool {
-        *self == Self::Warn
-    }
-}
-
-/// What went wrong, and since when.
+/// A failure that requires an action.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Trouble {
-    /// Completed steps when it had not begun yet.
+pub(super) struct Failure {
+    /// Last step that was healthy for sure.
     before: u64,
+    /// The failed check and its evidence.
     reason: String,
 }
 
-/// How a run is looked after.
-pub(super) struct Care {
-    memory: Memory,
-    /// Rank 0's.
+/// State of recovery.
+pub(super) struct Recovery {
+    state: RecoveryState,
+    /// Used on rank 0 only.
     watch: Watch,
-    /// What the last lines show and nothing has been done about.
-    symptoms: Vec<Symptom>,
+    /// New issues, not acted on yet.
+    issues: Vec<Issue>,
 }
 
-impl Care {
-    /// Of a run of so many steps that has not begun.
+impl Recovery {
+    /// Starts recovery of a run of `steps` steps.
     pub fn new(steps: u64) -> Self {
-        Self { memory: Memory::default(), watch: Watch::new(steps), symptoms: Vec::new() }
+        Self { state: RecoveryState::default(), watch: Watch::new(steps), issues: Vec::new() }
     }
 
-    /// A step was finite.
-    pub fn taken(&mut self) {
-        self.memory.skipped = 0;
+    /// Called after a finite step.
+    pub fn step_taken(&mut self) {
+        self.state.skipped = 0;
     }
 }
 
-/// What a run remembers of trouble: what its lines tell, which rank 0 tells the others.
+/// What recovery knows of earlier actions; rank 0 broadcasts it.
 #[derive(Default, Serialize, Deserialize)]
-struct Memory {
-    /// Steps in a row that were not finite.
+struct RecoveryState {
+    /// Number of consecutive non-finite steps.
     skipped: u64,
-    /// What the schedule's learning rates are multiplied by, if not by 1.
+    /// Factor of the schedule's learning rates; `None`: 1.
     lr_scale: Option<f64>,
-    /// Where the last way back led, and from where.
-    back: Option<(u64, u64)>,
+    /// The last roll-back: restored step, and step before it.
+    roll_back: Option<(u64, u64)>,
 }
 
-impl Memory {
-    /// Of a run that stands at `step`.
-    fn of(lines: &[Line], step: u64) -> Self {
-        let mut memory = Self::default();
+impl RecoveryState {
+    /// Replays the actions in `lines` of a run that resumes at `step`.
+    fn replay(lines: &[Line], step: u64) -> Self {
+        let mut state = Self::default();
         for line in lines {
             if let Line::Action(line) = line {
-                memory.lr_scale = line.lr_scale.or(memory.lr_scale);
-                memory.back = line.from.map(|from| (line.step, from)).or(memory.back);
+                state.lr_scale = line.lr_scale.or(state.lr_scale);
+                state.roll_back = line.from.map(|from| (line.step, from)).or(state.roll_back);
             }
         }
         let skipped =
@@ -107,194 +86,200 @@ impl Memory {
             if line.step() != next {
                 break;
             }
-            memory.skipped += 1;
+            state.skipped += 1;
             next = next.saturating_sub(1);
         }
-        memory
+        state
     }
 }
 
-impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
-    /// Remembers what rank 0's `lines` tell.
-    pub(super) fn take_care(&mut self, lines: &[Line]) -> Result<()> {
-        let memory = Memory::of(lines, self.trainee.step());
-        let memory = self.ranks.from_first(&serde_json::to_string(&memory)?)?;
-        let memory: Memory = serde_json::from_str(&memory)?;
-        self.trainee.scale_lr(memory.lr_scale.unwrap_or(1.0));
-        self.care = Care { memory, ..Care::new(self.train.steps) };
+impl<T: TrainTask, D: Dataset<Batch = T::Batch>> Run<T, D> {
+    /// Restores the state of recovery from rank 0's `lines`.
+    pub(super) fn restore_recovery(&mut self, lines: &[Line]) -> Result<()> {
+        let state = RecoveryState::replay(lines, self.task.step());
+        let state = self.world.broadcast_str(&serde_json::to_string(&state)?)?;
+        let state: RecoveryState = serde_json::from_str(&state)?;
+        self.task.scale_lr(state.lr_scale.unwrap_or(1.0));
+        self.recovery = Recovery { state, ..Recovery::new(self.train.steps) };
         for line in lines {
-            self.care.watch.see(line); // what was wrong then has been told
+            self.recovery.watch.update(line); // old issues were acted on
         }
         Ok(())
     }
 
-    /// Keeps a line, shows it, and sees what is wrong by it.
-    pub(super) fn tell(&mut self, line: Line) -> Result<()> {
+    /// Logs a line and checks it.
+    pub(super) fn log_line(&mut self, line: Line) -> Result<()> {
         self.log.line(&line)?;
-        if self.ranks.is_first() {
-            self.care.symptoms.extend(self.care.watch.see(&line));
+        if self.world.is_rank0() {
+            self.recovery.issues.extend(self.recovery.watch.update(&line));
         }
         Ok(())
     }
 
-    /// A step was not finite and has changed nothing. Its batches are kept.
+    /// Logs a step that was skipped because it was not finite, and saves its batches.
     pub(super) fn skip(
         &mut self,
         feed: &Feed<T::Batch>,
         batches: &[(u64, Loaded<T::Batch>)],
     ) -> Result<()> {
-        let step = self.trainee.step();
-        self.care.memory.skipped += 1;
+        let step = self.task.step();
+        self.recovery.state.skipped += 1;
         let names = feed.examples(&*self.dataset, self.seed, batches);
-        let names: Vec<String> = self.ranks.gather_texts(&names.join("\n"))?;
-        let ranks = self.ranks.clone();
-        ranks.first_alone(|| {
+        let names: Vec<String> = self.world.gather_strings(&names.join("\n"))?;
+        let world = self.world.clone();
+        world.on_rank0(|| {
             let mut reason = "loss or gradient is not finite".to_owned();
-            match self.keep(step, batches, &names.join("\n")) {
-                Ok(Some(file)) => reason += &format!("; the batch is kept in {file}"),
+            match self.save_bad_step(step, batches, &names.join("\n")) {
+                Ok(Some(file)) => reason += &format!("; its batch was saved to {file}"),
                 Ok(None) => {}
-                Err(e) => reason += &format!("; the batch cannot be kept: {}", describe(&e)),
+                Err(e) => reason += &format!("; its batch could not be saved: {}", describe(&e)),
             }
             self.act(Action::Skip, &reason, None)
         })?;
         Ok(())
     }
 
-    /// Leaves in the run's folder what this rank's batches of `step` hold, and the examples' names. `None`: enough
-    /// is there.
-    fn keep(
+    /// Saves this rank's batches of `step` and the names of the examples. Returns the file, or
+    /// `None` if enough steps are saved.
+    fn save_bad_step(
         &self,
         step: u64,
         batches: &[(u64, Loaded<T::Batch>)],
         names: &str,
     ) -> Result<Option<String>> {
-        let dir = self.folder.join(KEPT);
+        let dir = self.dir.join(BAD_STEPS);
         std::fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
         let path = dir.join(format!("step-{step:08}.txt"));
         let files = std::fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
-        let kept = files.flatten().filter(|file| file.path().extension() == Some("txt".as_ref()));
-        if !path.exists() && kept.count() >= MAX_KEPT {
+        let saved = files.flatten().filter(|file| file.path().extension() == Some("txt".as_ref()));
+        if !path.exists() && saved.count() >= MAX_SAVED {
             return Ok(None);
         }
         let mut tensors: HashMap<String, Tensor> = HashMap::new();
-        for (place, loaded) in batches {
+        for (index, loaded) in batches {
             for (name, tensor) in T::tensors(&loaded.batch) {
-                tensors.insert(format!("{place}.{name}"), tensor);
+                tensors.insert(format!("{index}.{name}"), tensor);
             }
         }
         write_tensors(&path.with_extension("safetensors"), &tensors)?;
-        crate::run::write(&path, &format!("{names}\n"))?;
-        Ok(Some(format!("{KEPT}/step-{step:08}.safetensors")))
+        crate::run_dir::write(&path, &format!("{names}\n"))?;
+        Ok(Some(format!("{BAD_STEPS}/step-{step:08}.safetensors")))
     }
 
-    /// Does what the recipe wants done about what the last lines show, on all ranks alike, where there were lines
-    /// (`is_told`). Returns why the run has to go back, if it has to.
-    pub(super) fn react(&mut self, is_told: bool) -> Result<Option<Trouble>> {
-        let step = self.trainee.step();
-        if self.care.memory.skipped >= MAX_SKIPPED {
-            let reason = format!("{MAX_SKIPPED} steps in a row were not finite");
-            return Ok(Some(Trouble { before: step - MAX_SKIPPED, reason }));
+    /// Acts on new issues as `train.on_failure` says, on all ranks alike. Issues are only checked
+    /// if there were new lines (`has_lines`). Returns the failure if the run must roll back.
+    pub(super) fn react(&mut self, has_lines: bool) -> Result<Option<Failure>> {
+        let step = self.task.step();
+        if self.recovery.state.skipped >= MAX_SKIPPED {
+            let reason =
+                format!("loss or gradient was not finite in {MAX_SKIPPED} consecutive steps");
+            return Ok(Some(Failure { before: step - MAX_SKIPPED, reason }));
         }
-        if !is_told {
+        if !has_lines {
             return Ok(None);
         }
-        let grave = match self.ranks.is_first() {
-            true => self.sort_symptoms()?,
+        let severe = match self.world.is_rank0() {
+            true => self.collect_issues()?,
             false => None,
         };
-        let grave: Option<Trouble> =
-            serde_json::from_str(&self.ranks.from_first(&serde_json::to_string(&grave)?)?)?;
-        let Some(trouble) = grave else { return Ok(None) };
-        match self.train.on_trouble {
-            OnTrouble::Warn => Ok(None),
-            OnTrouble::LowerLr => self.lower_lr(&trouble.reason).map(|()| None),
-            OnTrouble::RollBack => Ok(Some(trouble)),
-            OnTrouble::Stop => {
-                self.act(Action::Stop, &trouble.reason, None)?;
+        let severe: Option<Failure> =
+            serde_json::from_str(&self.world.broadcast_str(&serde_json::to_string(&severe)?)?)?;
+        let Some(failure) = severe else { return Ok(None) };
+        match self.train.on_failure {
+            OnFailure::Warn => Ok(None),
+            OnFailure::LowerLr => self.lower_lr(&failure.reason).map(|()| None),
+            OnFailure::RollBack => Ok(Some(failure)),
+            OnFailure::Stop => {
+                self.act(Action::Stop, &failure.reason, None)?;
                 bail!(
-                    "{} (train.on_trouble = \"stop\"); its checkpoints are whole: try a lower schedule.lr, and see `data2vec doctor {}`",
-                    trouble.reason,
-                    self.folder.path().display()
+                    "{} (train.on_failure = \"stop\"); checkpoints are intact: lower schedule.lr, and see `data2vec doctor {}`",
+                    failure.reason,
+                    self.dir.path().display()
                 )
             }
         }
     }
 
-    /// Warns of all that is wrong but needs more than words. Returns that.
-    fn sort_symptoms(&mut self) -> Result<Option<Trouble>> {
-        let mut grave = None;
-        for symptom in std::mem::take(&mut self.care.symptoms) {
-            let is_grave = symptom.sign.is_grave();
-            if !is_grave || self.train.on_trouble.is_warn() {
-                self.act(Action::Warn, &symptom.to_string(), None)?;
+    /// Warns of new issues, and returns the first severe one as a failure.
+    fn collect_issues(&mut self) -> Result<Option<Failure>> {
+        let mut severe = None;
+        for issue in std::mem::take(&mut self.recovery.issues) {
+            let is_severe = issue.check.is_severe();
+            if !is_severe || self.train.on_failure.is_warn() {
+                self.act(Action::Warn, &issue.to_string(), None)?;
             }
-            if is_grave && grave.is_none() {
-                // Training may have gone wrong at any step after the line before the first that shows it.
-                let before = symptom.since.saturating_sub(self.train.log_every);
-                grave = Some(Trouble { before, reason: symptom.to_string() });
+            if is_severe && severe.is_none() {
+                // Training may have failed at any step since the line before the first bad one.
+                let before = issue.since.saturating_sub(self.train.log_every);
+                severe = Some(Failure { before, reason: issue.to_string() });
             }
         }
-        Ok(grave)
+        Ok(severe)
     }
 
     fn act(&mut self, action: Action, reason: &str, lr_scale: Option<f64>) -> Result<()> {
-        let (step, reason) = (self.trainee.step(), reason.to_owned());
+        let (step, reason) = (self.task.step(), reason.to_owned());
         self.log.line(&Line::Action(ActionLine { step, action, reason, lr_scale, from: None }))
     }
 
-    /// The next lower share of the learning rate.
-    fn lower(&self, reason: &str) -> Result<f64> {
-        let now = self.care.memory.lr_scale.unwrap_or(1.0);
-        if now <= LEAST {
+    /// Returns the next lower factor of the learning rate.
+    ///
+    /// # Errors
+    /// If the factor is at its minimum already.
+    fn next_lr_scale(&self, reason: &str) -> Result<f64> {
+        let now = self.recovery.state.lr_scale.unwrap_or(1.0);
+        if now <= MIN_LR_SCALE {
             bail!(
-                "{reason}, and that at {now} of the learning rate: giving up; try a lower schedule.lr, and see `data2vec doctor {}`",
-                self.folder.path().display()
+                "{reason}, even at {now} of the learning rate; lower schedule.lr, and see `data2vec doctor {}`",
+                self.dir.path().display()
             );
         }
-        Ok(now * LOWER)
+        Ok(now * LR_FACTOR)
     }
 
     fn lower_lr(&mut self, reason: &str) -> Result<()> {
-        let scale = self.lower(reason)?;
-        self.act(Action::LowerLr, &format!("{reason}; to {scale} of the schedule's"), Some(scale))?;
-        self.care.memory.lr_scale = Some(scale);
-        self.trainee.scale_lr(scale);
+        let scale = self.next_lr_scale(reason)?;
+        self.act(Action::LowerLr, &format!("{reason}; new factor {scale}"), Some(scale))?;
+        self.recovery.state.lr_scale = Some(scale);
+        self.task.scale_lr(scale);
         Ok(())
     }
 
-    /// Goes back to the last checkpoint before `trouble`, and on from there at a lower learning rate. Where the way
-    /// back before did not lead past it, this one leads further back.
-    pub(super) fn roll_back(&mut self, trouble: &Trouble) -> Result<()> {
-        let (from, reason) = (self.trainee.step(), &trouble.reason);
-        let scale = self.lower(reason)?;
+    /// Restores the last checkpoint before `failure` and lowers the learning rate. If the failure
+    /// recurs before the step of the previous roll-back, restores an earlier checkpoint than that
+    /// did.
+    pub(super) fn roll_back(&mut self, failure: &Failure) -> Result<()> {
+        let (from, reason) = (self.task.step(), &failure.reason);
+        let scale = self.next_lr_scale(reason)?;
         self.wait_for_saver()?;
-        let further = self.care.memory.back.filter(|&(_, from)| trouble.before <= from);
-        let further = further.map(|(step, _)| step.saturating_sub(1).min(trouble.before));
-        let lasts: Vec<u64> = further.into_iter().chain([trouble.before]).collect();
+        let further = self.recovery.state.roll_back.filter(|&(_, from)| failure.before <= from);
+        let further = further.map(|(step, _)| step.saturating_sub(1).min(failure.before));
+        let lasts: Vec<u64> = further.into_iter().chain([failure.before]).collect();
         let newest = self.newest(&lasts)?;
-        if self.ranks.is_first() && newest.is_none() {
+        if self.world.is_rank0() && newest.is_none() {
             bail!(
-                "{reason}, and no checkpoint of at most {} steps is there to go back to: try a lower schedule.lr, or a smaller train.save_every",
-                trouble.before
+                "{reason}; there is no checkpoint of at most {} steps to roll back to: lower schedule.lr, or save more often (train.save_every)",
+                failure.before
             );
         }
-        let silent = Log::silent((from, self.train.steps), self.units.name);
-        let outlets = std::mem::replace(&mut self.log, silent).close();
-        self.stand(newest, outlets)?;
-        let step = self.trainee.step();
+        let silent = Log::silent((from, self.train.steps));
+        let sinks = std::mem::replace(&mut self.log, silent).close();
+        self.restore(newest, sinks)?;
+        let step = self.task.step();
         if let Some(saver) = &self.saver {
             saver.checkpoints().remove_after(step)?;
         }
         let action = ActionLine {
             step,
             action: Action::RollBack,
-            reason: format!("{reason}; to {scale} of the schedule's learning rate"),
+            reason: format!("{reason}; new factor of the learning rate {scale}"),
             lr_scale: Some(scale),
             from: Some(from),
         };
         self.log.line(&Line::Action(action))?;
-        (self.care.memory.lr_scale, self.care.memory.back) = (Some(scale), Some((step, from)));
-        self.trainee.scale_lr(scale);
+        (self.recovery.state.lr_scale, self.recovery.state.roll_back) =
+            (Some(scale), Some((step, from)));
+        self.task.scale_lr(scale);
         Ok(())
     }
 }
@@ -304,7 +289,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_tell_what_has_been_done() {
+    fn replay_restores_state_from_lines() {
         let line = |step, action, lr_scale, from| {
             let reason = String::new();
             Line::Action(ActionLine { step, action, reason, lr_scale, from })
@@ -318,11 +303,11 @@ mod tests {
             skip(7),
             skip(8),
         ];
-        let Memory { skipped, lr_scale, back } = Memory::of(&lines, 8);
-        assert_eq!((skipped, lr_scale, back), (2, Some(0.25), Some((4, 9))));
-        assert_eq!(Memory::of(&lines, 9).skipped, 0, "step 9 was taken");
+        let RecoveryState { skipped, lr_scale, roll_back } = RecoveryState::replay(&lines, 8);
+        assert_eq!((skipped, lr_scale, roll_back), (2, Some(0.25), Some((4, 9))));
+        assert_eq!(RecoveryState::replay(&lines, 9).skipped, 0, "step 9 was finite");
         lines.clear();
-        let Memory { skipped, lr_scale, back } = Memory::of(&lines, 0);
-        assert_eq!((skipped, lr_scale, back), (0, None, None));
+        let RecoveryState { skipped, lr_scale, roll_back } = RecoveryState::replay(&lines, 0);
+        assert_eq!((skipped, lr_scale, roll_back), (0, None, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Checkpoints, written while training goes on.
+//! Writes checkpoints while training continues.
 
 use std::fs::File;
 use std::panic::resume_unwind;
@@ -7,30 +7,33 @@ use std::thread::{Builder, JoinHandle};
 
 use anyhow::{Context, Result};
 use data2vec_core::{Checkpoints, Position, Snapshot};
-use data2vec_torch_ext::compute_on_this_thread_alone;
+use data2vec_torch_ext::set_thread_num_threads;
+use tracing::warn;
 
-use crate::report::{describe, note};
+use crate::messages::describe;
 
-/// Writes one checkpoint at a time in a thread of its own, so that there is never more than one copy of
-/// the model in memory.
+/// Writes one checkpoint at a time in a thread, so that at most one copy of the model is in memory.
 pub struct Saver {
     checkpoints: Arc<Checkpoints>,
     writing: Option<JoinHandle<Result<()>>>,
 }
 
 impl Saver {
-    /// To the folder of `checkpoints`.
+    /// Creates a saver for the directory of `checkpoints`.
     pub fn new(checkpoints: Checkpoints) -> Self {
         Self { checkpoints: Arc::new(checkpoints), writing: None }
     }
 
-    /// Where they are.
+    /// Returns the checkpoints of the run.
     pub fn checkpoints(&self) -> &Checkpoints {
         &self.checkpoints
     }
 
-    /// Waits for the checkpoint before, copies what `copy` copies, and has it written. The lines of
-    /// `metrics`, which belong to the same step, reach the disk first.
+    /// Waits for the previous checkpoint, takes a snapshot with `copy`, and starts writing it.
+    /// Flushes `metrics` first, whose lines belong to the same step.
+    ///
+    /// # Errors
+    /// If the previous checkpoint could not be written, or `copy` fails.
     pub fn save(
         &mut self,
         position: Position,
@@ -39,23 +42,26 @@ impl Saver {
     ) -> Result<()> {
         self.wait()?;
         let failed = format!(
-            "the checkpoint of step {} could not be written; older ones are whole",
+            "failed to write the checkpoint of step {}; older checkpoints are intact",
             position.step
         );
         let snapshot = copy().context(failed.clone())?;
         let checkpoints = self.checkpoints.clone();
         let write = move || {
-            compute_on_this_thread_alone();
+            set_thread_num_threads(1);
             metrics.sync_all().context("metrics.jsonl").context(failed.clone())?;
             checkpoints.save(position, |dir| snapshot.write(dir)).context(failed)?;
             Ok(())
         };
         let thread = Builder::new().name("checkpoint".into()).spawn(write);
-        self.writing = Some(thread.context("no thread for the checkpoint")?);
+        self.writing = Some(thread.context("failed to start the thread that writes checkpoints")?);
         Ok(())
     }
 
-    /// How the writing went, if it has come to an end.
+    /// Returns the result of writing, if it has finished.
+    ///
+    /// # Errors
+    /// If the checkpoint could not be written.
     pub fn check(&mut self) -> Result<()> {
         match &self.writing {
             Some(thread) if thread.is_finished() => self.wait(),
@@ -63,19 +69,22 @@ impl Saver {
         }
     }
 
-    /// Waits until nothing is being written; how that went.
+    /// Waits until no checkpoint is being written.
+    ///
+    /// # Errors
+    /// If the checkpoint could not be written.
     pub fn wait(&mut self) -> Result<()> {
         let Some(thread) = self.writing.take() else { return Ok(()) };
         thread.join().unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
-/// A checkpoint that is being written when a run fails for another reason is worth waiting for.
+/// Waits for a checkpoint that is being written, even if the run failed for another reason.
 impl Drop for Saver {
     fn drop(&mut self) {
         let written = self.writing.take().map(JoinHandle::join);
         if let Some(Ok(Err(error))) = written {
-            note(describe(&error));
+            warn!("{}", describe(&error));
         }
     }
 }

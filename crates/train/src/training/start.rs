@@ -1,40 +1,39 @@
-//! Where a run goes on.
+//! Finds and restores the checkpoint from which a run starts.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use data2vec_core::{Checkpoints, Dataset, Position};
 use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
 
 use super::saver::Saver;
-use super::{Run, Trainee};
-use crate::log::{Log, Outlets};
+use super::{Run, TrainTask};
+use crate::log::{Log, Sinks};
 use crate::metrics::Pending;
-use crate::report::{note, tell};
 
-/// What rank 0 tells the others of the newest checkpoint.
+/// Where training starts; rank 0 broadcasts it.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(super) struct Start {
-    /// `None`: there is no checkpoint.
+    /// Completed steps; `None` without a checkpoint.
     step: Option<u64>,
-    /// Number of the next batch of data.
+    /// Index of the next batch of data.
     next_batch: u64,
-    /// What the next line of metrics tells of the steps before it.
+    /// Metrics since the last line.
     pending: Pending,
 }
 
-/// The newest checkpoint that is whole, of those of at most `last` steps.
+/// Returns the newest intact checkpoint of at most `last` steps.
 fn newest(checkpoints: Option<&Checkpoints>, last: u64) -> Result<Option<(Start, PathBuf)>> {
     let Some(checkpoints) = checkpoints else { return Ok(None) };
     let newest = checkpoints.newest_up_to(last)?;
     for (path, reason) in &newest.damaged {
-        note(format!("{} is damaged ({reason}); trying the one before it", path.display()));
+        warn!("{} is damaged: {reason}; trying the previous checkpoint", path.display());
     }
     let Some((position, path)) = newest.good else {
         if !newest.damaged.is_empty() {
-            let end =
-                if last == u64::MAX { "starting from step 0" } else { "nowhere to go back to" };
-            note(format!("no checkpoint is whole: {end}"));
+            let next = if last == u64::MAX { "starting from step 0" } else { "cannot roll back" };
+            warn!("no checkpoint is intact: {next}");
         }
         return Ok(None);
     };
@@ -43,42 +42,42 @@ fn newest(checkpoints: Option<&Checkpoints>, last: u64) -> Result<Option<(Start,
     Ok(Some((start, path)))
 }
 
-impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
-    /// Rank 0's newest whole checkpoint of at most so many steps, by the first of `lasts` for which there is one;
-    /// `None` on the other ranks.
+impl<T: TrainTask, D: Dataset<Batch = T::Batch>> Run<T, D> {
+    /// Returns the newest intact checkpoint of at most `last` steps, for the first of `lasts` that
+    /// has one. Returns `None` on ranks other than 0.
     pub(super) fn newest(&self, lasts: &[u64]) -> Result<Option<(Start, PathBuf)>> {
         let checkpoints = self.saver.as_ref().map(Saver::checkpoints);
         let first = || {
             let found = lasts.iter().map(|&last| newest(checkpoints, last));
             found.filter_map(Result::transpose).next().transpose()
         };
-        Ok(self.ranks.first_alone(first)?.flatten())
+        Ok(self.world.on_rank0(first)?.flatten())
     }
 
-    /// Goes on from rank 0's `checkpoint` with the log up to there; `None`: from step 0.
-    pub(super) fn stand(
+    /// Restores rank 0's `checkpoint` (`None`: step 0) on all ranks, and the log up to there.
+    pub(super) fn restore(
         &mut self,
         checkpoint: Option<(Start, PathBuf)>,
-        outlets: Option<Outlets>,
+        sinks: Option<Sinks>,
     ) -> Result<()> {
         let start = checkpoint.as_ref().map(|(start, _)| start.clone()).unwrap_or_default();
-        let start: Start = toml::from_str(&self.ranks.from_first(&toml::to_string(&start)?)?)?;
+        let start: Start = toml::from_str(&self.world.broadcast_str(&toml::to_string(&start)?)?)?;
         let Start { step, next_batch, pending } = start;
         if let Some(step) = step {
             let path = checkpoint.map(|(_, path)| path).unwrap_or_default();
-            self.trainee.load(&path, step)?;
-            tell!("going on from step {step} ({})", path.display());
+            self.task.load(&path, step)?;
+            info!("resuming from step {step} ({})", path.display());
         }
         (self.saved, self.next_batch, self.pending) = (step, next_batch, pending);
-        let (position, unit) = ((self.trainee.step(), self.train.steps), self.units.name);
-        let (log, lines) = match outlets {
-            Some(outlets) => Log::open(&self.folder, outlets, position, unit)?,
-            None => (Log::silent(position, unit), Vec::new()),
+        let (position, unit) = ((self.task.step(), self.train.steps), self.units.name);
+        let (log, lines) = match sinks {
+            Some(sinks) => Log::open(&self.dir, sinks, position, unit)?,
+            None => (Log::silent(position), Vec::new()),
         };
         self.log = log;
         for line in lines.iter().filter(|line| line.is_evaluation()) {
-            self.trainee.heed(line, false)?;
+            self.task.on_evaluation(line, false)?;
         }
-        self.take_care(&lines)
+        self.restore_recovery(&lines)
     }
 }

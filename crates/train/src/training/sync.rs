@@ -1,55 +1,60 @@
-//! What the processes of a run tell each other before every step.
+//! Synchronizes the ranks of a run before every step.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
 use data2vec_core::{Dataset, Loader};
+use tracing::warn;
 
 use super::feed::check_bad;
-use super::{Run, Trainee};
-use crate::signals::Stop;
+use super::{Run, TrainTask};
+use crate::stop::Stop;
 
-impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
-    /// Takes note of unusable examples that this process has met. Returns those that are new.
+impl<T: TrainTask, D: Dataset<Batch = T::Batch>> Run<T, D> {
+    /// Records the unusable examples that this rank has found. Returns new ones, with the reasons
+    /// by name.
+    ///
+    /// # Errors
+    /// As [`check_bad`].
     pub(super) fn new_bad(
         &mut self,
         loader: &Loader<T::Batch>,
     ) -> Result<BTreeMap<String, String>> {
-        let mut news: BTreeMap<String, String> = loader.bad().into_iter().collect();
-        news.retain(|name, _| !self.pending.bad.contains(name));
-        self.meet_bad(&news)?;
-        Ok(news)
+        let mut new: BTreeMap<String, String> = loader.bad().into_iter().collect();
+        new.retain(|name, _| !self.pending.bad.contains(name));
+        self.record_bad(&new)?;
+        Ok(new)
     }
 
-    /// Tells of unusable examples, and ends the run if they are too many.
-    fn meet_bad(&mut self, news: &BTreeMap<String, String>) -> Result<()> {
-        self.bad_list.as_mut().map_or(Ok(()), |list| list.add(news.values()))?;
-        for (name, reason) in news {
+    /// Logs and lists unusable examples, and fails if there are too many.
+    fn record_bad(&mut self, new: &BTreeMap<String, String>) -> Result<()> {
+        self.bad_list.as_mut().map_or(Ok(()), |list| list.add(new.values()))?;
+        for (name, reason) in new {
             if self.pending.bad.insert(name.clone()) {
-                self.log.say(&format!("note: skipped {reason}"));
+                warn!("skipped {reason}");
                 check_bad(&self.train, self.bad_before + self.pending.bad.len(), reason)?;
             }
         }
         Ok(())
     }
 
-    /// What all processes have loaded, and whether one of them was told to stop. All get to know unusable
-    /// examples that are news to one of them.
-    pub(super) fn agree(
+    /// Sums what all ranks have loaded, agrees on stopping, and shares the ranks' new unusable
+    /// examples.
+    pub(super) fn sync(
         &mut self,
         stop: &Stop,
         batches: usize,
         size: u64,
-        news: &BTreeMap<String, String>,
-    ) -> Result<Agreed> {
+        new_bad: &BTreeMap<String, String>,
+    ) -> Result<Synced> {
         let code = stop.exit_code();
         let is = |signal: u8| f64::from(code == Some(128 + signal));
-        let mine = [batches as f64, size as f64, news.len() as f64, is(2), is(15)];
+        let mine = [batches as f64, size as f64, new_bad.len() as f64, is(2), is(15)];
         let [batches, size, bad, interrupted, terminated] =
-            self.ranks.sum_numbers(mine, self.trainee.device())?;
-        if self.ranks.count() > 1 && bad > 0.0 {
-            for text in self.ranks.gather_texts(&serde_json::to_string(news)?)? {
-                self.meet_bad(&serde_json::from_str(&text)?)?;
+            self.world.sum_scalars(mine, self.task.device())?;
+        if self.world.size() > 1 && bad > 0.0 {
+            for text in self.world.gather_strings(&serde_json::to_string(new_bad)?)? {
+                self.record_bad(&serde_json::from_str(&text)?)?;
             }
         }
         let stop = match (interrupted > 0.0, terminated > 0.0) {
@@ -57,16 +62,16 @@ impl<T: Trainee, D: Dataset<Batch = T::Batch>> Run<T, D> {
             (_, true) => Some(143),
             _ => None,
         };
-        Ok(Agreed { batches: batches as u64, size, stop })
+        Ok(Synced { batches: batches as u64, size, stop })
     }
 }
 
-/// See [`Run::agree`].
-pub(super) struct Agreed {
-    /// How many there are.
+/// The ranks' common state before a step.
+pub(super) struct Synced {
+    /// Number of batches on all ranks.
     pub batches: u64,
-    /// Of all of them.
+    /// Size of all batches, in units of the loader's budget.
     pub size: f64,
-    /// The exit code, if all are to stop.
+    /// Exit code, if any rank was asked to stop.
     pub stop: Option<u8>,
 }

@@ -1,32 +1,36 @@
-//! `data2vec data`: what examples there are, whether all can be read, and in which form they are kept.
+//! `data2vec data`: inspects data before training, or packs them.
 
-mod look;
+mod histogram;
 mod pack;
 mod stats;
+mod survey;
 mod verify;
 
-pub use pack::portable;
-
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
+use data2vec_core::ConvertModality;
+use data2vec_core::modality::raw::RawDataset;
+use data2vec_train::recipe::Recipe;
 use toml::Table;
 
-use crate::modality::{self, Stored, Task, Tunable};
+use crate::registry::{self, ModalityTask};
 
-/// What there is to do with data.
+/// Subcommands of `data`.
 #[derive(clap::Subcommand)]
 pub enum Command {
-    /// Tell how many examples there are, how long or large, and which are broken; all are read
+    /// Print statistics of all examples: number, sizes, kinds and labels
     Stats(stats::Args),
-    /// Read all examples, and list those that are broken; the exit code is 1 if any is
+    /// Read all examples and list the unreadable ones
+    ///
+    /// The exit code is 1 if there are any.
     Verify(verify::Args),
-    /// Write a folder's examples to tar shards, as WebDataset reads them; --data takes these as it takes the folder
+    /// Pack a directory into tar shards (WebDataset), which --data accepts in its place
     Pack(pack::Args),
 }
 
-/// Does it.
+/// Runs a subcommand.
 pub fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Stats(args) => args.run(),
@@ -35,58 +39,52 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     }
 }
 
-/// Which data, and as what they are read.
+/// The data to read, and the settings for reading them.
 #[derive(clap::Args)]
-struct Which {
-    /// Whatever --data of `pretrain` may be: a folder, a manifest, a file, shards
+struct DataArgs {
+    /// Data as for training: a directory, a manifest, a file or shards
     data: PathBuf,
-    /// speech, vision or nlp
+    /// Modality: speech, vision or nlp
     #[arg(long, required_unless_present = "recipe")]
     modality: Option<String>,
-    /// Read them as this recipe of pretraining does
+    /// Read the data with the settings of this pretraining recipe
     #[arg(long, conflicts_with = "modality")]
     recipe: Option<PathBuf>,
-    /// Another value for a key of the recipe, as in --set data.min_seconds=1
+    /// Override a key of the recipe, as in --set data.min_seconds=1
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "recipe")]
     set: Vec<String>,
 }
 
-impl Which {
-    /// Has `then` look at them.
-    fn with(&self, then: impl FnOnce(Stored) -> Result<ExitCode>) -> Result<ExitCode> {
-        let task = Look { data: &self.data, then };
-        match (&self.recipe, &self.modality) {
-            (Some(recipe), _) => modality::with_recipe(recipe, None, &self.set, task),
-            (None, modality) => {
-                modality::with_modality(modality.as_deref().unwrap_or_default(), task)
+impl DataArgs {
+    /// Opens the data.
+    fn open(&self) -> Result<RawDataset> {
+        let raw = match &self.recipe {
+            Some(recipe) => registry::by_recipe(recipe, None, &self.set, |table| Open {
+                args: self,
+                recipe: Some((recipe.clone(), table)),
+            })?,
+            None => {
+                let name = self.modality.as_deref().unwrap_or_default();
+                registry::by_name(name, Open { args: self, recipe: None })?
             }
-        }
+        };
+        let (data, noun) = (self.data.display(), raw.noun);
+        ensure!(raw.files > 0 || !raw.broken.is_empty(), "{data}: the data contain no {noun}");
+        Ok(raw)
     }
 }
 
-struct Look<'a, T> {
-    data: &'a Path,
-    then: T,
+struct Open<'a> {
+    args: &'a DataArgs,
+    recipe: Option<(PathBuf, Table)>,
 }
 
-impl<T: FnOnce(Stored) -> Result<ExitCode>> Look<'_, T> {
-    fn at<M: Tunable>(self, data: Option<&M::Data>) -> Result<ExitCode> {
-        let stored = M::stored(self.data, data)?;
-        let (data, noun) = (self.data.display(), stored.noun);
-        ensure!(stored.files > 0 || !stored.broken.is_empty(), "{data}: no {noun} in it");
-        (self.then)(stored)
-    }
-}
+impl ModalityTask for Open<'_> {
+    type Output = RawDataset;
 
-impl<T: FnOnce(Stored) -> Result<ExitCode>> Task for Look<'_, T> {
-    fn run<M: Tunable>(self, path: &Path, table: Table) -> Result<ExitCode> {
-        let recipe = crate::recipe::Recipe::<M>::from_table(path, table)?;
-        self.at::<M>(Some(&recipe.data))
-    }
-}
-
-impl<T: FnOnce(Stored) -> Result<ExitCode>> modality::NamedTask for Look<'_, T> {
-    fn run<M: Tunable>(self) -> Result<ExitCode> {
-        self.at::<M>(None)
+    fn run<M: ConvertModality>(self) -> Result<RawDataset> {
+        let recipe = self.recipe.map(|(path, table)| Recipe::<M>::from_table(&path, table));
+        let recipe = recipe.transpose()?;
+        Ok(M::raw_dataset(&self.args.data, recipe.as_ref().map(|recipe| &recipe.data))?)
     }
 }

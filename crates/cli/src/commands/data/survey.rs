@@ -1,43 +1,42 @@
-//! Looking at all examples, with all cores.
+//! Reads all examples of a data set, on all cores.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use data2vec_core::modality::raw::{FileStats, RawDataset};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::modality::{Sight, Stored};
-
-/// What was seen.
+/// Statistics of all examples.
 #[derive(Default)]
 pub struct Survey {
-    /// Examples that can be used.
+    /// Number of readable examples.
     pub examples: usize,
-    /// How many there are of each kind.
+    /// Number of examples per kind.
     pub kinds: BTreeMap<String, u64>,
-    /// How many there are of each label.
+    /// Number of examples per label.
     pub labels: BTreeMap<String, u64>,
-    /// Of each measure, the values of all examples, from the smallest to the largest.
+    /// Values of each measure, sorted.
     pub sizes: Vec<Vec<f64>>,
-    /// What is of no use, each with its reason, in the order of the files.
+    /// Unreadable examples with their reasons, in the order of the files.
     pub broken: Vec<String>,
 }
 
-/// Looks at all files.
-pub fn look_at_all(stored: &Stored) -> Survey {
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} left {eta}");
-    let bar = ProgressBar::new(stored.files as u64).with_message(stored.noun);
+/// Reads all files and collects their statistics.
+pub fn survey(raw: &RawDataset) -> Survey {
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {eta} left");
+    let bar = ProgressBar::new(raw.files as u64).with_message(raw.noun);
     let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let next = AtomicUsize::new(0);
     let work = || {
         let (mut survey, mut broken) = (Survey::default(), Vec::new());
-        survey.sizes = vec![Vec::new(); stored.measures.len()];
+        survey.sizes = vec![Vec::new(); raw.measures.len()];
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            if at >= stored.files {
+            if at >= raw.files {
                 return (survey, broken);
             }
-            match (stored.look)(at) {
-                Ok(sight) => broken.extend(survey.add(sight).into_iter().map(|why| (at, why))),
+            match (raw.inspect)(at) {
+                Ok(stats) => broken.extend(survey.add(stats).into_iter().map(|why| (at, why))),
                 Err(error) => broken.push((at, error.to_string())),
             }
             bar.inc(1);
@@ -57,15 +56,15 @@ pub fn look_at_all(stored: &Stored) -> Survey {
     bar.finish_and_clear();
     all.sizes.iter_mut().for_each(|sizes| sizes.sort_by(f64::total_cmp));
     broken.sort();
-    let listed = stored.broken.iter().cloned();
+    let listed = raw.broken.iter().cloned();
     all.broken = listed.chain(broken.into_iter().map(|(_, why)| why)).collect();
     all
 }
 
 impl Survey {
-    /// Adds a file; what in it is of no use is left to the caller.
-    fn add(&mut self, sight: Sight) -> Vec<String> {
-        let Sight { kind, sizes, labels, broken } = sight;
+    /// Adds a file. Returns its unreadable examples.
+    fn add(&mut self, stats: FileStats) -> Vec<String> {
+        let FileStats { kind, sizes, labels, broken } = stats;
         let measures = self.sizes.len();
         for example in sizes.chunks_exact(measures) {
             self.sizes.iter_mut().zip(example).for_each(|(all, &size)| all.push(size));

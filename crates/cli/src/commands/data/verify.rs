@@ -1,36 +1,33 @@
-//! `data2vec data verify`: whether all examples can be read.
+//! `data2vec data verify`: lists unreadable examples.
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use tracing::info;
 
-use super::Which;
-use super::look::look_at_all;
-use crate::report::{out, tell};
+use super::DataArgs;
+use super::survey::survey;
+use crate::terminal::out;
 
-/// What `verify` is told.
+/// Arguments of `verify`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    which: Which,
+    data: DataArgs,
 }
 
 impl Args {
-    /// Verifies.
+    /// Reads all examples and prints the unreadable ones.
     pub fn run(&self) -> Result<ExitCode> {
-        self.which.with(|stored| {
-            let survey = look_at_all(&stored);
-            survey.broken.iter().for_each(|broken| out!("{broken}"));
-            let (examples, noun) = (survey.examples, stored.noun);
-            if !survey.broken.is_empty() {
-                let broken = survey.broken.len();
-                bail!(
-                    "{}: {broken} broken, {examples} {noun} are whole",
-                    self.which.data.display()
-                );
-            }
-            tell!("{examples} {noun}, all of them whole");
-            Ok(ExitCode::SUCCESS)
-        })
+        let raw = self.data.open()?;
+        let survey = survey(&raw);
+        survey.broken.iter().for_each(|broken| out!("{broken}"));
+        let (examples, noun) = (survey.examples, raw.noun);
+        if !survey.broken.is_empty() {
+            let (data, broken) = (self.data.data.display(), survey.broken.len());
+            bail!("{data}: {broken} unreadable, {examples} {noun} readable");
+        }
+        info!("{examples} {noun}, all readable");
+        Ok(ExitCode::SUCCESS)
     }
 }
