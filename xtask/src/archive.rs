@@ -1,7 +1,8 @@
-//! Walks through `.tar`, `.tar.gz`, `.tar.xz`, `.tar.zst`, `.deb`, `.zip`, `.whl` and `.tgz` files, whatever their names.
+//! Reads `.tar`, `.tar.gz`, `.tar.xz`, `.tar.zst`, `.deb`, `.zip` and `.whl` archives; detects the
+//! format by content.
 //!
-//! An archive comes from far away: nothing in it decides where a file is written (see [`safe_path`]), links and device files
-//! are never made, and it can unpack to no more than [`Limits`] allow.
+//! Archives are untrusted: callers write files only to a [`safe_path`], never create links or
+//! device files, and [`Limits`] bound the size of the content.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -13,51 +14,52 @@ use flate2::read::MultiGzDecoder;
 
 use crate::zip;
 
-/// What an archive may unpack to.
+/// Limits on the content of an archive.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// All unpacked bytes together.
+    /// Total bytes after decompression.
     pub bytes: u64,
-    /// Files, folders and links together.
+    /// Number of entries: files, directories and links.
     pub entries: u64,
 }
 
 impl Limits {
-    /// Far above what real data compress to, far below what fills a disk unseen.
+    /// Returns limits for an archive of `len` bytes: above the compression ratio of real data,
+    /// below what fills a disk.
     pub fn for_archive(len: u64) -> Self {
         Self { bytes: len.saturating_mul(64).saturating_add(64 << 20), entries: 2_000_000 }
     }
 }
 
-/// Something in an archive, as [`walk`] hands it out.
+/// An entry of an archive, passed to the callback of [`walk`].
 pub struct Entry<'a> {
-    /// Without a leading `./`.
+    /// Path without a leading `./`.
     pub path: &'a str,
-    /// True for a file, false for links, devices and pipes. Folders are not handed out.
+    /// True for a regular file; false for a link, device or pipe.
     pub is_file: bool,
-    /// The content of a file.
+    /// Content of a regular file.
     pub content: &'a mut dyn Read,
 }
 
-/// Calls `visit` for every entry of the archive but its folders.
+/// Calls `visit` for every entry of the archive except directories.
 pub fn walk(
     path: &Path,
     limits: Limits,
     visit: &mut dyn FnMut(Entry<'_>) -> Result<()>,
 ) -> Result<()> {
-    let open = || format!("cannot read {}", path.display());
-    let mut file = BufReader::with_capacity(1 << 17, File::open(path).with_context(open)?);
+    let cannot_read = || format!("cannot read {}", path.display());
+    let mut file = BufReader::with_capacity(1 << 17, File::open(path).with_context(cannot_read)?);
     let mut walker = Walker { limits, entries: 0, visit };
-    let magic = peek(&mut file).with_context(open)?;
+    let magic = peek(&mut file).with_context(cannot_read)?;
     let result = match &magic {
         magic if magic.starts_with(b"PK\x03\x04") => walker.zip(path),
         magic if magic.starts_with(b"!<arch>\n") => walker.deb(file),
-        magic => plain(magic, file).and_then(|plain| walker.tar(plain)),
+        magic => decompress(magic, file).and_then(|tar| walker.tar(tar)),
     };
-    result.with_context(|| format!("cannot unpack {}", path.display()))
+    result.with_context(|| format!("cannot extract {}", path.display()))
 }
 
-/// The first bytes; the reader stays at the start.
+/// Returns the first 8 bytes and rewinds the reader.
 fn peek(file: &mut (impl Read + Seek)) -> io::Result<Vec<u8>> {
     let mut magic = Vec::new();
     file.take(8).read_to_end(&mut magic)?;
@@ -65,9 +67,9 @@ fn peek(file: &mut (impl Read + Seek)) -> io::Result<Vec<u8>> {
     Ok(magic)
 }
 
-/// Takes off the compression that the first bytes tell of.
-fn plain<'a>(magic: &[u8], reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
-    // What a stream's header may claim for its window: enough for every level of xz and zstd.
+/// Decompresses a stream; `magic`, its first bytes, selects the format.
+fn decompress<'a>(magic: &[u8], reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+    // Largest window that a header may request: enough for every level of xz and zstd.
     const MAX_WINDOW: u64 = 1 << 27;
     Ok(if magic.starts_with(b"\x1f\x8b") {
         Box::new(MultiGzDecoder::new(reader))
@@ -94,7 +96,8 @@ impl Walker<'_> {
     }
 
     fn tar(&mut self, reader: impl Read) -> Result<()> {
-        let mut archive = tar::Archive::new(Bounded { inner: reader, left: self.limits.bytes });
+        let mut archive =
+            tar::Archive::new(LimitedReader { inner: reader, left: self.limits.bytes });
         for entry in archive.entries()? {
             let mut entry = entry?;
             self.count()?;
@@ -103,19 +106,19 @@ impl Walker<'_> {
                 continue;
             }
             let path = String::from_utf8(entry.path_bytes().into_owned())
-                .context("a name is not UTF-8")?;
+                .context("an entry's name is not UTF-8")?;
             let path = path.trim_start_matches("./");
             (self.visit)(Entry { path, is_file: kind.is_file(), content: &mut entry })?;
         }
         Ok(())
     }
 
-    /// A Debian package: an `ar` archive with a `data.tar` in it.
+    /// Reads a Debian package: an `ar` archive that contains `data.tar`.
     fn deb(&mut self, mut file: impl Read + Seek) -> Result<()> {
         file.seek(SeekFrom::Start(8))?;
         loop {
             let mut header = [0; 60];
-            file.read_exact(&mut header).context("no data.tar in the package")?;
+            file.read_exact(&mut header).context("the package contains no data.tar")?;
             ensure!(header.ends_with(b"`\n"), "not a Debian package");
             let name = std::str::from_utf8(&header[..16])?.trim_end().trim_end_matches('/');
             let len: i64 = std::str::from_utf8(&header[48..58])?.trim_end().parse()?;
@@ -124,9 +127,9 @@ impl Walker<'_> {
                 let mut magic = Vec::new();
                 member.by_ref().take(8).read_to_end(&mut magic)?;
                 let start = magic.clone();
-                return self.tar(plain(&magic, io::Cursor::new(start).chain(member))?);
+                return self.tar(decompress(&magic, io::Cursor::new(start).chain(member))?);
             }
-            // Members start at even places.
+            // Members start at even offsets.
             file.seek_relative(len + (len & 1))?;
         }
     }
@@ -138,18 +141,18 @@ impl Walker<'_> {
         for member in members {
             self.count()?;
             bytes = bytes.saturating_add(member.size);
-            ensure!(bytes <= self.limits.bytes, too_much());
+            ensure!(bytes <= self.limits.bytes, TOO_LARGE);
             if member.name.ends_with('/') {
                 continue;
             }
             file.seek(SeekFrom::Start(member.span.start))?;
             let span = (&mut file).take(member.span.end - member.span.start);
-            let mut content = Checked {
+            let mut content = VerifiedReader {
                 inner: member.open(span)?,
                 crc: CrcWriter::new(io::sink()),
                 member: &member,
             };
-            // A file type of 0 is an archive made elsewhere than on Unix.
+            // Archives not made on Unix have a file type of 0.
             let is_file = matches!(member.mode & 0o170_000, 0 | 0o100_000);
             (self.visit)(Entry {
                 path: member.name.trim_start_matches("./"),
@@ -161,52 +164,54 @@ impl Walker<'_> {
     }
 }
 
-fn too_much() -> &'static str {
-    "it unpacks to far more than its size promises"
-}
+const TOO_LARGE: &str = "decompresses to far more than its size suggests";
 
-/// Fails once more came out than may.
-struct Bounded<R> {
+/// Reader that fails after `left` bytes.
+struct LimitedReader<R> {
     inner: R,
     left: u64,
 }
 
-impl<R: Read> Read for Bounded<R> {
+impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other(too_much()))?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| io::Error::other(TOO_LARGE))?;
         Ok(n)
     }
 }
 
-/// Fails at the end of a ZIP member that is not what the directory says.
-struct Checked<'m, R> {
+/// Reader of a ZIP member that fails at its end if size or CRC-32 differ from the directory.
+struct VerifiedReader<'m, R> {
     inner: R,
     crc: CrcWriter<io::Sink>,
     member: &'m zip::Member,
 }
 
-impl<R: Read> Read for Checked<'_, R> {
+impl<R: Read> Read for VerifiedReader<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.inner.read(buffer)?;
         io::Write::write_all(&mut self.crc, &buffer[..n])?;
-        let so_far = u64::from(self.crc.crc().amount());
+        let read = u64::from(self.crc.crc().amount());
         // `amount` counts modulo 2³².
-        let whole = so_far == self.member.size & u64::from(u32::MAX);
-        if n == 0 && !buffer.is_empty() && (!whole || self.crc.crc().sum() != self.member.crc32) {
-            return Err(io::Error::other(format!("{} is damaged", self.member.name)));
+        let complete = read == self.member.size & u64::from(u32::MAX);
+        if n == 0 && !buffer.is_empty() && (!complete || self.crc.crc().sum() != self.member.crc32)
+        {
+            return Err(io::Error::other(format!("{} is corrupt", self.member.name)));
         }
         Ok(n)
     }
 }
 
-/// `dir` joined with a path that an archive or the catalog gives, if that stays below `dir`.
+/// Joins `dir` and the relative path of an archive or the catalog.
+///
+/// # Errors
+/// If the result would not be below `dir`.
 pub fn safe_path(dir: &Path, path: &str) -> Result<PathBuf> {
     let relative = Path::new(path);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    // A backslash or a drive's colon means something on other systems only; no data set needs them.
-    if path.is_empty() || !plain || path.contains(['\\', ':', '\0']) {
-        bail!("{path:?} does not name a file below the folder it is unpacked in");
+    let is_safe = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    // Backslashes and colons are special on Windows; no data set needs them.
+    if path.is_empty() || !is_safe || path.contains(['\\', ':', '\0']) {
+        bail!("unsafe path {path:?}: not below the target directory");
     }
     Ok(dir.join(relative))
 }

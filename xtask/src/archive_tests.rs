@@ -32,7 +32,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A Debian package around a `data.tar`.
+/// Creates a Debian package with `data` as the member `name`.
 fn deb(data: &[u8], name: &str) -> Vec<u8> {
     let mut bytes = b"!<arch>\n".to_vec();
     for (name, content) in
@@ -63,9 +63,9 @@ fn read(bytes: &[u8], limits: Limits) -> Result<Vec<(String, bool, Vec<u8>)>> {
 }
 
 #[test]
-fn every_format_gives_the_same() {
+fn reads_all_formats() {
     let files: [(&str, &[u8]); 2] = [("./a/one", b"1"), ("two", b"22")];
-    let wanted =
+    let expected =
         [(String::from("a/one"), true, b"1".to_vec()), (String::from("two"), true, b"22".to_vec())];
     let plain = tar(&files);
     let zipped = zip::tests::archive(&[("a/one", b"1", true), ("two", b"22", false)]);
@@ -76,13 +76,13 @@ fn every_format_gives_the_same() {
         deb(&plain, "data.tar"),
         deb(&gz(&plain), "data.tar.gz/"),
     ] {
-        assert_eq!(read(&bytes, LIMITS).unwrap(), wanted);
+        assert_eq!(read(&bytes, LIMITS).unwrap(), expected);
     }
 }
 
-/// Made by `printf hello > one && tar c one | xz` and `zstd`.
+/// Fixtures made by `printf hello > one && tar c one | xz` and `zstd`.
 #[test]
-fn xz_and_zstd_are_read() {
+fn reads_xz_and_zstd() {
     for bytes in [
         &include_bytes!("../fixtures/hello.tar.xz")[..],
         include_bytes!("../fixtures/hello.tar.zst"),
@@ -93,7 +93,7 @@ fn xz_and_zstd_are_read() {
 }
 
 #[test]
-fn bombs_do_not_go_off() {
+fn rejects_decompression_bombs() {
     let zeros = vec![0; 2 << 20];
     for bytes in [gz(&tar(&[("zeros", &zeros)])), zip::tests::archive(&[("zeros", &zeros, true)])] {
         let error = read(&bytes, LIMITS).unwrap_err();
@@ -106,7 +106,7 @@ fn bombs_do_not_go_off() {
 }
 
 #[test]
-fn links_and_devices_are_no_files() {
+fn links_and_devices_are_not_files() {
     let mut builder = tar::Builder::new(Vec::new());
     for kind in
         [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Char, tar::EntryType::Fifo]
@@ -122,10 +122,10 @@ fn links_and_devices_are_no_files() {
 }
 
 #[test]
-fn damage_is_noticed() {
+fn detects_corruption() {
     let mut zipped = zip::tests::archive(&[("a", b"content", false)]);
     zipped[31] ^= 1;
-    assert!(format!("{:#}", read(&zipped, LIMITS).unwrap_err()).contains("damaged"));
+    assert!(format!("{:#}", read(&zipped, LIMITS).unwrap_err()).contains("corrupt"));
     let packed = gz(&tar(&[("a", &[5; 5_000])]));
     assert!(read(&packed[..packed.len() - 20], LIMITS).is_err());
     assert!(read(&deb(b"x", "other.tar"), LIMITS).is_err());
@@ -135,7 +135,7 @@ fn damage_is_noticed() {
 }
 
 #[test]
-fn paths_stay_below() {
+fn rejects_unsafe_paths() {
     let dir = Path::new("/tree");
     assert_eq!(safe_path(dir, "a/b.wav").unwrap(), Path::new("/tree/a/b.wav"));
     for path in ["", "..", "../a", "a/../../b", "/etc/passwd", "a\\..\\b", "c:/a", "a/\0"] {
@@ -144,6 +144,6 @@ fn paths_stay_below() {
 }
 
 #[test]
-fn mutations_of_archives() {
+fn survives_mutations() {
     fuzz::fuzz("archive", |bytes| read(bytes, LIMITS).is_ok());
 }

@@ -1,4 +1,7 @@
-//! `cargo xtask bench`: how long steps and forward passes take, alone or in turn with PyTorch's.
+//! `cargo xtask bench`: times training steps, inference and data loading, optionally against
+//! PyTorch.
+//!
+//! The PyTorch reference is called the peer; the two programs take turns, step by step.
 
 mod data;
 mod machine;
@@ -14,20 +17,20 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::bench::process::Side;
-use crate::bench::table::{Figures, Unit};
+use crate::bench::process::BenchProcess;
+use crate::bench::table::{RecipeResult, Unit};
 use crate::{libtorch, python, repo, train};
 
-/// Taken before anything is measured: the first ones build caches and take memory.
+/// Warm-up steps, not measured: they fill caches and allocate memory.
 const WARM_UP: usize = 2;
 
-/// What the user typed.
+/// Arguments of `cargo xtask bench`.
 #[derive(Clone, Debug, Args)]
-pub struct Bench {
-    /// What is timed
+pub struct BenchArgs {
+    /// Benchmark to run
     #[arg(value_enum, default_value = "step")]
-    pub what: What,
-    /// Recipes of recipes/ by name
+    pub kind: BenchKind,
+    /// Recipes in recipes/, separated by commas
     #[arg(
         long,
         value_delimiter = ',',
@@ -35,72 +38,73 @@ pub struct Bench {
         default_value = "speech-v1,vision-v1,nlp-v1,speech,vision,nlp"
     )]
     pub recipes: Vec<String>,
-    /// cpu, cuda or cuda:N
+    /// Device: cpu, cuda or cuda:N
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Of matrix products and convolutions
+    /// Precision of matrix products and convolutions
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: Precision,
-    /// How often each is timed, after two that are not
+    /// Number of measurements, after two warm-up steps
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeat: usize,
-    /// Threads of each program [default: one for each core; of `data`: 1]
+    /// Threads of each program [default: one per core; 1 for `data`]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Sequences or images in a batch [default: 2 of speech, 8 images, 8 or (2.0) 1 of text]
+    /// Batch size [default: speech 2, vision 8, nlp 8 (1.0) or 1 (2.0)]
     #[arg(long, value_name = "N")]
     pub batch: Option<u64>,
-    /// Seconds of audio or tokens in a sequence [default: 10 or 512]
+    /// Length of a sequence [default: 10 s of audio, 512 tokens]
     #[arg(long, value_name = "N")]
     pub size: Option<f64>,
-    /// Override a key of the recipes; may be given often
+    /// Override a key of the recipes; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// With `peer`: forward passes of the encoder rather than steps
+    /// With `peer`: time inference instead of training steps
     #[arg(long)]
     pub infer: bool,
-    /// With `peer`: PyTorch compiles its blocks
+    /// With `peer`: compile the blocks of the PyTorch model
     #[arg(long)]
     pub compile: bool,
-    /// With `peer`: whether its allocator keeps freed memory, as ours does
+    /// With `peer`: allocator settings of the PyTorch program
     #[arg(long, value_enum, default_value = "ours")]
     pub peer_malloc: Malloc,
-    /// With `peer`: an interpreter that has torch and transformers [default: one in target/bench/venv]
+    /// With `peer` or `data`: Python interpreter with torch and transformers [default: a virtual
+    /// environment in target/bench/venv]
     #[arg(long, value_name = "FILE")]
     pub python: Option<PathBuf>,
-    /// A `data2vec` program that is there already, instead of a build
+    /// Use an existing `data2vec` program [default: build it]
     #[arg(long, value_name = "FILE")]
     pub program: Option<PathBuf>,
 }
 
-/// What is timed.
+/// A benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum What {
-    /// Whole training steps
+pub enum BenchKind {
+    /// Training steps
     Step,
     /// Forward passes of the encoder
     Infer,
-    /// Steps, in turn with the same in plain PyTorch
+    /// Training steps, compared with plain PyTorch
     Peer,
-    /// Reading, decoding and augmenting files, in turn with the same in Python
+    /// Reading, decoding and augmenting files, compared with Python
     Data,
 }
 
-/// Of matrix products and convolutions.
+/// Precision of matrix products and convolutions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// 32 bits
+    /// 32-bit floating point
     F32,
-    /// 16 bits, of which 8 are the exponent
+    /// bfloat16 autocast
     Bf16,
 }
 
-/// Settings of glibc's allocator.
+/// Settings of the glibc allocator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Malloc {
-    /// Freed memory is kept
+    /// Keep freed memory, as data2vec does
     Ours,
-    /// glibc's own
+    /// Keep the glibc defaults
     Default,
 }
 
@@ -113,7 +117,7 @@ impl Precision {
     }
 }
 
-/// What of a recipe a benchmark depends on.
+/// Keys of a recipe that determine the default batch.
 #[derive(Clone, Debug, Deserialize)]
 struct Recipe {
     modality: String,
@@ -125,7 +129,7 @@ struct Model {
     copies: u64,
 }
 
-/// A batch, and how what is in it is counted.
+/// Shape of a batch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Shape {
     batch: u64,
@@ -134,8 +138,9 @@ struct Shape {
 }
 
 impl Shape {
-    /// A step takes seconds on a desktop CPU and fits its memory.
-    fn usual(recipe: &Recipe) -> Self {
+    /// Returns the default shape for a recipe: a step takes seconds and fits into memory on a
+    /// desktop CPU.
+    fn default_for(recipe: &Recipe) -> Self {
         match recipe.modality.as_str() {
             "speech" => Self { batch: 2, size: 10.0, unit: Unit::Seconds },
             "vision" => Self { batch: 8, size: 1.0, unit: Unit::Images },
@@ -144,7 +149,7 @@ impl Shape {
         }
     }
 
-    /// How much a batch holds, in its unit.
+    /// Returns the content of a batch in its unit.
     fn amount(self) -> f64 {
         match self.unit {
             Unit::Images => self.batch as f64,
@@ -153,15 +158,15 @@ impl Shape {
     }
 }
 
-impl Bench {
-    /// Of the file of results.
-    fn name(&self) -> String {
+impl BenchArgs {
+    /// Returns the name of the result file without extension.
+    fn result_name(&self) -> String {
         let device = self.device.split(':').next().unwrap_or_default();
-        if self.what == What::Data {
+        if self.kind == BenchKind::Data {
             return "data".to_owned();
         }
         let mut parts = vec![if self.infers() { "infer" } else { "step" }];
-        if self.what == What::Peer {
+        if self.kind == BenchKind::Peer {
             parts.insert(0, "peer");
         }
         if self.compile {
@@ -172,10 +177,10 @@ impl Bench {
     }
 
     fn infers(&self) -> bool {
-        self.infer || self.what == What::Infer
+        self.infer || self.kind == BenchKind::Infer
     }
 
-    /// The arguments that both programs take.
+    /// Returns the arguments for both programs.
     fn arguments(&self, recipe: &Path, shape: Shape, threads: usize) -> Vec<OsString> {
         let mut line: Vec<OsString> = vec![if self.infers() { "infer" } else { "step" }.into()];
         line.push(recipe.into());
@@ -185,7 +190,7 @@ impl Bench {
             ("--precision", self.precision.name().to_owned()),
             ("--device", self.device.clone()),
             ("--threads", threads.to_string()),
-            // Blocks left out at random would make steps of different cost.
+            // With LayerDrop, the cost of a step would be random.
             ("--set", "transformer.layer_drop=0".to_owned()),
         ] {
             line.extend([OsString::from(flag), value.into()]);
@@ -197,57 +202,63 @@ impl Bench {
     }
 }
 
-/// Measures, prints a table, and writes all figures to target/bench.
-pub fn run(root: &Path, bench: &Bench) -> Result<()> {
-    let peer = bench.what == What::Peer;
-    ensure!(bench.repeat >= 1, "--repeat: {} is below 1", bench.repeat);
-    ensure!(peer || !(bench.infer || bench.compile), "--infer and --compile are for `bench peer`");
+/// Runs the benchmark, prints a table, and writes all measurements to target/bench.
+pub fn run(root: &Path, bench: &BenchArgs) -> Result<()> {
+    let peer = bench.kind == BenchKind::Peer;
+    ensure!(bench.repeat >= 1, "--repeat must be at least 1");
+    ensure!(peer || !(bench.infer || bench.compile), "--infer and --compile require `bench peer`");
     let recipes = bench.recipes.iter().map(|name| read(root, name)).collect::<Result<Vec<_>>>()?;
     let threads = match bench.threads {
         Some(threads) => threads,
-        None => std::thread::available_parallelism().context("how many cores are there?")?.get(),
+        None => std::thread::available_parallelism()
+            .context("cannot find the number of cores; set --threads")?
+            .get(),
     };
-    let ours = our_command(root, bench)?;
-    let python = match (&bench.python, peer || bench.what == What::Data) {
+    let ours = data2vec_command(root, bench)?;
+    let python = match (&bench.python, peer || bench.kind == BenchKind::Data) {
         (Some(python), _) => python.clone(),
         (None, true) => python::environment(root)?,
         (None, false) => PathBuf::new(),
     };
-    let name = bench.name();
+    let name = bench.result_name();
     let file = root.join("target/bench").join(format!("{name}.json"));
-    if bench.what == What::Data {
+    if bench.kind == BenchKind::Data {
         let workers = bench.threads.unwrap_or(1);
         let results = data::measure(root, &ours, &python, workers, bench.repeat)?;
         let all = json!({
             "name": name,
             "date": machine::today(),
-            "cpu": machine::cpu(),
+            "cpu": machine::cpu_name(),
             "results": results,
         });
         write(&file, &serde_json::to_string_pretty(&all)?)?;
         out!("{}", data::table(&results));
-        out!("{}; all figures: {}", machine::cpu(), repo::shown(&file).display());
+        out!("{}; all measurements: {}", machine::cpu_name(), repo::display_path(&file).display());
         return Ok(());
     }
     let mut results = Vec::new();
     for (path, recipe) in recipes {
-        let mut shape = Shape::usual(&recipe);
+        let mut shape = Shape::default_for(&recipe);
         shape.batch = bench.batch.unwrap_or(shape.batch);
         shape.size = bench.size.unwrap_or(shape.size);
         let arguments = bench.arguments(&path, shape, threads);
-        let mut sides = vec![Side::start("data2vec", ours().args(&arguments))?];
+        let mut processes = vec![BenchProcess::start("data2vec", ours().args(&arguments))?];
         if peer {
             let mut command = peer_command(root, bench, &python);
-            sides.push(Side::start("the peer", command.args(&arguments))?);
+            processes.push(BenchProcess::start("the peer", command.args(&arguments))?);
         }
-        tell!("{}: {} rounds after {WARM_UP} of warm-up", sides[0].ready().name, bench.repeat);
+        status!(
+            "{}: {} steps after {WARM_UP} warm-up steps",
+            processes[0].ready().name,
+            bench.repeat
+        );
         for round in 0..WARM_UP + bench.repeat {
-            for side in &mut sides {
-                side.once(round >= WARM_UP)?;
+            for process in &mut processes {
+                process.step(round >= WARM_UP)?;
             }
         }
-        let runs = sides.into_iter().map(Side::finish).collect::<Result<Vec<_>>>()?;
-        results.push(Figures {
+        let runs = processes.into_iter().map(BenchProcess::finish).collect::<Result<Vec<_>>>()?;
+        results.push(RecipeResult {
             batch: shape.batch,
             size: shape.size,
             unit: shape.unit,
@@ -257,7 +268,7 @@ pub fn run(root: &Path, bench: &Bench) -> Result<()> {
         let all = json!({
             "name": name,
             "date": machine::today(),
-            "cpu": machine::cpu(),
+            "cpu": machine::cpu_name(),
             "threads": threads,
             "precision": bench.precision.name(),
             "set": bench.set,
@@ -268,28 +279,30 @@ pub fn run(root: &Path, bench: &Bench) -> Result<()> {
         write(&file, &serde_json::to_string_pretty(&all)?)?;
     }
     out!("{}", table::table(&results));
-    out!("{}; all figures: {}", machine::cpu(), repo::shown(&file).display());
+    out!("{}; all measurements: {}", machine::cpu_name(), repo::display_path(&file).display());
     Ok(())
 }
 
+/// Reads a recipe by name; returns its path too.
 fn read(root: &Path, name: &str) -> Result<(PathBuf, Recipe)> {
     let path = root.join("recipes").join(format!("{}.toml", name.trim_end_matches(".toml")));
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("--recipes {name}: cannot read {}", path.display()))?;
     let recipe =
-        toml::from_str(&text).with_context(|| format!("{} is no recipe", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("invalid recipe: {}", path.display()))?;
     Ok((path, recipe))
 }
 
-/// What makes the command of our side, which is built if need be.
-fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Command> {
+/// Returns a function that creates `data2vec bench` commands. Builds the program unless `--program`
+/// names one.
+fn data2vec_command(root: &Path, bench: &BenchArgs) -> Result<impl Fn() -> Command> {
     let (program, libtorch) = match &bench.program {
         Some(program) => (program.clone(), None),
         None => {
             let cuda = bench.device.starts_with("cuda");
             let libtorch = libtorch::ensure(root, cuda, None)?;
             train::build(root, &libtorch)?;
-            (train::program(root), Some(libtorch))
+            (train::program_path(root), Some(libtorch))
         }
     };
     Ok(move || {
@@ -302,11 +315,11 @@ fn our_command(root: &Path, bench: &Bench) -> Result<impl Fn() -> Command> {
     })
 }
 
-fn peer_command(root: &Path, bench: &Bench, python: &Path) -> Command {
+fn peer_command(root: &Path, bench: &BenchArgs, python: &Path) -> Command {
     let mut command = Command::new(python);
     command.arg(root.join("benches/peer.py"));
     if bench.peer_malloc == Malloc::Ours {
-        // As `keep_freed_memory` of crates/torch-ext sets them.
+        // Matches `keep_freed_memory` in crates/torch-ext.
         command
             .env("MALLOC_MMAP_MAX_", "0")
             .env("MALLOC_TRIM_THRESHOLD_", i32::MAX.to_string())
@@ -321,7 +334,7 @@ fn peer_command(root: &Path, bench: &Bench, python: &Path) -> Command {
 fn write(path: &Path, text: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot make {}", parent.display()))?;
+            .with_context(|| format!("cannot create {}", parent.display()))?;
     }
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }

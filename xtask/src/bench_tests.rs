@@ -7,22 +7,22 @@ use super::*;
 #[derive(Parser)]
 struct Cli {
     #[command(flatten)]
-    bench: Bench,
+    bench: BenchArgs,
 }
 
-fn parse(line: &str) -> Bench {
+fn parse(line: &str) -> BenchArgs {
     Cli::try_parse_from(format!("bench {line}").split_whitespace()).unwrap().bench
 }
 
 #[test]
-fn all_six_recipes_are_there_and_have_shapes() {
+fn default_recipes_have_shapes() {
     let bench = parse("");
     let root = repo::root().unwrap();
     let shapes: Vec<(u64, f64, f64)> = bench
         .recipes
         .iter()
         .map(|name| {
-            let shape = Shape::usual(&read(&root, name).unwrap().1);
+            let shape = Shape::default_for(&read(&root, name).unwrap().1);
             (shape.batch, shape.size, shape.amount())
         })
         .collect();
@@ -33,7 +33,7 @@ fn all_six_recipes_are_there_and_have_shapes() {
 }
 
 #[test]
-fn both_sides_get_the_same_line() {
+fn both_programs_get_the_same_arguments() {
     let bench = parse("peer --precision bf16 --infer --set a.b=1");
     let shape = Shape { batch: 2, size: 0.5, unit: Unit::Seconds };
     let line = bench.arguments(Path::new("r.toml"), shape, 3);
@@ -46,7 +46,7 @@ fn both_sides_get_the_same_line() {
 }
 
 #[test]
-fn the_peer_keeps_freed_memory_unless_told() {
+fn peer_keeps_freed_memory_by_default() {
     let variables = |line: &str| {
         let command = peer_command(Path::new("/r"), &parse(line), Path::new("py"));
         command.get_envs().filter(|(name, _)| name.to_string_lossy().starts_with("MALLOC_")).count()
@@ -55,9 +55,12 @@ fn the_peer_keeps_freed_memory_unless_told() {
 }
 
 #[test]
-fn files_of_results_are_told_apart() {
-    assert_eq!(parse("").name(), "step-f32-cpu");
-    assert_eq!(parse("infer --device cuda:1").name(), "infer-f32-cuda");
-    assert_eq!(parse("peer --compile --precision bf16").name(), "peer-step-compiled-bf16-cpu");
-    assert_eq!(parse("data").name(), "data");
+fn result_names_are_unique() {
+    assert_eq!(parse("").result_name(), "step-f32-cpu");
+    assert_eq!(parse("infer --device cuda:1").result_name(), "infer-f32-cuda");
+    assert_eq!(
+        parse("peer --compile --precision bf16").result_name(),
+        "peer-step-compiled-bf16-cpu"
+    );
+    assert_eq!(parse("data").result_name(), "data");
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask test` and `cargo xtask ci`.
+//! `cargo xtask test` and `cargo xtask ci`: run tests and all checks.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,33 +9,35 @@ use serde::Deserialize;
 use crate::data::{self, catalog::Catalog};
 use crate::{libtorch, python, repo, train};
 
-/// What the tests read. They look in `data/sets`.
+/// Data sets that the tests read from `data/sets`.
 const TEST_DATA: [&str; 2] = ["asterisk-core-sounds-en", "pocketsphinx-testdata"];
 
-/// Names an interpreter with transformers and TensorBoard for the tests that want one.
+/// Variable that names a Python interpreter with transformers and TensorBoard for tests that need
+/// one.
 const PYTHON: &str = "DATA2VEC_PYTHON";
 
-/// xtask's own build folder: the one that the `cargo xtask` alias names.
-const OWN_TARGET: [&str; 4] = ["--target-dir", "target/xtask", "--package", "xtask"];
+/// Selects xtask with its own target directory, as the `cargo xtask` alias does.
+const XTASK: [&str; 4] = ["--target-dir", "target/xtask", "--package", "xtask"];
 
-/// Everything but xtask, as cargo selects it.
-const ALL: [&str; 3] = ["--workspace", "--exclude", "xtask"];
+/// Selects all packages but xtask.
+const WORKSPACE: [&str; 3] = ["--workspace", "--exclude", "xtask"];
 
-/// Sets up what tests need, then runs them all, or with `args` those that `cargo test ARGS` would.
-/// With `python`, what compares with Python's packages finds them; without, it is skipped unless
-/// `DATA2VEC_PYTHON` is set.
+/// Sets up LibTorch and data, then runs all tests, or `cargo test ARGS`.
+///
+/// With `python`, sets `DATA2VEC_PYTHON` for the tests that compare with Python packages, which are
+/// skipped without it.
 pub fn test(root: &Path, python: bool, args: &[OsString]) -> Result<()> {
     let libtorch = libtorch::ensure(root, false, None)?;
     let catalog = Catalog::read(root)?;
     for name in TEST_DATA {
         data::ensure(root, &catalog, name)?;
     }
-    // Tests run the program, which is no part of their own package.
+    // Tests run the `data2vec` program, which is in another package.
     train::build(root, &libtorch)?;
     let mut tests = repo::cargo(root);
     tests.args(["test", "--release"]);
-    if !names_packages(args) {
-        tests.args(ALL);
+    if !selects_packages(args) {
+        tests.args(WORKSPACE);
     }
     tests.args(args);
     if python && std::env::var_os(PYTHON).is_none() {
@@ -43,48 +45,45 @@ pub fn test(root: &Path, python: bool, args: &[OsString]) -> Result<()> {
     }
     repo::run(repo::with_libtorch(&mut tests, &libtorch))?;
     if args.is_empty() {
-        repo::run(repo::cargo(root).args(["test", "--release"]).args(OWN_TARGET))?;
+        repo::run(repo::cargo(root).args(["test", "--release"]).args(XTASK))?;
     }
     Ok(())
 }
 
-/// Whether the user chose packages, so that all of them are not meant.
-fn names_packages(args: &[OsString]) -> bool {
-    let cargos = args.iter().map(|arg| arg.to_string_lossy()).take_while(|arg| arg != "--");
-    cargos.into_iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
+/// Returns whether the arguments for cargo select packages.
+fn selects_packages(args: &[OsString]) -> bool {
+    let cargo_args = args.iter().map(|arg| arg.to_string_lossy()).take_while(|arg| arg != "--");
+    cargo_args.into_iter().any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
-/// Format, lints, documentation, tests: all that must pass before a change is merged.
+/// Checks format, lints and documentation, then runs all tests.
 pub fn ci(root: &Path) -> Result<()> {
     repo::run(repo::cargo(root).args(["fmt", "--all", "--check"]))?;
-    // Lints and documentation need no LibTorch with it, and compile no C++.
+    // With `doc-only`, lints and documentation need no LibTorch and compile no C++.
     let features = doc_only(root)?;
     let features: &[&str] = if features.is_empty() { &[] } else { &["--features", &features] };
     let deny = ["--", "--deny", "warnings"];
     repo::run(
         repo::cargo(root)
             .args(["clippy", "--release", "--all-targets"])
-            .args(ALL)
+            .args(WORKSPACE)
             .args(features)
             .args(deny),
     )?;
     repo::run(
-        repo::cargo(root)
-            .args(["clippy", "--release", "--all-targets"])
-            .args(OWN_TARGET)
-            .args(deny),
+        repo::cargo(root).args(["clippy", "--release", "--all-targets"]).args(XTASK).args(deny),
     )?;
     let document = |args: &[&str], features: &[&str]| {
         let mut docs = repo::cargo(root);
         docs.env("RUSTDOCFLAGS", "--deny warnings");
         repo::run(docs.args(["doc", "--release", "--no-deps"]).args(args).args(features))
     };
-    document(&ALL, features)?;
-    document(&OWN_TARGET, &[])?;
+    document(&WORKSPACE, features)?;
+    document(&XTASK, &[])?;
     test(root, false, &[])
 }
 
-/// `PACKAGE/doc-only` of every package that has that feature.
+/// Returns `PACKAGE/doc-only` of every package with that feature, separated by commas.
 fn doc_only(root: &Path) -> Result<String> {
     let mut metadata = repo::cargo(root);
     metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
@@ -104,8 +103,9 @@ fn parse_doc_only(json: &[u8]) -> Result<String> {
         features: std::collections::HashMap<String, Vec<String>>,
     }
     let metadata: Metadata = serde_json::from_slice(json)?;
-    let with = metadata.packages.iter().filter(|package| package.features.contains_key("doc-only"));
-    Ok(with.map(|package| format!("{}/doc-only", package.name)).collect::<Vec<_>>().join(","))
+    let packages =
+        metadata.packages.iter().filter(|package| package.features.contains_key("doc-only"));
+    Ok(packages.map(|package| format!("{}/doc-only", package.name)).collect::<Vec<_>>().join(","))
 }
 
 #[cfg(test)]
@@ -115,15 +115,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chosen_packages_are_noticed() {
+    fn detects_package_selection() {
         let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert!(names_packages(&args("-p data2vec-core")));
-        assert!(names_packages(&args("--test x --package=data2vec-core")));
-        assert!(!names_packages(&args("some_test -- -p")));
+        assert!(selects_packages(&args("-p data2vec-core")));
+        assert!(selects_packages(&args("--test x --package=data2vec-core")));
+        assert!(!selects_packages(&args("some_test -- -p")));
     }
 
     #[test]
-    fn packages_with_the_feature_are_found() {
+    fn finds_packages_with_doc_only() {
         let json = r#"{"packages": [
             {"name": "a", "features": {"doc-only": ["tch/doc-only"], "default": []}},
             {"name": "b", "features": {}},

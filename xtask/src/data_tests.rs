@@ -1,9 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
-use crate::http::tests::{Manner, serve};
+use crate::http::tests::{Behavior, serve};
 
-/// A set of one `.tar` at `url` that holds `a/one`, with these pins.
+/// Creates a data set of one `.tar` at `url` that contains `a/one`, with these pins.
 fn set(url: &str, sha256: Option<&str>, digest: Option<&str>) -> DataSet {
     let line = |key: &str, value: Option<&str>| {
         value.map_or(String::new(), |value| format!("{key} = \"{value}\"\n"))
@@ -19,7 +19,7 @@ fn set(url: &str, sha256: Option<&str>, digest: Option<&str>) -> DataSet {
 
 fn tar(path: &str, kind: tar::EntryType) -> Vec<u8> {
     let mut header = tar::Header::new_old();
-    // Not by `set_path`, which would refuse what a malicious archive may well hold.
+    // `set_path` would reject the paths of malicious archives.
     header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
     header.set_entry_type(kind);
     header.set_size(if kind.is_file() { 5 } else { 0 });
@@ -32,7 +32,7 @@ fn tar(path: &str, kind: tar::EntryType) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn good() -> &'static [u8] {
+fn archive() -> &'static [u8] {
     tar("a/one", tar::EntryType::Regular).leak()
 }
 
@@ -40,114 +40,118 @@ fn digest() -> String {
     hash::sha256(format!("{}  b/one\n", hash::sha256(b"hello")).as_bytes())
 }
 
-fn impatient(source: &Source, parts: &Path) -> Result<Vec<PathBuf>> {
+fn download_without_backoff(source: &Source, parts: &Path) -> Result<Vec<PathBuf>> {
     source
         .archive
         .iter()
-        .map(|archive| fetch::archive(archive, parts, &Client::impatient()))
+        .map(|archive| fetch::fetch_archive(archive, parts, &Client::without_backoff()))
         .collect()
 }
 
 fn fetch(dir: &Path, set: &DataSet) -> Result<()> {
-    fetch_into(&dir.join("a-set"), set, &impatient)
+    fetch_into(&dir.join("a-set"), set, &download_without_backoff)
 }
 
-fn complaint(dir: &Path, set: &DataSet) -> String {
+fn error_for(dir: &Path, set: &DataSet) -> String {
     let error = format!("{:#}", fetch(dir, set).unwrap_err());
     assert!(!dir.join("a-set").exists(), "{error}");
     error
 }
 
 #[test]
-fn a_set_arrives_whole_and_once() {
+fn fetches_a_set_once() {
     let dir = tempfile::tempdir().unwrap();
-    for manner in [Manner::Good, Manner::CutAfter(700), Manner::NoRanges] {
-        let server = serve(good(), manner);
-        let set = set(&server.url, Some(&hash::sha256(good())), Some(&digest()));
+    for behavior in [Behavior::Normal, Behavior::TruncateAfter(700), Behavior::IgnoreRanges] {
+        let server = serve(archive(), behavior);
+        let set = set(&server.url, Some(&hash::sha256(archive())), Some(&digest()));
         fetch(dir.path(), &set).unwrap();
-        let there = dir.path().join("a-set");
-        assert_eq!(fs::read(there.join("b/one")).unwrap(), b"hello");
-        assert!(is_complete(&there, &set) && !dir.path().join(".a-set.partial").exists());
+        let installed = dir.path().join("a-set");
+        assert_eq!(fs::read(installed.join("b/one")).unwrap(), b"hello");
+        assert!(is_complete(&installed, &set) && !dir.path().join(".a-set.partial").exists());
         fetch(dir.path(), &set).unwrap();
-        fs::remove_dir_all(&there).unwrap();
+        fs::remove_dir_all(&installed).unwrap();
     }
 }
 
 #[test]
-fn wrong_hashes_are_refused() {
+fn rejects_wrong_hashes() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(good(), Manner::Good);
+    let server = serve(archive(), Behavior::Normal);
     let zeros = "0".repeat(64);
-    let error = complaint(dir.path(), &set(&server.url, Some(&zeros), None));
-    assert!(error.contains("sha256 is not the one in the catalog"), "{error}");
-    let error = complaint(dir.path(), &set(&server.url, None, Some(&zeros)));
-    assert!(error.contains("not those that the catalog pins"), "{error}");
-    // What came wrong was forgotten.
-    fetch(dir.path(), &set(&server.url, Some(&hash::sha256(good())), None)).unwrap();
+    let error = error_for(dir.path(), &set(&server.url, Some(&zeros), None));
+    assert!(error.contains("sha256 does not match the catalog"), "{error}");
+    let error = error_for(dir.path(), &set(&server.url, None, Some(&zeros)));
+    assert!(error.contains("do not match the catalog"), "{error}");
+    // The corrupt download was discarded.
+    fetch(dir.path(), &set(&server.url, Some(&hash::sha256(archive())), None)).unwrap();
 }
 
 #[test]
-fn a_body_that_ends_early_is_refused() {
+fn rejects_truncated_bodies() {
     let dir = tempfile::tempdir().unwrap();
-    let error =
-        complaint(dir.path(), &set(&serve(good(), Manner::CutAfter(0)).url, None, Some(&digest())));
+    let error = error_for(
+        dir.path(),
+        &set(&serve(archive(), Behavior::TruncateAfter(0)).url, None, Some(&digest())),
+    );
     assert!(error.contains("cannot download"), "{error}");
-    let half = good()[..700].to_vec().leak();
-    let error = complaint(dir.path(), &set(&serve(half, Manner::Good).url, None, Some(&digest())));
-    assert!(error.contains("no source had it"), "{error}");
+    let half = archive()[..700].to_vec().leak();
+    let error =
+        error_for(dir.path(), &set(&serve(half, Behavior::Normal).url, None, Some(&digest())));
+    assert!(error.contains("all sources failed"), "{error}");
 }
 
 #[test]
-fn malicious_archives_are_refused() {
+fn rejects_malicious_archives() {
     use tar::EntryType::{Char, Link, Regular, Symlink};
     let cases = [
-        ("../../evil", Regular, "does not name a file below"),
-        ("/tmp/evil", Regular, "does not name a file below"),
-        ("a/../../evil", Regular, "does not name a file below"),
-        ("a/link", Symlink, "link or a device"),
-        ("a/link", Link, "link or a device"),
-        ("a/device", Char, "link or a device"),
-        ("other/file", Regular, "it has no a/"),
+        ("../../evil", Regular, "unsafe path"),
+        ("/tmp/evil", Regular, "unsafe path"),
+        ("a/../../evil", Regular, "unsafe path"),
+        ("a/link", Symlink, "link or device"),
+        ("a/link", Link, "link or device"),
+        ("a/device", Char, "link or device"),
+        ("other/file", Regular, "contains no a/"),
     ];
-    for (path, kind, wanted) in cases {
+    for (path, kind, expected) in cases {
         let dir = tempfile::tempdir().unwrap();
         let bytes = tar(path, kind).leak();
-        let set = set(&serve(bytes, Manner::Good).url, Some(&hash::sha256(bytes)), None);
-        let error = complaint(dir.path(), &set);
-        assert!(error.contains(wanted), "{path}: {error}");
+        let set = set(&serve(bytes, Behavior::Normal).url, Some(&hash::sha256(bytes)), None);
+        let error = error_for(dir.path(), &set);
+        assert!(error.contains(expected), "{path}: {error}");
         assert!(!dir.path().join("evil").exists() && !Path::new("/tmp/evil").exists());
     }
 }
 
 #[test]
-fn a_broken_download_does_not_replace_a_good_set() {
+fn failed_download_keeps_the_existing_set() {
     let dir = tempfile::tempdir().unwrap();
-    let there = dir.path().join("a-set");
-    fetch(dir.path(), &set(&serve(good(), Manner::Good).url, None, Some(&digest()))).unwrap();
-    // The catalog moves on to a version that cannot be had.
-    let newer = set(&serve(good(), Manner::NotFound).url, None, Some(&"0".repeat(64)));
-    assert!(!is_complete(&there, &newer));
+    let installed = dir.path().join("a-set");
+    fetch(dir.path(), &set(&serve(archive(), Behavior::Normal).url, None, Some(&digest())))
+        .unwrap();
+    // The catalog now names a version that the server does not have.
+    let newer = set(&serve(archive(), Behavior::NotFound).url, None, Some(&"0".repeat(64)));
+    assert!(!is_complete(&installed, &newer));
     assert!(fetch(dir.path(), &newer).is_err());
-    assert_eq!(fs::read(there.join("b/one")).unwrap(), b"hello");
+    assert_eq!(fs::read(installed.join("b/one")).unwrap(), b"hello");
 }
 
 #[test]
-fn a_folder_filled_by_hand_is_taken_if_it_is_right() {
+fn adopts_user_provided_directory_with_matching_digest() {
     let dir = tempfile::tempdir().unwrap();
-    let there = dir.path().join("a-set");
-    fs::create_dir_all(there.join("b")).unwrap();
-    fs::write(there.join("b/one"), "other").unwrap();
-    let set = set(&serve(good(), Manner::NotFound).url, None, Some(&digest()));
+    let installed = dir.path().join("a-set");
+    fs::create_dir_all(installed.join("b")).unwrap();
+    fs::write(installed.join("b/one"), "other").unwrap();
+    let set = set(&serve(archive(), Behavior::NotFound).url, None, Some(&digest()));
     assert!(fetch(dir.path(), &set).unwrap_err().to_string().contains("move it away"));
-    fs::write(there.join("b/one"), "hello").unwrap();
+    fs::write(installed.join("b/one"), "hello").unwrap();
     fetch(dir.path(), &set).unwrap();
-    assert!(is_complete(&there, &set));
+    assert!(is_complete(&installed, &set));
 }
 
 #[test]
-fn two_at_once_download_once() {
+fn concurrent_fetches_download_once() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(good(), Manner::Good);
+    let server = serve(archive(), Behavior::Normal);
     let set = set(&server.url, None, Some(&digest()));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -158,7 +162,7 @@ fn two_at_once_download_once() {
 }
 
 #[test]
-fn an_archive_inside_another_is_as_safe() {
+fn rejects_malicious_nested_archives() {
     use tar::EntryType::{Regular, Symlink};
     let around = |inner: &[u8], kind| -> &'static [u8] {
         let mut header = tar::Header::new_gnu();
@@ -171,26 +175,43 @@ fn an_archive_inside_another_is_as_safe() {
         builder.into_inner().unwrap().leak()
     };
     let nested = |bytes: &'static [u8]| {
-        let server = serve(bytes, Manner::Good);
+        let server = serve(bytes, Behavior::Normal);
         let mut set = set(&server.url, Some(&hash::sha256(bytes)), None);
         set.source[0].archive[0].inside = Some("deep/inner.tar".into());
         (server, set)
     };
     let dir = tempfile::tempdir().unwrap();
     let cases = [
-        (around(&tar("../../evil", Regular), Regular), "does not name a file below"),
-        (around(&tar("a/link", Symlink), Regular), "link or a device"),
-        (around(&tar("other/file", Regular), Regular), "it has no a/"),
-        (around(b"", Symlink), "link or a device"),
-        (good(), "it has no deep/inner.tar"),
+        (around(&tar("../../evil", Regular), Regular), "unsafe path"),
+        (around(&tar("a/link", Symlink), Regular), "link or device"),
+        (around(&tar("other/file", Regular), Regular), "contains no a/"),
+        (around(b"", Symlink), "link or device"),
+        (archive(), "contains no deep/inner.tar"),
     ];
-    for (bytes, wanted) in cases {
+    for (bytes, expected) in cases {
         let (_server, set) = nested(bytes);
-        let error = complaint(dir.path(), &set);
-        assert!(error.contains(wanted), "{error}");
+        let error = error_for(dir.path(), &set);
+        assert!(error.contains(expected), "{error}");
     }
-    let (_server, set) = nested(around(good(), Regular));
+    let (_server, set) = nested(around(archive(), Regular));
     fetch(dir.path(), &set).unwrap();
     assert_eq!(fs::read(dir.path().join("a-set/b/one")).unwrap(), b"hello");
     assert!(!dir.path().join(".a-set.partial").exists());
+}
+
+#[test]
+fn refetches_a_set_without_its_transcripts() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = tar("a/x.transcription", tar::EntryType::Regular).leak();
+    let server = serve(bytes, Behavior::Normal);
+    let mut set = set(&server.url, Some(&hash::sha256(bytes)), None);
+    fetch(dir.path(), &set).unwrap();
+    let installed = dir.path().join("a-set");
+    assert!(is_complete(&installed, &set));
+    set.transcripts = Some(transcripts::Layout::Sphinx);
+    assert!(!is_complete(&installed, &set), "fetched by an older version");
+    // The archive contains no recordings, so the conversion fails and the old set stays.
+    let error = format!("{:#}", fetch(dir.path(), &set).unwrap_err());
+    assert!(error.contains("no recording has a transcript"), "{error}");
+    assert!(installed.join("b/x.transcription").exists());
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask doctor`: what this machine has and what it lacks.
+//! `cargo xtask doctor`: checks this machine for required and optional programs.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,95 +6,106 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::data::{self, catalog::Catalog};
-use crate::progress::human;
+use crate::progress::format_bytes;
 use crate::{disk, libtorch, python};
 
-/// Prints a line for each thing; true when nothing required is missing.
+/// Prints one line per check; returns whether everything required is present.
 pub fn run(root: &Path) -> Result<bool> {
     let mut doctor = Doctor { healthy: true };
-    doctor.program("Rust", "rustc", &["--version"], "install it with rustup");
-    doctor.program("Cargo", "cargo", &["--version"], "install it with rustup");
+    doctor.required("Rust", "rustc", &["--version"], "install with rustup");
+    doctor.required("Cargo", "cargo", &["--version"], "install with rustup");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| String::from("c++"));
-    doctor.program(
+    doctor.required(
         "C++ compiler",
         &compiler,
         &["--version"],
-        "install one, on Debian: apt-get install g++",
+        "install one; on Debian: apt-get install g++",
     );
     doctor.libtorch(root);
-    // Needed to install LibTorch and for some data sets, not to train.
+    // Needed to install LibTorch and some data sets, not to train.
     doctor.optional("Python", python::PYTHON, &["--version"], python::PIP_HINT);
     doctor.optional("pip", python::PYTHON, &["-m", "pip", "--version"], python::PIP_HINT);
     doctor.optional(
         "apt-get (data sets)",
         "apt-get",
         &["--version"],
-        "sets from Debian packages need it",
+        "not installed; needed for data sets from Debian packages",
     );
-    doctor.optional("npm (data sets)", "npm", &["--version"], "state-of-the-union needs it");
+    doctor.optional(
+        "npm (data sets)",
+        "npm",
+        &["--version"],
+        "not installed; needed for state-of-the-union",
+    );
     doctor.gpu(root);
     match disk::free(root) {
         Some(free) if free < 5_000_000_000 => {
-            doctor.line(Mark::Hint, "Disk", &format!("only {} free", human(free)))
+            doctor.line(Status::Hint, "Disk", &format!("only {} free", format_bytes(free)))
         }
-        Some(free) => doctor.line(Mark::Good, "Disk", &format!("{} free", human(free))),
-        None => doctor.line(Mark::Hint, "Disk", "the system does not tell what is free"),
+        Some(free) => doctor.line(Status::Ok, "Disk", &format!("{} free", format_bytes(free))),
+        None => doctor.line(Status::Hint, "Disk", "free space unknown"),
     }
     let catalog = Catalog::read(root)?;
-    let there = |set: &&data::catalog::DataSet| data::is_complete(&data::dir(root, &set.name), set);
-    let names: Vec<&str> = catalog.set.iter().filter(there).map(|set| set.name.as_str()).collect();
+    let is_fetched =
+        |set: &&data::catalog::DataSet| data::is_complete(&data::dir(root, &set.name), set);
+    let names: Vec<&str> =
+        catalog.set.iter().filter(is_fetched).map(|set| set.name.as_str()).collect();
     match names.as_slice() {
         [] => doctor.line(
-            Mark::Hint,
+            Status::Hint,
             "Data sets",
-            "none yet: `cargo xtask data --list`; train fetches its default",
+            "none fetched; `cargo xtask data` lists them, train fetches its default",
         ),
-        names => doctor.line(Mark::Good, "Data sets", &names.join(", ")),
+        names => doctor.line(Status::Ok, "Data sets", &names.join(", ")),
     }
     Ok(doctor.healthy)
 }
 
+/// Result of a check.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mark {
-    Good,
+enum Status {
+    Ok,
     Hint,
     Missing,
 }
 
+/// Prints checks, and remembers whether all required ones passed.
 struct Doctor {
     healthy: bool,
 }
 
 impl Doctor {
-    fn line(&mut self, mark: Mark, what: &str, text: &str) {
-        self.healthy &= mark != Mark::Missing;
-        let mark = match mark {
-            Mark::Good => "ok",
-            Mark::Hint => "-",
-            Mark::Missing => "MISSING",
+    fn line(&mut self, status: Status, what: &str, text: &str) {
+        self.healthy &= status != Status::Missing;
+        let status = match status {
+            Status::Ok => "ok",
+            Status::Hint => "-",
+            Status::Missing => "MISSING",
         };
-        out!("{mark:<8} {what:<20} {text}");
+        out!("{status:<8} {what:<20} {text}");
     }
 
-    fn program(&mut self, what: &str, program: &str, args: &[&str], advice: &str) {
+    fn required(&mut self, what: &str, program: &str, args: &[&str], advice: &str) {
         match first_line(program, args) {
-            Some(line) => self.line(Mark::Good, what, &line),
-            None => self.line(Mark::Missing, what, advice),
+            Some(line) => self.line(Status::Ok, what, &line),
+            None => self.line(Status::Missing, what, advice),
         }
     }
 
     fn optional(&mut self, what: &str, program: &str, args: &[&str], advice: &str) {
         match first_line(program, args) {
-            Some(line) => self.line(Mark::Good, what, &line),
-            None => self.line(Mark::Hint, what, advice),
+            Some(line) => self.line(Status::Ok, what, &line),
+            None => self.line(Status::Hint, what, advice),
         }
     }
 
     fn libtorch(&mut self, root: &Path) {
         match libtorch::find(root, None) {
-            Ok(Some(libtorch)) => self.line(Mark::Good, "LibTorch", &libtorch::describe(&libtorch)),
-            Ok(None) => self.line(Mark::Missing, "LibTorch", "`cargo xtask libtorch` installs it"),
-            Err(error) => self.line(Mark::Missing, "LibTorch", &format!("{error:#}")),
+            Ok(Some(libtorch)) => self.line(Status::Ok, "LibTorch", &libtorch::describe(&libtorch)),
+            Ok(None) => {
+                self.line(Status::Missing, "LibTorch", "run `cargo xtask libtorch` to install it")
+            }
+            Err(error) => self.line(Status::Missing, "LibTorch", &format!("{error:#}")),
         }
     }
 
@@ -103,22 +114,23 @@ impl Doctor {
         let cuda =
             libtorch::find(root, None).ok().flatten().is_some_and(|libtorch| libtorch.has_cuda());
         match (gpu, cuda) {
-            (Some(gpu), true) => self.line(Mark::Good, "GPU", &gpu),
+            (Some(gpu), true) => self.line(Status::Ok, "GPU", &gpu),
             (Some(gpu), false) => {
                 self.line(
-                    Mark::Hint,
+                    Status::Hint,
                     "GPU",
-                    &format!("{gpu}; to use it: `cargo xtask libtorch --cuda`"),
+                    &format!("{gpu}; run `cargo xtask libtorch --cuda` to use it"),
                 );
             }
             (None, _) if libtorch::has_gpu() => {
-                self.line(Mark::Hint, "GPU", "there is one, but nvidia-smi does not run")
+                self.line(Status::Hint, "GPU", "NVIDIA GPU found, but nvidia-smi fails")
             }
-            (None, _) => self.line(Mark::Hint, "GPU", "no NVIDIA GPU: training runs on the CPU"),
+            (None, _) => self.line(Status::Hint, "GPU", "no NVIDIA GPU; training uses the CPU"),
         }
     }
 }
 
+/// Returns the first line that a program prints, if it succeeds.
 fn first_line(program: &str, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -1,5 +1,5 @@
-//! `cargo xtask finetune MODALITY`: all that `train` does, an encoder pretrained if there is none, and then
-//! the `data2vec` program itself.
+//! `cargo xtask finetune MODALITY`: sets up as `train` does, pretrains if there is no encoder, then
+//! runs `data2vec finetune`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,117 +9,122 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::data::catalog::Catalog;
-use crate::train::{self, Disk, FINETUNE, Files, Run, Train};
+use crate::train::{self, FINETUNE, FileSystem, RealFileSystem, RunArgs, TrainArgs};
 use crate::{launch, repo};
 
-/// What the user typed.
+/// Arguments of `cargo xtask finetune`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Finetune {
-    /// speech, or any other modality that has recipes
+pub struct FinetuneArgs {
+    /// Modality: speech, vision or nlp
     pub modality: String,
-    /// A recipe of recipes/ by name, or a file [default: finetune-MODALITY-tiny]
+    /// Recipe in recipes/ or file [default: finetune-MODALITY-tiny]
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
-    /// An exported encoder's folder [default: runs/MODALITY-tiny/encoder, or runs/speech-longer/encoder; pretrained first if it
-    /// is not there]
+    /// Exported encoder [default: runs/MODALITY-tiny/encoder, or runs/speech-longer/encoder;
+    /// pretrained first if missing]
     #[arg(long, value_name = "DIR")]
     pub encoder: Option<PathBuf>,
-    /// Start from random weights, to see what pretraining is worth
+    /// Start from random weights: the baseline without pretraining
     #[arg(long)]
     pub from_scratch: bool,
-    /// Another seed than the recipe's
+    /// Random seed [default: the recipe's]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// What any run is told.
+    /// Arguments shared with `train`.
     #[command(flatten)]
-    pub run: Run,
+    pub run: RunArgs,
 }
 
-/// What to run.
+/// Resolved settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Comes first, where there is no encoder yet.
+    /// Pretraining run, if the encoder does not exist.
     pub pretrain: Option<train::Plan>,
-    /// The encoder's folder.
+    /// Directory of the encoder.
     pub encoder: PathBuf,
-    /// The rest of it.
+    /// Fine-tuning run.
     pub finetune: train::Plan,
 }
 
-/// Does it. On Unix this does not return once the program runs.
-pub fn run(root: &Path, finetune: &Finetune) -> Result<ExitCode> {
+/// Runs `cargo xtask finetune`. On Unix, a single-process run replaces this process.
+pub fn run(root: &Path, args: &FinetuneArgs) -> Result<ExitCode> {
     let catalog = Catalog::read(root)?;
-    let plan = plan(root, finetune, &catalog, &Disk(root))?;
-    let libtorch = train::libtorch_for(root, &finetune.run)?;
+    let plan = plan(root, args, &catalog, &RealFileSystem(root))?;
+    let libtorch = train::libtorch_for(root, &args.run)?;
     let data = train::fetch(root, &catalog, &plan.finetune.data)?;
     train::build(root, &libtorch)?;
     if let Some(pretrain) = &plan.pretrain {
-        let Train { modality, run, .. } = pretraining(root, finetune);
+        let TrainArgs { modality, run, .. } = pretrain_args(root, args);
         let steps = run.steps.map_or(String::new(), |steps| format!(" for {steps} steps"));
         let encoder = plan.encoder.display();
-        tell!("no encoder in {encoder} yet: pretraining it first on {modality}{steps}");
+        status!("no encoder in {encoder}; pretraining {modality} first{steps}");
         let data = train::fetch(root, &catalog, &pretrain.data)?;
-        let mut program = Command::new(train::program(root));
-        program.args(train::arguments("pretrain", pretrain, &data, &run, &[]));
+        let mut program = Command::new(train::program_path(root));
+        program.args(train::program_args("pretrain", pretrain, &data, &run, &[]));
         repo::run(repo::with_libtorch(&mut program, &libtorch))?;
     }
-    let own = own_arguments(finetune, &plan.encoder);
-    launch::run(&finetune.run.processes, || {
-        let mut program = Command::new(train::program(root));
-        program.args(train::arguments("finetune", &plan.finetune, &data, &finetune.run, &own));
+    let own = finetune_args(args, &plan.encoder);
+    launch::run(&args.run.launch, || {
+        let mut program = Command::new(train::program_path(root));
+        program.args(train::program_args("finetune", &plan.finetune, &data, &args.run, &own));
         repo::with_libtorch(&mut program, &libtorch);
         program
     })
 }
 
-/// Decides on everything, or says in one line what is wrong.
-pub fn plan(root: &Path, asked: &Finetune, catalog: &Catalog, files: &dyn Files) -> Result<Plan> {
-    let Finetune { modality, run, .. } = asked;
+/// Resolves encoder, recipe, data and run directory.
+pub fn plan(
+    root: &Path,
+    args: &FinetuneArgs,
+    catalog: &Catalog,
+    files: &dyn FileSystem,
+) -> Result<Plan> {
+    let FinetuneArgs { modality, run, .. } = args;
     let mut recipes = files.recipes();
     recipes.retain(|name| name.starts_with(FINETUNE));
     train::check_modality(modality, recipes.iter().filter_map(|name| name.strip_prefix(FINETUNE)))?;
-    let recipe = asked.recipe.clone().unwrap_or_else(|| format!("{FINETUNE}{modality}-tiny"));
+    let recipe = args.recipe.clone().unwrap_or_else(|| format!("{FINETUNE}{modality}-tiny"));
     let recipe = train::find_recipe(root, &recipe, &recipes, files)?;
     let data = train::find_data(run, catalog, files, || catalog.default_for_finetune(modality))?;
-    // Runs to be compared do not share a folder.
-    let scratch = if asked.from_scratch { "-from-scratch" } else { "" };
-    let seed = asked.seed.map_or(String::new(), |seed| format!("-seed-{seed}"));
-    let out = train::out(root, run, &recipe, &format!("{scratch}{seed}"))?;
+    // Runs to be compared need different run directories.
+    let scratch = if args.from_scratch { "-from-scratch" } else { "" };
+    let seed = args.seed.map_or(String::new(), |seed| format!("-seed-{seed}"));
+    let out = train::run_dir(root, run, &recipe, &format!("{scratch}{seed}"))?;
     let finetune = train::Plan { recipe, data, out };
 
-    let exported = |dir: &Path| files.exists(&dir.join("encoder.toml"));
-    if let Some(encoder) = &asked.encoder {
+    let is_exported = |dir: &Path| files.exists(&dir.join("encoder.toml"));
+    if let Some(encoder) = &args.encoder {
         ensure!(
-            exported(encoder),
-            "--encoder {}: no encoder.toml in it; `cargo xtask train {modality}` makes such a folder",
+            is_exported(encoder),
+            "--encoder {}: contains no encoder.toml; `cargo xtask train {modality}` exports an encoder",
             encoder.display()
         );
         return Ok(Plan { pretrain: None, encoder: encoder.clone(), finetune });
     }
-    let pretrain = train::plan(root, &pretraining(root, asked), catalog, files)?;
+    let pretrain = train::plan(root, &pretrain_args(root, args), catalog, files)?;
     let encoder = pretrain.out.join("encoder");
-    let pretrain = (!exported(&encoder)).then_some(pretrain);
+    let pretrain = (!is_exported(&encoder)).then_some(pretrain);
     Ok(Plan { pretrain, encoder, finetune })
 }
 
-/// What one would type to pretrain the default encoder: the quick start, but for speech, where so short a one is no
-/// better than none.
-fn pretraining(root: &Path, asked: &Finetune) -> Train {
-    let mut run = Run { device: asked.run.device.clone(), ..Run::default() };
-    if asked.modality == "speech" {
+/// Returns the arguments that pretrain the default encoder. Speech pretrains for longer than the
+/// quick start, after which the encoder is no better than random weights.
+fn pretrain_args(root: &Path, args: &FinetuneArgs) -> TrainArgs {
+    let mut run = RunArgs { device: args.run.device.clone(), ..RunArgs::default() };
+    if args.modality == "speech" {
         run.steps = Some(1500);
-        run.out = Some(repo::shown(&root.join("runs/speech-longer")));
+        run.out = Some(repo::display_path(&root.join("runs/speech-longer")));
     }
-    Train { modality: asked.modality.clone(), recipe: None, run }
+    TrainArgs { modality: args.modality.clone(), recipe: None, run }
 }
 
-/// What the program is told besides.
-pub fn own_arguments(asked: &Finetune, encoder: &Path) -> Vec<OsString> {
+/// Returns the arguments of `data2vec finetune` that `pretrain` does not have.
+pub fn finetune_args(args: &FinetuneArgs, encoder: &Path) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec!["--encoder".into(), encoder.into()];
-    if asked.from_scratch {
+    if args.from_scratch {
         line.push("--from-scratch".into());
     }
-    if let Some(seed) = asked.seed {
+    if let Some(seed) = args.seed {
         line.extend(["--set".into(), format!("seed={seed}").into()]);
     }
     line

@@ -3,7 +3,7 @@
 use clap::Parser;
 
 use super::*;
-use crate::train::Data;
+use crate::train::DataLocation;
 
 const SET: &str = r#"
 licence = "MIT"
@@ -24,11 +24,11 @@ fn catalog() -> Catalog {
     Catalog::parse(&format!("{plain}{SET}{labelled}{SET}")).unwrap()
 }
 
-struct Pretend {
+struct FakeFileSystem {
     pretrained: bool,
 }
 
-impl Files for Pretend {
+impl FileSystem for FakeFileSystem {
     fn recipes(&self) -> Vec<String> {
         [
             "finetune-nlp",
@@ -45,54 +45,54 @@ impl Files for Pretend {
     fn exists(&self, path: &Path) -> bool {
         let tiny = Path::new("/repo/runs/nlp-tiny/encoder/encoder.toml");
         let others = ["/corpus", "mine/encoder.toml"];
-        (self.pretrained && path == tiny) || others.iter().any(|there| path == Path::new(there))
+        (self.pretrained && path == tiny) || others.iter().any(|known| path == Path::new(known))
     }
 }
 
-fn parse(line: &str) -> Finetune {
+fn parse(line: &str) -> FinetuneArgs {
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
-        finetune: Finetune,
+        finetune: FinetuneArgs,
     }
     Cli::parse_from(std::iter::once("finetune").chain(line.split_whitespace())).finetune
 }
 
 fn plan_for(line: &str, pretrained: bool) -> Result<Plan> {
-    plan(Path::new("/repo"), &parse(line), &catalog(), &Pretend { pretrained })
+    plan(Path::new("/repo"), &parse(line), &catalog(), &FakeFileSystem { pretrained })
 }
 
-fn named(name: &str) -> Data {
-    Data::Named(name.to_owned())
+fn catalog_set(name: &str) -> DataLocation {
+    DataLocation::Catalog(name.to_owned())
 }
 
 #[test]
-fn an_encoder_is_pretrained_where_there_is_none() {
+fn pretrains_missing_encoder() {
     let finetune = train::Plan {
         recipe: "/repo/recipes/finetune-nlp-tiny.toml".into(),
-        data: named("reviews"),
+        data: catalog_set("reviews"),
         out: "/repo/runs/finetune-nlp-tiny".into(),
     };
     let pretrain = train::Plan {
         recipe: "/repo/recipes/nlp-tiny.toml".into(),
-        data: named("addresses"),
+        data: catalog_set("addresses"),
         out: "/repo/runs/nlp-tiny".into(),
     };
     let encoder = PathBuf::from("/repo/runs/nlp-tiny/encoder");
-    let mut wanted = Plan { pretrain: Some(pretrain), encoder, finetune };
-    assert_eq!(plan_for("nlp", false).unwrap(), wanted);
-    wanted.pretrain = None;
-    assert_eq!(plan_for("nlp", true).unwrap(), wanted);
-    wanted.encoder = "mine".into();
-    assert_eq!(plan_for("nlp --encoder mine", false).unwrap(), wanted);
+    let mut expected = Plan { pretrain: Some(pretrain), encoder, finetune };
+    assert_eq!(plan_for("nlp", false).unwrap(), expected);
+    expected.pretrain = None;
+    assert_eq!(plan_for("nlp", true).unwrap(), expected);
+    expected.encoder = "mine".into();
+    assert_eq!(plan_for("nlp --encoder mine", false).unwrap(), expected);
     let data = plan_for("nlp --data /corpus --recipe finetune-nlp", true).unwrap().finetune;
-    assert_eq!(data.data, Data::Path("/corpus".into()));
+    assert_eq!(data.data, DataLocation::Path("/corpus".into()));
     assert_eq!(data.recipe, Path::new("/repo/recipes/finetune-nlp.toml"));
 }
 
 #[test]
-fn speech_is_pretrained_for_longer_than_its_quick_start() {
-    let run = |line: &str| pretraining(Path::new("/repo"), &parse(line)).run;
+fn pretrains_speech_longer_than_the_quick_start() {
+    let run = |line: &str| pretrain_args(Path::new("/repo"), &parse(line)).run;
     let speech = run("speech --device cpu --steps 7");
     assert_eq!((speech.steps, speech.device.as_deref()), (Some(1500), Some("cpu")));
     assert_eq!(speech.out.unwrap(), Path::new("/repo/runs/speech-longer"));
@@ -100,7 +100,7 @@ fn speech_is_pretrained_for_longer_than_its_quick_start() {
 }
 
 #[test]
-fn runs_to_compare_have_their_own_folders() {
+fn compared_runs_have_different_directories() {
     let out = |line: &str| plan_for(line, true).unwrap().finetune.out;
     assert_eq!(out("nlp --from-scratch"), Path::new("/repo/runs/finetune-nlp-tiny-from-scratch"));
     assert_eq!(out("nlp --seed 3"), Path::new("/repo/runs/finetune-nlp-tiny-seed-3"));
@@ -108,37 +108,32 @@ fn runs_to_compare_have_their_own_folders() {
 }
 
 #[test]
-fn mistakes_are_named_with_what_there_is() {
-    let complaint = |line: &str| format!("{:#}", plan_for(line, true).unwrap_err());
-    assert!(complaint("npl").contains("did you mean nlp? There are: nlp, vision"));
-    assert!(complaint("speech").contains("no recipes for \"speech\""));
-    assert!(complaint("nlp --recipe finetune-nlp-tny").contains("did you mean finetune-nlp-tiny?"));
+fn errors_suggest_known_names() {
+    let error_for = |line: &str| format!("{:#}", plan_for(line, true).unwrap_err());
+    assert!(error_for("npl").contains("did you mean nlp? Known: nlp, vision"));
+    assert!(error_for("speech").contains("no recipes for modality \"speech\""));
+    assert!(error_for("nlp --recipe finetune-nlp-tny").contains("did you mean finetune-nlp-tiny?"));
+    assert!(error_for("nlp --recipe nlp-tiny").contains("known: finetune-nlp, finetune-nlp-tiny"));
     assert!(
-        complaint("nlp --recipe nlp-tiny").contains("there are: finetune-nlp, finetune-nlp-tiny")
+        error_for("nlp --encoder none")
+            .contains("none: contains no encoder.toml; `cargo xtask train nlp`")
     );
-    assert!(
-        complaint("nlp --encoder none")
-            .contains("none: no encoder.toml in it; `cargo xtask train nlp`")
-    );
-    assert!(
-        complaint("vision")
-            .contains("no labelled data set of the catalog is the default for vision")
-    );
-    assert!(complaint("nlp --data reviws").contains("did you mean reviews?"));
+    assert!(error_for("vision").contains("no default data set to fine-tune vision"));
+    assert!(error_for("nlp --data reviws").contains("did you mean reviews?"));
 }
 
 #[test]
-fn everything_reaches_the_program() {
+fn passes_all_arguments_to_the_program() {
     let line =
         "nlp --encoder e --from-scratch --seed 4 --device cpu --steps 5 --set a.b=1 -- --more x";
-    let asked = parse(line);
-    let plan = train::Plan { recipe: "r.toml".into(), data: named("d"), out: "o".into() };
-    let own = own_arguments(&asked, Path::new("e"));
-    let arguments = train::arguments("finetune", &plan, Path::new("/d"), &asked.run, &own);
+    let args = parse(line);
+    let plan = train::Plan { recipe: "r.toml".into(), data: catalog_set("d"), out: "o".into() };
+    let own = finetune_args(&args, Path::new("e"));
+    let arguments = train::program_args("finetune", &plan, Path::new("/d"), &args.run, &own);
     let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
-    let wanted = "finetune r.toml --encoder e --from-scratch --set seed=4 --data /d --out o --device cpu --steps 5 --set a.b=1 --more x";
-    assert_eq!(words.join(" "), wanted);
-    // Pretraining gets the device and nothing else.
-    let run = pretraining(Path::new("/repo"), &asked).run;
+    let expected = "finetune r.toml --encoder e --from-scratch --set seed=4 --data /d --out o --device cpu --steps 5 --set a.b=1 --more x";
+    assert_eq!(words.join(" "), expected);
+    // Pretraining gets only the device.
+    let run = pretrain_args(Path::new("/repo"), &args).run;
     assert_eq!((run.device.as_deref(), run.steps, run.set.len()), (Some("cpu"), None, 0));
 }

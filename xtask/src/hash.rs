@@ -1,4 +1,4 @@
-//! SHA-256 of streams, files and folders.
+//! SHA-256 of streams, files and directories.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -7,7 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use sha2::{Digest as _, Sha256};
 
-/// A writer that passes everything on and knows its SHA-256.
+use crate::files;
+
+/// Writer that computes the SHA-256 of everything it passes on.
 #[derive(Debug)]
 pub struct HashingWriter<W> {
     inner: W,
@@ -16,12 +18,12 @@ pub struct HashingWriter<W> {
 }
 
 impl<W: Write> HashingWriter<W> {
-    /// Hashes what goes to `inner`.
+    /// Wraps `inner`.
     pub fn new(inner: W) -> Self {
         Self { inner, hasher: Sha256::new(), written: 0 }
     }
 
-    /// How many bytes were written, and their SHA-256.
+    /// Flushes; returns the number of bytes written and their SHA-256.
     pub fn finish(mut self) -> io::Result<(u64, [u8; 32])> {
         self.inner.flush()?;
         Ok((self.written, self.hasher.finalize().into()))
@@ -41,12 +43,12 @@ impl<W: Write> Write for HashingWriter<W> {
     }
 }
 
-/// Of bytes in memory, in hexadecimal.
+/// Returns the SHA-256 of `bytes` in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Of a file's content, in hexadecimal.
+/// Returns the SHA-256 of a file's content in hexadecimal.
 pub fn sha256_file(path: &Path) -> Result<String> {
     let read = || -> io::Result<[u8; 32]> {
         let mut file = File::open(path)?;
@@ -62,23 +64,22 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     read().map(|hash| hex(&hash)).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// What a folder holds, in one number.
+/// Digest of a directory's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeDigest {
-    /// SHA-256 over `HASH  PATH` lines sorted by path, what `sha256sum` prints, so that a shell can check it.
+    /// SHA-256 of the output of `sha256sum` for all files sorted by path, so that a shell can check
+    /// it.
     pub sha256: String,
-    /// How many files.
+    /// Number of files.
     pub files: u64,
-    /// How many bytes in them.
+    /// Total bytes of the files.
     pub bytes: u64,
 }
 
-/// The digest of all files below `dir`, but for those at its top that `skip` names.
+/// Returns the digest of all files below `dir` except the relative paths in `skip`.
 pub fn tree(dir: &Path, skip: &[&str]) -> Result<TreeDigest> {
-    let mut paths = Vec::new();
-    collect(dir, "", &mut paths)?;
+    let mut paths = files::list(dir)?;
     paths.retain(|path| !skip.contains(&path.as_str()));
-    paths.sort();
     let mut hasher = Sha256::new();
     let mut bytes = 0;
     for path in &paths {
@@ -89,27 +90,12 @@ pub fn tree(dir: &Path, skip: &[&str]) -> Result<TreeDigest> {
     Ok(TreeDigest { sha256: hex(&hasher.finalize()), files: paths.len() as u64, bytes })
 }
 
-/// Paths relative to `dir`, with `/` on every system.
-fn collect(dir: &Path, prefix: &str, paths: &mut Vec<String>) -> Result<()> {
-    let unreadable = || format!("cannot list {}", dir.display());
-    for entry in fs::read_dir(dir).with_context(unreadable)? {
-        let entry = entry.with_context(unreadable)?;
-        let path = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        if entry.file_type()?.is_dir() {
-            collect(&entry.path(), &format!("{path}/"), paths)?;
-        } else {
-            paths.push(path);
-        }
-    }
-    Ok(())
-}
-
-/// Lower-case hexadecimal.
+/// Formats bytes as lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// True for what [`sha256`] returns.
+/// Returns whether `text` is a SHA-256 as [`sha256`] formats it.
 pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -121,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trees_digest_is_what_sha256sum_would_give() {
+    fn tree_digest_matches_sha256sum() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("b")).unwrap();
         fs::write(dir.path().join("b/two"), "2").unwrap();
@@ -136,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn hashes_are_sha256() {
+    fn computes_sha256() {
         assert_eq!(sha256(b""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
         assert!(!is_sha256("E3"));
     }

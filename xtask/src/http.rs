@@ -1,4 +1,4 @@
-//! Downloads that go on where they stopped.
+//! HTTP downloads that resume after an interruption.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -12,89 +12,90 @@ use ureq::http::{Response, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
-/// How often a request that brought no new byte is tried again.
+/// Number of consecutive attempts without a new byte before a download fails.
 const ATTEMPTS: u32 = 3;
 
-/// The server answered a range request with the whole file.
+/// Error: the server answered a range request with the complete file.
 #[derive(Debug)]
-pub struct NoRanges;
+pub struct RangesUnsupported;
 
-impl fmt::Display for NoRanges {
+impl fmt::Display for RangesUnsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the server does not send parts of files")
+        f.write_str("the server does not support range requests")
     }
 }
 
-impl std::error::Error for NoRanges {}
+impl std::error::Error for RangesUnsupported {}
 
-/// A failure that trying again would not cure.
+/// An error that a retry would not fix.
 #[derive(Debug)]
-struct Refused(String);
+struct PermanentError(String);
 
-impl fmt::Display for Refused {
+impl fmt::Display for PermanentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for PermanentError {}
 
-/// An HTTP client with the machine's own proxies and certificates.
+/// HTTP client that uses the proxies and certificates of the system.
 #[derive(Debug)]
 pub struct Client {
     agent: Agent,
-    pause: Duration,
+    backoff: Duration,
 }
 
 impl Client {
-    /// `certificates`: further files of root certificates, such as the one pip is told to use.
+    /// Creates a client that also trusts the root certificates in the PEM files `certificates`.
     pub fn new(certificates: &[PathBuf]) -> Self {
         let tls = TlsConfig::builder().root_certs(root_certificates(certificates)).build();
         let agent = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
-            // Short: a source that does not answer is given up for the next one.
+            // Short, to move on to the next source soon.
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
             .timeout_per_read(Some(Duration::from_secs(30)))
             .build()
             .new_agent();
-        Self { agent, pause: Duration::from_millis(500) }
+        Self { agent, backoff: Duration::from_millis(500) }
     }
 
-    /// The size of the file at `url`, if the server says it and sends parts of files.
+    /// Returns the size of the file at `url` in bytes.
     ///
     /// # Errors
-    /// [`NoRanges`] when only whole files can be had.
+    /// [`RangesUnsupported`] if the server does not support range requests.
     pub fn size(&self, url: &str) -> Result<u64> {
-        self.persist(url, || {
+        self.retry(url, || {
             let response = self.get(url, Some((0, Some(1))))?;
             match response.status().as_u16() {
-                206 => Ok(content_range(&response)?.total.ok_or(NoRanges)?),
-                _ => Err(NoRanges.into()),
+                206 => Ok(content_range(&response)?.total.ok_or(RangesUnsupported)?),
+                _ => Err(RangesUnsupported.into()),
             }
         })
     }
 
-    /// A small part of a file, into memory.
+    /// Reads a small range of a file into memory.
     pub fn read(&self, url: &str, range: Range<u64>) -> Result<Vec<u8>> {
-        self.persist(url, || {
+        self.retry(url, || {
             let response = self.get(url, Some((range.start, Some(range.end))))?;
             check_start(&response, range.start)?;
-            let wanted = range.end - range.start;
+            let expected = range.end - range.start;
             let mut bytes = Vec::new();
-            response.into_body().into_reader().take(wanted).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 != wanted {
-                bail!("{} of {wanted} bytes arrived", bytes.len());
+            response.into_body().into_reader().take(expected).read_to_end(&mut bytes)?;
+            if bytes.len() as u64 != expected {
+                bail!("received {} of {expected} bytes", bytes.len());
             }
             Ok(bytes)
         })
     }
 
-    /// Brings the file at `url`, or a part of it, to `to`, going on after the bytes that `to` already has.
+    /// Downloads the file at `url`, or a range of it, to `to`; resumes after the bytes that `to`
+    /// has.
     ///
-    /// `progress` is told how many bytes `to` holds and how many there will be. Whether they are the right ones is for the
-    /// caller to check: a continued file may mix two versions of what the server has.
+    /// Calls `progress` with the number of bytes in `to` and the total, if known. The caller must
+    /// verify the content: a resumed file may mix two versions of the file on the server.
     pub fn download(
         &self,
         url: &str,
@@ -115,15 +116,15 @@ impl Client {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            if error.is::<NoRanges>() || error.is::<Refused>() {
+            if error.is::<RangesUnsupported>() || error.is::<PermanentError>() {
                 return Err(error.context(format!("cannot download {url}")));
             }
             failures = if file.metadata()?.len() > before { 0 } else { failures + 1 };
             if failures >= ATTEMPTS {
-                let hint = "look at the network and run the command again, it goes on from here";
-                return Err(error.context(format!("cannot download {url} ({hint})")));
+                let hint = "check the network and run the command again to resume";
+                return Err(error.context(format!("cannot download {url}; {hint}")));
             }
-            std::thread::sleep(self.pause * 2_u32.pow(failures));
+            std::thread::sleep(self.backoff * 2_u32.pow(failures));
         }
     }
 
@@ -135,71 +136,75 @@ impl Client {
         progress: &mut dyn FnMut(u64, Option<u64>),
     ) -> Result<()> {
         let mut have = file.metadata()?.len();
-        let mut wanted = range.as_ref().map(|range| range.end - range.start);
-        if let Some(wanted) = wanted {
-            if have > wanted {
+        let mut total = range.as_ref().map(|range| range.end - range.start);
+        if let Some(total) = total {
+            if have > total {
                 file.set_len(0)?;
                 have = 0;
             }
-            if have == wanted {
-                progress(have, Some(wanted));
+            if have == total {
+                progress(have, Some(total));
                 return Ok(());
             }
         }
         let start = range.as_ref().map_or(0, |range| range.start) + have;
-        let ask =
+        let requested =
             (range.is_some() || have > 0).then_some((start, range.as_ref().map(|range| range.end)));
-        let response = self.get(url, ask)?;
-        match (response.status().as_u16(), ask) {
+        let response = self.get(url, requested)?;
+        match (response.status().as_u16(), requested) {
             (206, Some(_)) => {
                 check_start(&response, start)?;
-                if wanted.is_none() {
-                    wanted = content_range(&response)?.total;
+                if total.is_none() {
+                    total = content_range(&response)?.total;
                 }
             }
             (416, Some(_)) if range.is_none() => {
-                // Nothing is left to send, or what we have is longer than what the server has.
+                // Either the file is complete, or it is longer than the server's.
                 if content_range(&response).ok().and_then(|range| range.total) == Some(have) {
                     return Ok(());
                 }
                 file.set_len(0)?;
-                bail!("the partial file does not fit the server's");
+                bail!("the partial download does not match the server's file");
             }
-            (200, Some(_)) if range.is_some() => return Err(NoRanges.into()),
+            (200, Some(_)) if range.is_some() => return Err(RangesUnsupported.into()),
             (200, _) => {
                 file.set_len(0)?;
                 have = 0;
-                wanted = content_length(&response);
+                total = content_length(&response);
             }
-            (status, _) => return Err(Refused(format!("the server answered {status}")).into()),
+            (status, _) => {
+                return Err(PermanentError(format!("the server answered {status}")).into());
+            }
         }
         file.seek(SeekFrom::Start(have))?;
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 17];
         loop {
-            progress(have, wanted);
+            progress(have, total);
             let n = body.read(&mut buffer)?;
             if n == 0 {
                 break;
             }
             have += n as u64;
-            if wanted.is_some_and(|wanted| have > wanted) {
-                return Err(
-                    Refused(String::from("the server sent more than it was asked for")).into()
-                );
+            if total.is_some_and(|total| have > total) {
+                return Err(PermanentError(String::from(
+                    "the server sent more bytes than requested",
+                ))
+                .into());
             }
             file.write_all(&buffer[..n])
-                .context("cannot write the download (is the disk full?)")?;
+                .context("cannot write the download; check the free disk space")?;
         }
-        match wanted {
-            Some(wanted) if have < wanted => {
-                bail!("the connection ended after {have} of {wanted} bytes")
+        match total {
+            Some(total) if have < total => {
+                bail!("connection closed after {have} of {total} bytes")
             }
             _ => Ok(()),
         }
     }
 
-    fn persist<T>(&self, url: &str, mut action: impl FnMut() -> Result<T>) -> Result<T> {
+    /// Repeats `action` after transient errors, at most [`ATTEMPTS`] times.
+    fn retry<T>(&self, url: &str, mut action: impl FnMut() -> Result<T>) -> Result<T> {
         let mut failures = 0;
         loop {
             let error = match action() {
@@ -207,15 +212,18 @@ impl Client {
                 Err(error) => error,
             };
             failures += 1;
-            if failures >= ATTEMPTS || error.is::<NoRanges>() || error.is::<Refused>() {
+            if failures >= ATTEMPTS
+                || error.is::<RangesUnsupported>()
+                || error.is::<PermanentError>()
+            {
                 return Err(error.context(format!("cannot read {url}")));
             }
-            std::thread::sleep(self.pause * 2_u32.pow(failures));
+            std::thread::sleep(self.backoff * 2_u32.pow(failures));
         }
     }
 
     fn get(&self, url: &str, range: Option<(u64, Option<u64>)>) -> Result<Response<Body>> {
-        // Compressed on the way, the bytes would not be those that ranges count.
+        // Ranges count bytes of the encoded body, so compression must be off.
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
         if let Some((start, end)) = range {
             let end = end.map_or(String::new(), |end| (end - 1).to_string());
@@ -225,16 +233,16 @@ impl Client {
         match response.status().as_u16() {
             408 | 429 | 500..=599 => bail!("the server answered {}", response.status()),
             400..=499 if response.status() != 416 => {
-                Err(Refused(format!("the server answered {}", response.status())).into())
+                Err(PermanentError(format!("the server answered {}", response.status())).into())
             }
             _ => Ok(response),
         }
     }
 
-    /// A client for tests, which do not wait between attempts.
+    /// Creates a client for tests, without pauses between attempts.
     #[cfg(test)]
-    pub fn impatient() -> Self {
-        Self { pause: Duration::from_millis(1), ..Self::new(&[]) }
+    pub fn without_backoff() -> Self {
+        Self { backoff: Duration::from_millis(1), ..Self::new(&[]) }
     }
 }
 
@@ -243,10 +251,10 @@ struct ContentRange {
     total: Option<u64>,
 }
 
-/// `bytes 0-99/1234`, `bytes 0-99/*` or `bytes */1234`.
+/// Parses `bytes 0-99/1234`, `bytes 0-99/*` or `bytes */1234`.
 fn content_range(response: &Response<Body>) -> Result<ContentRange> {
-    let value = response.headers().get(header::CONTENT_RANGE).ok_or(NoRanges)?.to_str()?;
-    let unreadable = || anyhow!("unreadable Content-Range {value:?}");
+    let value = response.headers().get(header::CONTENT_RANGE).ok_or(RangesUnsupported)?.to_str()?;
+    let unreadable = || anyhow!("invalid Content-Range {value:?}");
     let (span, total) = value
         .strip_prefix("bytes ")
         .and_then(|rest| rest.split_once('/'))
@@ -258,13 +266,14 @@ fn content_range(response: &Response<Body>) -> Result<ContentRange> {
     Ok(ContentRange { start, total: total.parse().ok() })
 }
 
+/// Fails unless the response is a partial body that starts at `start`.
 fn check_start(response: &Response<Body>, start: u64) -> Result<()> {
     if response.status() != 206 {
-        return Err(NoRanges.into());
+        return Err(RangesUnsupported.into());
     }
     if content_range(response)?.start != start {
         return Err(
-            Refused(String::from("the server sent another part than it was asked for")).into()
+            PermanentError(String::from("the server sent another range than requested")).into()
         );
     }
     Ok(())
@@ -274,7 +283,8 @@ fn content_length(response: &Response<Body>) -> Option<u64> {
     response.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The machine's own roots, and those that its other download tools are told to trust.
+/// Loads the root certificates of the system, of `more`, and of the variables that pip, Requests
+/// and curl read.
 fn root_certificates(more: &[PathBuf]) -> RootCerts {
     let mut certificates: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
         .certs

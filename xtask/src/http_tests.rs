@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 
-/// How a server misbehaves.
+/// Behavior of the test server.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
-    Good,
-    /// Ends each answer after so many bytes, whatever it announced.
-    CutAfter(usize),
-    /// Sends the whole file whatever it was asked for.
-    NoRanges,
-    /// Says that there is nothing.
+pub enum Behavior {
+    Normal,
+    /// Closes the connection after this many bytes of each body.
+    TruncateAfter(usize),
+    /// Always sends the complete file.
+    IgnoreRanges,
+    /// Responds with 404.
     NotFound,
-    /// Fails the first two times.
-    BusyTwice,
+    /// Responds with 503 to the first two requests.
+    UnavailableTwice,
 }
 
 pub struct Server {
@@ -27,7 +27,7 @@ pub struct Server {
 }
 
 /// Serves `content` from a loopback port until the test ends.
-pub fn serve(content: &'static [u8], manner: Manner) -> Server {
+pub fn serve(content: &'static [u8], behavior: Behavior) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/file", listener.local_addr().unwrap());
     let requests = Arc::new(AtomicUsize::new(0));
@@ -49,15 +49,15 @@ pub fn serve(content: &'static [u8], manner: Manner) -> Server {
                     break;
                 }
             }
-            let number = count.fetch_add(1, Ordering::SeqCst);
-            let answer = match (manner, range) {
-                (Manner::NotFound, _) => {
+            let request = count.fetch_add(1, Ordering::SeqCst);
+            let response = match (behavior, range) {
+                (Behavior::NotFound, _) => {
                     (String::from("404 Not Found\r\nContent-Length: 0"), &content[..0])
                 }
-                (Manner::BusyTwice, _) if number < 2 => {
+                (Behavior::UnavailableTwice, _) if request < 2 => {
                     (String::from("503 Busy\r\nContent-Length: 0"), &content[..0])
                 }
-                (Manner::NoRanges, _) | (_, None) => {
+                (Behavior::IgnoreRanges, _) | (_, None) => {
                     (format!("200 OK\r\nContent-Length: {}", content.len()), content)
                 }
                 (_, Some((start, end))) if start >= end => (
@@ -76,11 +76,11 @@ pub fn serve(content: &'static [u8], manner: Manner) -> Server {
                     (head, &content[start..end])
                 }
             };
-            let body = match manner {
-                Manner::CutAfter(most) => &answer.1[..answer.1.len().min(most)],
-                _ => answer.1,
+            let body = match behavior {
+                Behavior::TruncateAfter(limit) => &response.1[..response.1.len().min(limit)],
+                _ => response.1,
             };
-            let _ = write!(stream, "HTTP/1.1 {}\r\nConnection: close\r\n\r\n", answer.0);
+            let _ = write!(stream, "HTTP/1.1 {}\r\nConnection: close\r\n\r\n", response.0);
             let _ = stream.write_all(body);
         }
     });
@@ -92,16 +92,16 @@ fn content() -> &'static [u8] {
 }
 
 fn download(server: &Server, to: &Path, range: Option<Range<u64>>) -> Result<()> {
-    Client::impatient().download(&server.url, to, range, &mut |_, _| ())
+    Client::without_backoff().download(&server.url, to, range, &mut |_, _| ())
 }
 
 #[test]
-fn a_whole_file_arrives() {
+fn downloads_a_complete_file() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
     let to = dir.path().join("file");
-    let server = serve(content, Manner::Good);
+    let server = serve(content, Behavior::Normal);
     let mut last = (0, None);
-    Client::impatient()
+    Client::without_backoff()
         .download(&server.url, &to, None, &mut |have, total| last = (have, total))
         .unwrap();
     assert_eq!(fs::read(&to).unwrap(), content);
@@ -109,79 +109,86 @@ fn a_whole_file_arrives() {
 }
 
 #[test]
-fn a_cut_download_goes_on_where_it_stopped() {
+fn resumes_a_truncated_download() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
     let to = dir.path().join("file");
-    let server = serve(content, Manner::CutAfter(30_000));
+    let server = serve(content, Behavior::TruncateAfter(30_000));
     download(&server, &to, None).unwrap();
     assert_eq!(fs::read(&to).unwrap(), content);
     assert_eq!(server.requests.load(Ordering::SeqCst), 4);
 }
 
 #[test]
-fn what_an_earlier_run_left_is_used() {
+fn resumes_the_file_of_an_earlier_run() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
     let to = dir.path().join("file");
     for (left, range) in
         [(70_000, None), (1_000, Some(5_000..9_000)), (100_000, None), (4_000, Some(5_000..9_000))]
     {
-        let wanted = range.clone().map_or(content, |range: Range<u64>| {
+        let expected = range.clone().map_or(content, |range: Range<u64>| {
             &content[range.start as usize..range.end as usize]
         });
-        fs::write(&to, &wanted[..left]).unwrap();
-        download(&serve(content, Manner::Good), &to, range).unwrap();
-        assert_eq!(fs::read(&to).unwrap(), wanted);
+        fs::write(&to, &expected[..left]).unwrap();
+        download(&serve(content, Behavior::Normal), &to, range).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), expected);
     }
-    // Longer than what is to come: it cannot be a part of it.
+    // Longer than the file on the server: cannot be a part of it.
     fs::write(&to, vec![1; 200_000]).unwrap();
-    download(&serve(content, Manner::Good), &to, None).unwrap();
+    download(&serve(content, Behavior::Normal), &to, None).unwrap();
     assert_eq!(fs::read(&to).unwrap(), content);
 }
 
 #[test]
-fn a_server_without_ranges_starts_again_or_says_so() {
+fn restarts_without_range_support() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
     let to = dir.path().join("file");
-    let server = serve(content, Manner::NoRanges);
+    let server = serve(content, Behavior::IgnoreRanges);
     fs::write(&to, &content[..70_000]).unwrap();
     download(&server, &to, None).unwrap();
     assert_eq!(fs::read(&to).unwrap(), content);
     assert!(
-        download(&server, &dir.path().join("part"), Some(10..20)).unwrap_err().is::<NoRanges>()
+        download(&server, &dir.path().join("part"), Some(10..20))
+            .unwrap_err()
+            .is::<RangesUnsupported>()
     );
-    assert!(Client::impatient().size(&server.url).unwrap_err().is::<NoRanges>());
-    assert!(Client::impatient().read(&server.url, 10..20).unwrap_err().is::<NoRanges>());
+    assert!(Client::without_backoff().size(&server.url).unwrap_err().is::<RangesUnsupported>());
+    assert!(
+        Client::without_backoff().read(&server.url, 10..20).unwrap_err().is::<RangesUnsupported>()
+    );
 }
 
 #[test]
-fn sizes_and_small_parts_are_read() {
+fn reads_sizes_and_ranges() {
     let content = content();
-    let server = serve(content, Manner::Good);
-    assert_eq!(Client::impatient().size(&server.url).unwrap(), content.len() as u64);
-    assert_eq!(Client::impatient().read(&server.url, 99_990..100_000).unwrap(), &content[99_990..]);
+    let server = serve(content, Behavior::Normal);
+    assert_eq!(Client::without_backoff().size(&server.url).unwrap(), content.len() as u64);
+    assert_eq!(
+        Client::without_backoff().read(&server.url, 99_990..100_000).unwrap(),
+        &content[99_990..]
+    );
 }
 
 #[test]
-fn a_missing_file_is_not_asked_for_again() {
+fn does_not_retry_after_404() {
     let dir = tempfile::tempdir().unwrap();
-    let server = serve(b"", Manner::NotFound);
+    let server = serve(b"", Behavior::NotFound);
     let error = format!("{:#}", download(&server, &dir.path().join("file"), None).unwrap_err());
     assert!(error.contains("404") && error.contains(&server.url), "{error}");
     assert_eq!(server.requests.load(Ordering::SeqCst), 1);
 }
 
 #[test]
-fn a_busy_server_is_asked_again() {
+fn retries_after_503() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
-    let server = serve(content, Manner::BusyTwice);
+    let server = serve(content, Behavior::UnavailableTwice);
     download(&server, &dir.path().join("file"), None).unwrap();
     assert_eq!(server.requests.load(Ordering::SeqCst), 3);
 }
 
 #[test]
-fn a_connection_that_brings_nothing_is_given_up() {
+fn fails_after_repeated_empty_responses() {
     let (content, dir) = (content(), tempfile::tempdir().unwrap());
-    let server = serve(content, Manner::CutAfter(0));
+    let server = serve(content, Behavior::TruncateAfter(0));
     let error = download(&server, &dir.path().join("file"), None).unwrap_err();
     assert!(error.to_string().contains("run the command again"), "{error:#}");
     assert_eq!(server.requests.load(Ordering::SeqCst), ATTEMPTS as usize);

@@ -1,4 +1,4 @@
-//! Finds the LibTorch that tch expects, or installs it.
+//! `cargo xtask libtorch`: finds the LibTorch that tch requires, or installs it.
 
 mod folder;
 mod official;
@@ -13,71 +13,71 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{lock, progress, python};
 
-/// The LibTorch that torch-sys is made for. The pins in `libtorch/pins.rs` belong to it.
+/// Version of LibTorch that torch-sys requires. The pins in `libtorch/pins.rs` are for this
+/// version.
 pub const VERSION: &str = "2.11.0";
 
-/// What an installation takes on the disk while it is under way.
+/// Disk space that an installation needs temporarily, in bytes.
 const DISK_BYTES: u64 = 700_000_000;
 
-/// A LibTorch that is ready to use.
+/// A usable LibTorch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LibTorch {
-    /// Holds `include` and `lib`. Absolute.
+    /// Absolute path of the directory with `include` and `lib`.
     pub dir: PathBuf,
-    /// From where, in words.
+    /// Where it comes from, for messages.
     pub origin: String,
-    /// The user's own `LIBTORCH` rather than the project's `.libtorch`.
-    pub users_own: bool,
+    /// True if `LIBTORCH` names it, false for the project's `.libtorch`.
+    pub user_provided: bool,
 }
 
 impl LibTorch {
-    /// Where the dynamic linker finds it.
+    /// Returns the directory of the shared libraries.
     pub fn lib(&self) -> PathBuf {
         self.dir.join("lib")
     }
 
-    /// Whether it can drive a GPU.
+    /// Returns whether it supports CUDA.
     pub fn has_cuda(&self) -> bool {
         folder::has_cuda(&self.dir)
     }
 }
 
-/// Where the project keeps its own.
+/// Returns the directory of the project's LibTorch.
 pub fn default_dir(root: &Path) -> PathBuf {
     root.join(".libtorch")
 }
 
-/// What is there already: the user's `LIBTORCH`, else the one in `target`.
+/// Returns an installed LibTorch: `target` if given, else the user's `LIBTORCH`, else the
+/// project's.
 pub fn find(root: &Path, target: Option<&Path>) -> Result<Option<LibTorch>> {
-    if let (None, Some(dir)) = (target, users_libtorch(root)) {
+    if let (None, Some(dir)) = (target, user_libtorch(root)) {
         let dir = std::path::absolute(&dir)?;
         if let Err(error) = folder::check(&dir) {
-            bail!(
-                "LIBTORCH cannot be used, {error:#}: let it name LibTorch {VERSION}, or unset it"
-            );
+            bail!("LIBTORCH is not usable: {error:#}; set it to LibTorch {VERSION}, or unset it");
         }
-        return Ok(Some(LibTorch { dir, origin: String::from("LIBTORCH"), users_own: true }));
+        return Ok(Some(LibTorch { dir, origin: String::from("LIBTORCH"), user_provided: true }));
     }
     let dir = std::path::absolute(target.map_or_else(|| default_dir(root), Path::to_path_buf))?;
     Ok(match folder::state(&dir)? {
-        folder::State::Good(origin) => Some(LibTorch { dir, origin, users_own: false }),
+        folder::State::Usable(origin) => Some(LibTorch { dir, origin, user_provided: false }),
         _ => None,
     })
 }
 
-/// Finds LibTorch, or installs it into `target`, by default the project's `.libtorch`.
+/// Finds LibTorch, or installs it into `target` [default: the project's `.libtorch`].
 pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch> {
     let found = find(root, target)?;
     if let Some(found) = found.filter(|found| !cuda || found.has_cuda()) {
-        hint_at_cuda(&found);
+        hint_cuda(&found);
         return Ok(found);
     }
-    if let (true, None, Some(dir)) = (cuda, target, users_libtorch(root)) {
-        bail!("LIBTORCH is {}, which has no CUDA: unset it to have one installed", dir.display());
+    if let (true, None, Some(dir)) = (cuda, target, user_libtorch(root)) {
+        bail!("LIBTORCH has no CUDA: {}; unset it to install one that has", dir.display());
     }
     ensure!(
         cfg!(unix),
-        "LibTorch is installed on Linux and macOS only: unpack LibTorch {VERSION} and set LIBTORCH to its folder"
+        "cannot install LibTorch on this system; extract LibTorch {VERSION} and set LIBTORCH to its directory"
     );
     let dir = std::path::absolute(target.map_or_else(|| default_dir(root), Path::to_path_buf))?;
     let partial = folder::partial(&dir);
@@ -86,7 +86,7 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     if let Some(found) = find(root, Some(&dir))?.filter(|found| !cuda || found.has_cuda()) {
         return Ok(found);
     }
-    // Keeps the unfinished folder out of version control wherever it is.
+    // Keeps the temporary directory out of version control, wherever it is.
     fs::write(partial.join(".gitignore"), "*\n")?;
     if let Err(error) = folder::ensure_replaceable(&dir) {
         let _ = fs::remove_dir_all(&partial);
@@ -96,15 +96,15 @@ pub fn ensure(root: &Path, cuda: bool, target: Option<&Path>) -> Result<LibTorch
     fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
     drop(lock);
     let installed = find(root, Some(&dir))?
-        .with_context(|| format!("{} is not usable after installing", dir.display()))?;
-    tell!("LibTorch {VERSION} is ready in {}", dir.display());
-    hint_at_cuda(&installed);
+        .with_context(|| format!("LibTorch is not usable after installation: {}", dir.display()))?;
+    status!("installed LibTorch {VERSION} in {}", dir.display());
+    hint_cuda(&installed);
     Ok(installed)
 }
 
 fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
     if let Some(torch) = python_torch(root, cuda) {
-        tell!("{} becomes a link to the PyTorch {VERSION} in {}", dir.display(), torch.display());
+        status!("linking {} to the PyTorch {VERSION} in {}", dir.display(), torch.display());
         return folder::link(&torch, dir, partial);
     }
     if cuda {
@@ -115,26 +115,27 @@ fn install(root: &Path, cuda: bool, dir: &Path, partial: &Path) -> Result<()> {
     if tree.exists() {
         fs::remove_dir_all(&tree)?;
     }
-    tell!("installing LibTorch {VERSION} for the CPU in {}", dir.display());
+    status!("installing LibTorch {VERSION} (CPU) in {}", dir.display());
     let parts = partial.join("parts");
-    fs::create_dir_all(&parts).with_context(|| format!("cannot make {}", parts.display()))?;
+    fs::create_dir_all(&parts).with_context(|| format!("cannot create {}", parts.display()))?;
     let platform = pins::platform()?;
-    let located = wheels::locate(platform).map_err(|error| tell!("{error:#}"));
-    // Without the addresses, pip may still be able to download.
+    let resolved = wheels::resolve(platform).map_err(|error| status!("{error:#}"));
+    // Without the URLs, `pip download` may still work.
     let installed =
-        wheels::install(platform, located.as_deref().unwrap_or_default(), &tree, &parts);
-    if let (Err(error), Err(())) = (&installed, &located) {
-        tell!("{error:#}");
-        let neither = "neither pip nor the PyTorch project's site gave LibTorch";
+        wheels::install(platform, resolved.as_deref().unwrap_or_default(), &tree, &parts);
+    if let (Err(error), Err(())) = (&installed, &resolved) {
+        status!("{error:#}");
+        let failed = "cannot get LibTorch, neither with pip nor from the PyTorch project's site";
         official::install(&tree, &parts)
-            .with_context(|| format!("{neither}: {}", python::PIP_HINT))?;
+            .with_context(|| format!("{failed}; {}", python::PIP_HINT))?;
     } else {
         installed?;
     }
-    folder::finish(&tree, dir, partial)
+    folder::install_tree(&tree, dir, partial)
 }
 
-/// A PyTorch of the right version in one of the interpreters at hand.
+/// Returns the directory of a PyTorch of version [`VERSION`] in the virtual environment or the
+/// default interpreter.
 fn python_torch(root: &Path, cuda: bool) -> Option<PathBuf> {
     let venv = root.join(".venv/bin/python3");
     let interpreters =
@@ -145,13 +146,17 @@ fn python_torch(root: &Path, cuda: bool) -> Option<PathBuf> {
         .map(|torch| torch.dir)
 }
 
-/// The whole PyTorch for CUDA with the libraries it needs, in a virtual environment of the project.
+/// Installs PyTorch for CUDA with its libraries in the project's virtual environment, and links to
+/// it.
 fn install_cuda(root: &Path, dir: &Path, partial: &Path) -> Result<()> {
-    ensure!(cfg!(target_os = "linux"), "LibTorch for CUDA is installed on Linux only");
+    ensure!(
+        cfg!(target_os = "linux"),
+        "cannot install LibTorch for CUDA on this system: only Linux is supported"
+    );
     crate::disk::ensure_free(root, 9_000_000_000)?;
     let venv = root.join(".venv");
     let requirement = format!("torch=={VERSION}");
-    tell!("installing {requirement} for CUDA in {}, some 2.5 GB to download", venv.display());
+    status!("installing {requirement} (CUDA) in {}, 2.5 GB download", venv.display());
     run(Command::new(python::PYTHON).args(["-m", "venv"]).arg(&venv), python::PIP_HINT)?;
     let python = venv.join("bin/python3");
     run(
@@ -162,44 +167,45 @@ fn install_cuda(root: &Path, dir: &Path, partial: &Path) -> Result<()> {
             "--disable-pip-version-check",
             &requirement,
         ]),
-        "look at the network and run the command again",
+        "check the network and run the command again",
     )?;
     let torch = python::torch(&python, VERSION).with_context(|| {
         format!(
-            "{} has no PyTorch {VERSION} that can be imported: remove it and run the command again",
+            "cannot import PyTorch {VERSION} from {}; remove it and run the command again",
             venv.display()
         )
     })?;
     ensure!(
         torch.cuda,
-        "the PyTorch that pip chose has no CUDA: see which index `pip config list` names"
+        "pip installed a PyTorch without CUDA; check the package index in `pip config list`"
     );
     folder::link(&torch.dir, dir, partial)
 }
 
+/// Runs a command whose output goes to standard error; errors end with `advice`.
 fn run(command: &mut Command, advice: &str) -> Result<()> {
     let line = format!("{command:?}").replace('"', "");
     let status = command.stdout(std::io::stderr()).status();
-    let status = status.with_context(|| format!("cannot run `{line}`: {advice}"))?;
-    ensure!(status.success(), "`{line}` failed, see above: {advice}");
+    let status = status.with_context(|| format!("cannot run `{line}`; {advice}"))?;
+    ensure!(status.success(), "`{line}` failed, see its output above; {advice}");
     Ok(())
 }
 
-/// A `LIBTORCH` that does not come from `.cargo/config.toml`.
-fn users_libtorch(root: &Path) -> Option<PathBuf> {
+/// Returns `LIBTORCH` if the user set it, not `.cargo/config.toml`.
+fn user_libtorch(root: &Path) -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os("LIBTORCH").filter(|dir| !dir.is_empty())?);
     (dir != default_dir(root) && dir != Path::new(".libtorch")).then_some(dir)
 }
 
-fn hint_at_cuda(libtorch: &LibTorch) {
+fn hint_cuda(libtorch: &LibTorch) {
     if !libtorch.has_cuda() && has_gpu() {
-        tell!(
-            "This machine has an NVIDIA GPU, but this LibTorch is for the CPU: `cargo xtask libtorch --cuda` gets the other one"
+        status!(
+            "this LibTorch does not use the NVIDIA GPU; run `cargo xtask libtorch --cuda` for one that does"
         );
     }
 }
 
-/// An NVIDIA GPU with its driver.
+/// Returns whether this machine has an NVIDIA GPU with a driver.
 pub fn has_gpu() -> bool {
     Path::new("/dev/nvidia0").exists()
         || Command::new("nvidia-smi")
@@ -208,10 +214,10 @@ pub fn has_gpu() -> bool {
             .is_ok_and(|output| output.status.success() && !output.stdout.is_empty())
 }
 
-/// What `cargo xtask libtorch` prints.
+/// Returns one line on version, kind, size and directory.
 pub fn describe(libtorch: &LibTorch) -> String {
     let kind = if libtorch.has_cuda() { "CUDA" } else { "CPU" };
     let size = folder::size(&libtorch.dir)
-        .map_or(String::new(), |size| format!(", {}", progress::human(size)));
+        .map_or(String::new(), |size| format!(", {}", progress::format_bytes(size)));
     format!("LibTorch {VERSION} ({kind}{size}) in {} ({})", libtorch.dir.display(), libtorch.origin)
 }

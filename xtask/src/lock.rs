@@ -1,27 +1,31 @@
-//! Two commands at once: the second waits for the first.
+//! File locks between concurrent commands: the second waits for the first.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Holds the lock until dropped. The file may be deleted once the work it guards is done: who waits on the deleted file
-/// wakes up, looks again and finds the work done.
+/// Locks the file at `path`, created if missing, until the returned handle is dropped. `what` names
+/// the guarded work in messages.
+///
+/// The holder may delete the file when the work is done. Callers must therefore check, after they
+/// get the lock, whether the work is done already.
 pub fn exclusive(path: &Path, what: &str) -> Result<File> {
-    let unlockable = || format!("cannot lock {} (may this folder be written?)", path.display());
+    let cannot_lock =
+        || format!("cannot lock {}; check the directory's permissions", path.display());
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(unlockable)?;
+        fs::create_dir_all(parent).with_context(cannot_lock)?;
     }
     let open = || OpenOptions::new().create(true).truncate(false).write(true).open(path);
-    let file = open().with_context(unlockable)?;
+    let file = open().with_context(cannot_lock)?;
     match file.try_lock() {
         Ok(()) => return Ok(file),
         Err(TryLockError::WouldBlock) => {
-            tell!("waiting for another command that prepares {what}")
+            status!("waiting for another command that is preparing {what}")
         }
-        Err(TryLockError::Error(error)) => return Err(error).with_context(unlockable),
+        Err(TryLockError::Error(error)) => return Err(error).with_context(cannot_lock),
     }
-    file.lock().with_context(unlockable)?;
+    file.lock().with_context(cannot_lock)?;
     Ok(file)
 }
 
@@ -35,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_waits() {
+    fn second_command_waits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/lock");
         let first = exclusive(&path, "a test").unwrap();

@@ -1,6 +1,6 @@
 //! `cargo xtask`: sets up LibTorch and data, then trains and tests data2vec.
 
-/// What was asked for, to standard output. Whoever reads it may stop reading.
+/// Prints a result to standard output. Ignores write errors: the reader may close the pipe early.
 macro_rules! out {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
@@ -8,8 +8,8 @@ macro_rules! out {
     }};
 }
 
-/// What is going on, to standard error.
-macro_rules! tell {
+/// Prints a progress message, warning or error to standard error.
+macro_rules! status {
     ($($arg:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), $($arg)*);
@@ -22,6 +22,7 @@ mod check;
 mod data;
 mod disk;
 mod doctor;
+mod files;
 mod finetune;
 mod hash;
 mod http;
@@ -42,10 +43,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::bench::Bench;
+use crate::bench::BenchArgs;
 use crate::data::catalog::Catalog;
-use crate::finetune::Finetune;
-use crate::train::Train;
+use crate::finetune::FinetuneArgs;
+use crate::train::TrainArgs;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -54,59 +55,61 @@ use crate::train::Train;
     about,
     version,
     max_term_width = 100,
-    after_help = "Start with `cargo xtask train speech`: it sets up all it needs and trains a tiny model."
+    after_help = "Start with `cargo xtask train speech`: it installs everything and trains a tiny model."
 )]
 struct Cli {
     #[command(subcommand)]
-    command: Task,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Task {
-    /// Find LibTorch, or install it in .libtorch
+enum Command {
+    /// Find LibTorch, or install it
     Libtorch {
-        /// The one for NVIDIA GPUs (2.5 GB to download instead of 0.13)
+        /// Install the build for NVIDIA GPUs (2.5 GB download instead of 0.13 GB)
         #[arg(long)]
         cuda: bool,
-        /// Install there instead; set LIBTORCH to that folder to use it
+        /// Install into DIR; set LIBTORCH to DIR to use it [default: .libtorch]
         #[arg(long, value_name = "DIR")]
         path: Option<PathBuf>,
     },
-    /// Fetch data sets into data/sets, or list them
+    /// Fetch, verify or list data sets
     Data {
-        /// Names from the list
+        /// Data sets to fetch into data/sets/NAME [default: list all]
         #[arg(value_name = "NAME")]
         names: Vec<String>,
-        /// List what there is
+        /// List all data sets
         #[arg(long)]
         list: bool,
-        /// Read fetched sets again and compare them with what they should be
+        /// Compare fetched files with the digest in the catalog
         #[arg(long)]
         verify: bool,
     },
-    /// Pretrain: sets up LibTorch and data, builds, and runs the `data2vec` program
+    /// Set up LibTorch and data, build, then pretrain
     ///
-    /// `cargo xtask train speech` alone trains a tiny model on a small data set, to see that all works.
-    Train(Train),
-    /// Fine-tune an encoder on labelled data: sets up as `train` does, and pretrains first if need be
+    /// `cargo xtask train speech` trains a tiny model on a small data set: a test of the
+    /// installation.
+    Train(TrainArgs),
+    /// Set up LibTorch and data, build, then fine-tune; pretrains first if there is no encoder
     ///
-    /// `cargo xtask finetune speech` alone takes the tiny encoder of `cargo xtask train speech` to a small labelled data set.
-    Finetune(Finetune),
-    /// Set up LibTorch and data, then run every test of the workspace
+    /// `cargo xtask finetune speech` fine-tunes a tiny encoder on a small labelled data set.
+    Finetune(FinetuneArgs),
+    /// Set up LibTorch and data, then run all tests of the workspace
     Test {
-        /// Compare with transformers too: makes a Python environment in target/bench/venv (3 GB to
-        /// download), unless the variable DATA2VEC_PYTHON names an interpreter that has it
+        /// Compare with Hugging Face transformers too, in DATA2VEC_PYTHON [default: a new virtual
+        /// environment in target/bench/venv, 3 GB download]
         #[arg(long)]
         python: bool,
-        /// For `cargo test`: a filter, --package, -- --nocapture, ...
+        /// Arguments for `cargo test`: a filter, --package, -- --nocapture
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
-    /// Time training steps, alone or in turn with the same in PyTorch (see benches/README.md)
-    Bench(Bench),
-    /// What must pass before a change is merged: format, lints, documentation, tests
+    /// Time training steps, inference or data loading, optionally against PyTorch (see
+    /// benches/README.md)
+    Bench(BenchArgs),
+    /// Run every check that a change must pass: format, lints, documentation, tests
     Ci,
-    /// Tell what this machine has and what it lacks
+    /// Check this machine for required and optional programs
     Doctor,
 }
 
@@ -114,7 +117,7 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            tell!("error: {error:#}");
+            status!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -123,11 +126,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     let root = repo::root()?;
     match cli.command {
-        Task::Libtorch { cuda, path } => {
+        Command::Libtorch { cuda, path } => {
             let libtorch = libtorch::ensure(&root, cuda, path.as_deref())?;
             out!("{}", libtorch::describe(&libtorch));
         }
-        Task::Data { names, list, verify } => {
+        Command::Data { names, list, verify } => {
             let catalog = Catalog::read(&root)?;
             if list || names.is_empty() {
                 data::list(&root, &catalog);
@@ -140,12 +143,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 }
             }
         }
-        Task::Train(train) => return train::run(&root, &train),
-        Task::Finetune(finetune) => return finetune::run(&root, &finetune),
-        Task::Test { python, args } => check::test(&root, python, &args)?,
-        Task::Bench(bench) => bench::run(&root, &bench)?,
-        Task::Ci => check::ci(&root)?,
-        Task::Doctor => {
+        Command::Train(args) => return train::run(&root, &args),
+        Command::Finetune(args) => return finetune::run(&root, &args),
+        Command::Test { python, args } => check::test(&root, python, &args)?,
+        Command::Bench(args) => bench::run(&root, &args)?,
+        Command::Ci => check::ci(&root)?,
+        Command::Doctor => {
             if !doctor::run(&root)? {
                 return Ok(ExitCode::FAILURE);
             }

@@ -1,8 +1,8 @@
-//! One line that tells what is being fetched, how much of it, and for how long yet.
+//! Progress bars and human-readable sizes.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar counting bytes. Draws nothing where standard error is no terminal.
+/// Creates a progress bar that counts bytes. Draws nothing unless standard error is a terminal.
 pub fn bytes(label: &str, total: u64) -> ProgressBar {
     let template = "{msg:>28} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
     let style =
@@ -10,8 +10,8 @@ pub fn bytes(label: &str, total: u64) -> ProgressBar {
     ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.to_owned())
 }
 
-/// `1.5 GB`, `23 MB`, `9 kB`.
-pub fn human(bytes: u64) -> String {
+/// Formats a size in decimal units: `1.5 GB`, `23 MB`, `9 kB`.
+pub fn format_bytes(bytes: u64) -> String {
     match bytes {
         0..1_000 => format!("{bytes} B"),
         1_000..1_000_000 => format!("{} kB", (bytes + 500) / 1_000),

@@ -1,4 +1,4 @@
-//! What the machine's own Python and pip can tell and fetch.
+//! Runs the system's Python and pip.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,10 +8,10 @@ use serde::Deserialize;
 
 use crate::{libtorch, repo};
 
-/// The interpreter all commands here run.
+/// Interpreter to run.
 pub const PYTHON: &str = "python3";
 
-/// What the peer and tests need besides PyTorch of our LibTorch's version.
+/// Packages that benchmarks and tests need besides PyTorch of version [`libtorch::VERSION`].
 const PACKAGES: [&str; 6] = [
     "torchvision==0.26.0",
     "transformers==5.23.0",
@@ -21,21 +21,22 @@ const PACKAGES: [&str; 6] = [
     "tensorboard==2.21.0",
 ];
 
-/// Said whenever pip cannot be run.
+/// Advice in errors if pip does not run.
 pub const PIP_HINT: &str =
-    "install Python 3 and pip 22.2 or newer, on Debian: apt-get install python3-pip python3-venv";
+    "install Python 3 and pip 22.2 or newer; on Debian: apt-get install python3-pip python3-venv";
 
-/// A PyTorch that an interpreter can import.
+/// A PyTorch installation that an interpreter can import.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Torch {
-    /// Without what follows a `+`.
+    /// Version without the `+` suffix.
     pub version: String,
-    /// Its `site-packages/torch`.
+    /// Path of `site-packages/torch`.
     pub dir: PathBuf,
-    /// Built for CUDA.
+    /// True if built for CUDA.
     pub cuda: bool,
 }
 
+/// Prints [`Torch`] as JSON if the interpreter has the version in `argv[1]`.
 const FIND_TORCH: &str = r#"
 import importlib.metadata, json, sys
 if importlib.metadata.version("torch").split("+")[0] != sys.argv[1]:
@@ -45,7 +46,7 @@ cuda = torch.version.cuda is not None
 print(json.dumps({"version": torch.__version__.split("+")[0], "dir": os.path.dirname(torch.__file__), "cuda": cuda}))
 "#;
 
-/// The PyTorch of exactly this version that `python` imports, if it does.
+/// Returns the PyTorch that `python` imports if it has exactly this version.
 pub fn torch(python: &Path, version: &str) -> Option<Torch> {
     let output = Command::new(python)
         .args(["-c", FIND_TORCH, version])
@@ -56,18 +57,18 @@ pub fn torch(python: &Path, version: &str) -> Option<Torch> {
     (torch.version == version).then_some(torch)
 }
 
-/// A file that pip would download.
+/// A wheel that pip would download.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wheel {
-    /// The package's name.
+pub struct ResolvedWheel {
+    /// Normalised package name.
     pub name: String,
-    /// Where it is.
+    /// Address of the file.
     pub url: String,
-    /// As the index gives it.
+    /// SHA-256, if the index has it.
     pub sha256: Option<String>,
 }
 
-/// Flags that make pip choose the same files whatever Python and system it runs on.
+/// Returns flags that make pip choose the same files on every system and Python version.
 fn pinned_flags(tags: &[&str]) -> Vec<String> {
     let mut flags: Vec<String> = [
         "--no-deps",
@@ -90,8 +91,8 @@ fn pinned_flags(tags: &[&str]) -> Vec<String> {
     flags
 }
 
-/// Asks pip, and so the index that the user configured, where packages are. Downloads nothing.
-pub fn locate(requirements: &[String], tags: &[&str]) -> Result<Vec<Wheel>> {
+/// Resolves requirements with pip and its configured index, without downloading.
+pub fn resolve_wheels(requirements: &[String], tags: &[&str]) -> Result<Vec<ResolvedWheel>> {
     let mut pip = Command::new(PYTHON);
     pip.args([
         "-m",
@@ -103,18 +104,18 @@ pub fn locate(requirements: &[String], tags: &[&str]) -> Result<Vec<Wheel>> {
         "--report",
         "-",
     ])
-    // Foreign platforms are only for a folder of their own; a dry run does not make it.
+    // pip requires a target directory for other platforms; a dry run does not create it.
     .args(["--target", "unused"])
     .args(pinned_flags(tags))
     .args(requirements);
-    let output = pip.output().with_context(|| format!("cannot run {PYTHON}: {PIP_HINT}"))?;
+    let output = pip.output().with_context(|| format!("cannot run {PYTHON}; {PIP_HINT}"))?;
     if !output.status.success() {
-        bail!("pip does not find {}: {}", requirements.join(" "), last_line(&output.stderr));
+        bail!("pip cannot find {}: {}", requirements.join(" "), last_line(&output.stderr));
     }
     parse_report(&output.stdout)
 }
 
-fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
+fn parse_report(json: &[u8]) -> Result<Vec<ResolvedWheel>> {
     #[derive(Deserialize)]
     struct Report {
         install: Vec<Item>,
@@ -138,8 +139,8 @@ fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
         hash: Option<String>,
     }
     let report: Report = serde_json::from_slice(json)
-        .context("pip's report cannot be read (is pip older than 22.2?)")?;
-    let wheel = |item: Item| Wheel {
+        .context("cannot parse the report of pip; pip 22.2 or newer is required")?;
+    let wheel = |item: Item| ResolvedWheel {
         name: item.metadata.name.to_lowercase().replace('_', "-"),
         url: item.download_info.url,
         sha256: item
@@ -151,10 +152,11 @@ fn parse_report(json: &[u8]) -> Result<Vec<Wheel>> {
     Ok(report.install.into_iter().map(wheel).collect())
 }
 
-/// Downloads one package into `dir` with pip, whose own progress is seen, and returns the file.
+/// Downloads one package into `dir` with pip and returns the file.
 ///
-/// With `tags`, the wheel for those platforms and Python 3.11; without, whatever fits this machine.
-/// With `sha256`, nothing else than that: pip runs a part of a package that is no wheel to learn its name.
+/// With `tags`, downloads the wheel for these platforms and Python 3.11; without, the file for this
+/// machine. Pass `sha256` for source packages: pip runs their setup code to find the name, so pip
+/// must check the hash first.
 pub fn download(
     requirement: &str,
     sha256: Option<&str>,
@@ -176,25 +178,25 @@ pub fn download(
         }
         None => pip.arg(requirement),
     };
-    // pip's progress belongs with ours.
+    // Standard output is for results; progress goes to standard error.
     let status = pip.stdout(std::io::stderr()).status();
-    let status = status.with_context(|| format!("cannot run {PYTHON}: {PIP_HINT}"))?;
-    ensure!(status.success(), "`pip download {requirement}` failed, see above");
+    let status = status.with_context(|| format!("cannot run {PYTHON}; {PIP_HINT}"))?;
+    ensure!(status.success(), "`pip download {requirement}` failed; see its output above");
     only_file(dir)
 }
 
-/// The one file in a folder that a package client was told to download into.
+/// Returns the only file in a directory that a package client downloaded into.
 pub fn only_file(dir: &Path) -> Result<PathBuf> {
     let files: Vec<PathBuf> = std::fs::read_dir(dir)?
         .map(|entry| entry.map(|entry| entry.path()))
         .collect::<std::io::Result<_>>()?;
     match files.as_slice() {
         [file] => Ok(file.clone()),
-        files => bail!("{} files in {} where one was to come", files.len(), dir.display()),
+        files => bail!("expected one file in {}, found {}", dir.display(), files.len()),
     }
 }
 
-/// The certificate file that pip is configured to trust.
+/// Returns the certificate file that pip is configured to trust.
 pub fn pip_certificates() -> Option<PathBuf> {
     let output =
         Command::new(PYTHON).args(["-m", "pip", "config", "get", "global.cert"]).output().ok()?;
@@ -202,32 +204,29 @@ pub fn pip_certificates() -> Option<PathBuf> {
     (output.status.success() && !path.trim().is_empty()).then(|| PathBuf::from(path.trim()))
 }
 
-/// An interpreter with PyTorch, transformers, TensorBoard and what goes with them, about 3 GB, made if need be.
+/// Returns the interpreter of a virtual environment with PyTorch, transformers and TensorBoard.
+/// Creates it (3 GB download) if it does not exist.
 pub fn environment(root: &Path) -> Result<PathBuf> {
     let dir = root.join("target/bench/venv");
     let python = dir.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     let mut packages = vec![format!("torch=={}", libtorch::VERSION)];
     packages.extend(PACKAGES.map(String::from));
-    // Written last: an unfinished one is finished next time.
-    let done = dir.join("packages.txt");
-    if std::fs::read_to_string(&done).is_ok_and(|text| text == packages.join("\n")) {
+    // Written last, so that an interrupted installation is resumed.
+    let marker = dir.join("packages.txt");
+    if std::fs::read_to_string(&marker).is_ok_and(|text| text == packages.join("\n")) {
         return Ok(python);
     }
     repo::run(Command::new(PYTHON).args(["-m", "venv"]).arg(&dir)).context(PIP_HINT)?;
     repo::run(Command::new(&python).args(["-m", "pip", "install"]).args(&packages))?;
-    std::fs::write(&done, packages.join("\n"))
-        .with_context(|| format!("cannot write {}", done.display()))?;
+    std::fs::write(&marker, packages.join("\n"))
+        .with_context(|| format!("cannot write {}", marker.display()))?;
     Ok(python)
 }
 
-/// What a tool that failed had to say.
+/// Returns the last line of a program's output, for errors.
 pub fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    text.lines()
-        .map(str::trim)
-        .rfind(|line| !line.is_empty())
-        .unwrap_or("it said nothing")
-        .to_owned()
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("no output").to_owned()
 }
 
 #[cfg(test)]
@@ -237,22 +236,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_are_read() {
+    fn parses_reports() {
         let json = r#"{"version": "1", "install": [{
             "download_info": {"url": "https://host/torch.whl", "archive_info": {"hash": "sha256=12ab", "hashes": {"sha256": "12ab"}}},
             "metadata": {"name": "Torch_X", "version": "2"}
         }]}"#;
-        let wheel = Wheel {
+        let wheel = ResolvedWheel {
             name: "torch-x".into(),
             url: "https://host/torch.whl".into(),
             sha256: Some("12ab".into()),
         };
         assert_eq!(parse_report(json.as_bytes()).unwrap(), [wheel]);
-        assert!(parse_report(b"").unwrap_err().to_string().contains("older than"));
+        assert!(parse_report(b"").unwrap_err().to_string().contains("22.2 or newer"));
     }
 
     #[test]
-    fn a_missing_python_has_no_torch() {
+    fn missing_python_has_no_torch() {
         assert!(torch(Path::new("no-such-python"), libtorch::VERSION).is_none());
     }
 }

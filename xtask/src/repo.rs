@@ -1,4 +1,4 @@
-//! The repository, and the commands that are run in it.
+//! Paths of the repository, and commands run in it.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -8,41 +8,46 @@ use anyhow::{Context, Result, bail};
 
 use crate::libtorch::{self, LibTorch};
 
-/// The top of the repository, also when the tool was built in another checkout than it runs in.
+/// Returns the repository root of the current checkout, even if the tool was built in another one.
 pub fn root() -> Result<PathBuf> {
-    let built_in = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(built_in, PathBuf::from);
-    manifest.parent().map(Path::to_path_buf).context("xtask must lie in the repository")
+    let at_build = || PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(at_build, PathBuf::from);
+    manifest
+        .parent()
+        .map(Path::to_path_buf)
+        .context("cannot find the repository: CARGO_MANIFEST_DIR has no parent directory")
 }
 
-/// `path` as a user would write it here: relative where it lies below the current folder.
-pub fn shown(path: &Path) -> PathBuf {
-    let here = std::env::current_dir().ok();
-    let below = here.as_deref().and_then(|here| path.strip_prefix(here).ok());
-    below.filter(|below| !below.as_os_str().is_empty()).unwrap_or(path).to_path_buf()
+/// Shortens `path` for messages: relative to the working directory if below it.
+pub fn display_path(path: &Path) -> PathBuf {
+    let cwd = std::env::current_dir().ok();
+    let relative = cwd.as_deref().and_then(|cwd| path.strip_prefix(cwd).ok());
+    relative.filter(|path| !path.as_os_str().is_empty()).unwrap_or(path).to_path_buf()
 }
 
-/// The cargo that runs this tool.
+/// Returns a command for the cargo that runs this tool, in the repository root.
 pub fn cargo(root: &Path) -> Command {
     let mut command =
         Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(root);
-    forget_ourselves(&mut command);
+    remove_xtask_vars(&mut command);
     if std::env::var_os("LIBTORCH")
         .is_some_and(|dir| Path::new(&dir) == libtorch::default_dir(root))
     {
-        // Cargo sets it by itself, from `.cargo/config.toml`.
+        // cargo sets it from `.cargo/config.toml`.
         command.env_remove("LIBTORCH");
     }
     command
 }
 
-/// Takes out what `cargo run` set for this tool: build scripts that look at such variables would run again for nothing.
-fn forget_ourselves(command: &mut Command) {
+/// Removes the variables that `cargo run` set for this tool: build scripts that depend on them
+/// would run again for no reason.
+fn remove_xtask_vars(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let ours = ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PRIMARY_PACKAGE"];
-        if ours.contains(&&*text)
+        let set_by_cargo =
+            ["CARGO", "CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PRIMARY_PACKAGE"];
+        if set_by_cargo.contains(&&*text)
             || text.starts_with("CARGO_PKG_")
             || text.starts_with("CARGO_BIN_")
         {
@@ -51,42 +56,43 @@ fn forget_ourselves(command: &mut Command) {
     }
 }
 
-/// Lets a command build against a LibTorch and load it.
+/// Sets the environment of a command so that it builds against `libtorch` and loads it.
 ///
-/// `.cargo/config.toml` and its rpath do the same for the project's own `.libtorch`; what `LIBTORCH` says must not change
-/// between commands, or torch-sys is compiled again.
+/// For the project's own `.libtorch`, `.cargo/config.toml` sets `LIBTORCH` and an rpath. `LIBTORCH`
+/// must not change between commands, or cargo recompiles torch-sys.
 pub fn with_libtorch<'c>(command: &'c mut Command, libtorch: &LibTorch) -> &'c mut Command {
-    if libtorch.users_own {
+    if libtorch.user_provided {
         command.env("LIBTORCH", &libtorch.dir);
     } else {
         command.env_remove("LIBTORCH");
     }
     let variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
-    let before = std::env::var_os(variable).filter(|before| !before.is_empty());
-    let folders: Vec<PathBuf> = std::iter::once(libtorch.lib())
-        .chain(before.iter().flat_map(std::env::split_paths))
+    let inherited = std::env::var_os(variable).filter(|paths| !paths.is_empty());
+    let dirs: Vec<PathBuf> = std::iter::once(libtorch.lib())
+        .chain(inherited.iter().flat_map(std::env::split_paths))
         .collect();
-    if let Ok(joined) = std::env::join_paths(folders) {
+    if let Ok(joined) = std::env::join_paths(dirs) {
         command.env(variable, joined);
     }
     command
 }
 
-/// Runs a command to its end, its output seen, and fails unless it succeeds.
+/// Prints and runs a command with inherited output; fails unless it succeeds.
 pub fn run(command: &mut Command) -> Result<()> {
-    let line = line(command);
-    tell!("$ {line}");
+    let line = command_line(command);
+    status!("$ {line}");
     let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
     if !status.success() {
-        bail!("`{line}` failed, see above");
+        bail!("`{line}` failed: {status}; see its output above");
     }
     Ok(())
 }
 
-/// Becomes the command, so that signals reach it and its exit code is ours. Elsewhere than on Unix, waits for it.
-pub fn become_command(command: &mut Command) -> Result<ExitCode> {
-    let line = line(command);
-    tell!("$ {line}");
+/// Replaces this process by the command (`exec`), so that signals reach it and its exit code is
+/// returned. Runs it as a child where there is no `exec`.
+pub fn exec(command: &mut Command) -> Result<ExitCode> {
+    let line = command_line(command);
+    status!("$ {line}");
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;
@@ -103,13 +109,13 @@ pub fn become_command(command: &mut Command) -> Result<ExitCode> {
     }
 }
 
-/// As one would type it.
-pub fn line(command: &Command) -> String {
+/// Formats a command as a user would type it.
+pub fn command_line(command: &Command) -> String {
     let program = Path::new(command.get_program());
-    // The toolchain's cargo has a long path that tells nobody anything.
+    // The path of the toolchain's cargo is long and of no use to the reader.
     let program =
         if program.file_stem() == Some(OsStr::new("cargo")) { Path::new("cargo") } else { program };
-    let words = std::iter::once(shown(program).into_os_string())
+    let words = std::iter::once(display_path(program).into_os_string())
         .chain(command.get_args().map(OsStr::to_os_string));
     let quoted = words.map(|word| {
         let word = word.to_string_lossy().into_owned();
@@ -127,16 +133,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_shown_as_typed() {
+    fn quotes_arguments_with_spaces() {
         let mut command = Command::new("/somewhere/bin/cargo");
         command.args(["run", "--set", "a = b"]);
-        assert_eq!(line(&command), "cargo run --set 'a = b'");
+        assert_eq!(command_line(&command), "cargo run --set 'a = b'");
     }
 
     #[test]
-    fn the_projects_own_libtorch_leaves_the_variable_alone() {
+    fn sets_libtorch_only_for_user_provided_copies() {
         let libtorch =
-            LibTorch { dir: PathBuf::from("/x"), origin: String::new(), users_own: false };
+            LibTorch { dir: PathBuf::from("/x"), origin: String::new(), user_provided: false };
         let value = |libtorch: &LibTorch, name: &str| {
             let mut command = Command::new("true");
             with_libtorch(&mut command, libtorch);
@@ -147,10 +153,10 @@ mod tests {
                 .map(OsStr::to_os_string)
         };
         assert_eq!(value(&libtorch, "LIBTORCH"), None);
-        let users = LibTorch { users_own: true, ..libtorch };
-        assert_eq!(value(&users, "LIBTORCH"), Some("/x".into()));
+        let user_provided = LibTorch { user_provided: true, ..libtorch };
+        assert_eq!(value(&user_provided, "LIBTORCH"), Some("/x".into()));
         if cfg!(target_os = "linux") {
-            let path = value(&users, "LD_LIBRARY_PATH").unwrap_or_default();
+            let path = value(&user_provided, "LD_LIBRARY_PATH").unwrap_or_default();
             assert!(path.to_string_lossy().starts_with("/x/lib"));
         }
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask train MODALITY`: LibTorch, data, a build, and then the `data2vec` program itself.
+//! `cargo xtask train MODALITY`: sets up LibTorch and data, builds, then runs `data2vec pretrain`.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -12,87 +12,88 @@ use crate::data::{
     self,
     catalog::{Catalog, DataSet},
 };
-use crate::launch::{self, Processes};
+use crate::launch::{self, LaunchArgs};
 use crate::libtorch::{self, LibTorch};
 use crate::{nearest, repo};
 
-/// Recipes whose names begin so are for fine-tuning.
+/// Prefix of the names of fine-tuning recipes.
 pub const FINETUNE: &str = "finetune-";
 
-/// What the user typed.
+/// Arguments of `cargo xtask train`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Train {
-    /// speech, or any other modality that has recipes
+pub struct TrainArgs {
+    /// Modality: speech, vision or nlp
     pub modality: String,
-    /// A recipe of recipes/ by name, or a file [default: MODALITY-tiny; with --data, MODALITY]
+    /// Recipe in recipes/ or file [default: MODALITY-tiny; with --data, MODALITY]
     #[arg(long, value_name = "NAME|FILE")]
     pub recipe: Option<String>,
-    /// What any run is told.
+    /// Arguments shared with `finetune`.
     #[command(flatten)]
-    pub run: Run,
+    pub run: RunArgs,
 }
 
-/// What the user typed of a run, whatever is trained.
+/// Arguments of `cargo xtask train` and `finetune`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Run {
-    /// A data set of the catalog, a folder, a file, or shards [default: the catalog's for this modality]
+pub struct RunArgs {
+    /// Data set of the catalog, directory, file or shards [default: the catalog's for this
+    /// modality]
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub data: Option<String>,
-    /// Where checkpoints, logs and the encoder go [default: runs/RECIPE]
+    /// Run directory for checkpoints, logs and the encoder [default: runs/RECIPE]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// cpu, cuda or cuda:N [default: a GPU if there is one]
+    /// Device: cpu, cuda or cuda:N [default: a GPU if available]
     #[arg(long)]
     pub device: Option<String>,
-    /// Stop after so many optimizer steps
+    /// Stop after N optimizer steps [default: all steps of the recipe]
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Only go on with a run that is already in --out
+    /// Resume the run in --out; fail if there is none
     #[arg(long)]
     pub resume: bool,
-    /// Override a key of the recipe; may be given often
+    /// Override a key of the recipe; repeatable
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// On how many processes.
+    /// Process group.
     #[command(flatten)]
-    pub processes: Processes,
-    /// Further arguments for the `data2vec` program
+    pub launch: LaunchArgs,
+    /// Further arguments for `data2vec`
     #[arg(last = true, value_name = "ARGS")]
-    pub more: Vec<OsString>,
+    pub extra_args: Vec<OsString>,
 }
 
-/// Where the data are.
+/// Location of training data.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Data {
-    /// In the catalog, perhaps not fetched yet.
-    Named(String),
-    /// On the disk.
+pub enum DataLocation {
+    /// Data set of the catalog, by name; may not be fetched yet.
+    Catalog(String),
+    /// Path, or a pattern of shards.
     Path(PathBuf),
 }
 
-/// What to run.
+/// Resolved settings of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// A file.
+    /// Path of the recipe.
     pub recipe: PathBuf,
-    /// What to train on.
-    pub data: Data,
-    /// The run's folder.
+    /// Training data.
+    pub data: DataLocation,
+    /// Run directory.
     pub out: PathBuf,
 }
 
-/// What is on the disk, as far as a plan depends on it.
-pub trait Files {
-    /// The names of the recipes, without `.toml`.
+/// File system access of [`plan`], replaceable in tests.
+pub trait FileSystem {
+    /// Returns the names of the recipes without `.toml`, sorted.
     fn recipes(&self) -> Vec<String>;
-    /// Whether something is there.
+    /// Returns whether `path` exists.
     fn exists(&self, path: &Path) -> bool;
 }
 
-/// The real one, below the repository.
-pub struct Disk<'a>(pub &'a Path);
+/// The real file system; contains the repository root.
+pub struct RealFileSystem<'a>(pub &'a Path);
 
-impl Files for Disk<'_> {
+impl FileSystem for RealFileSystem<'_> {
     fn recipes(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.0.join("recipes")).into_iter().flatten().flatten();
         let files = entries
@@ -110,148 +111,162 @@ impl Files for Disk<'_> {
     }
 }
 
-/// Does it. On Unix this does not return once the program runs.
-pub fn run(root: &Path, train: &Train) -> Result<ExitCode> {
+/// Runs `cargo xtask train`. On Unix, a single-process run replaces this process.
+pub fn run(root: &Path, args: &TrainArgs) -> Result<ExitCode> {
     let catalog = Catalog::read(root)?;
-    let plan = plan(root, train, &catalog, &Disk(root))?;
-    let libtorch = libtorch_for(root, &train.run)?;
+    let plan = plan(root, args, &catalog, &RealFileSystem(root))?;
+    let libtorch = libtorch_for(root, &args.run)?;
     let data = fetch(root, &catalog, &plan.data)?;
     build(root, &libtorch)?;
-    launch::run(&train.run.processes, || {
-        let mut program = Command::new(program(root));
-        program.args(arguments("pretrain", &plan, &data, &train.run, &[]));
+    launch::run(&args.run.launch, || {
+        let mut program = Command::new(program_path(root));
+        program.args(program_args("pretrain", &plan, &data, &args.run, &[]));
         repo::with_libtorch(&mut program, &libtorch);
         program
     })
 }
 
-/// The LibTorch that a run needs, installed if need be.
-pub fn libtorch_for(root: &Path, run: &Run) -> Result<LibTorch> {
+/// Returns the LibTorch for the device of a run; installs it first if necessary.
+pub fn libtorch_for(root: &Path, run: &RunArgs) -> Result<LibTorch> {
     let wants_cuda = run.device.as_deref().is_some_and(|device| device.starts_with("cuda"));
-    // Before gigabytes are fetched for nothing.
-    ensure!(!wants_cuda || libtorch::has_gpu(), "--device cuda: no NVIDIA GPU with a driver here");
+    // Checked before gigabytes are downloaded.
+    ensure!(!wants_cuda || libtorch::has_gpu(), "--device cuda: no NVIDIA GPU with a driver found");
     libtorch::ensure(root, wants_cuda, None)
 }
 
-/// Where the data are, once they are there.
-pub fn fetch(root: &Path, catalog: &Catalog, data: &Data) -> Result<PathBuf> {
+/// Returns the path of the data; fetches a data set of the catalog first if necessary.
+pub fn fetch(root: &Path, catalog: &Catalog, data: &DataLocation) -> Result<PathBuf> {
     match data {
-        Data::Named(name) => data::ensure(root, catalog, name),
-        Data::Path(path) => Ok(path.clone()),
+        DataLocation::Catalog(name) => data::ensure(root, catalog, name),
+        DataLocation::Path(path) => Ok(path.clone()),
     }
 }
 
-/// Builds the program.
+/// Builds the `data2vec` program.
 pub fn build(root: &Path, libtorch: &LibTorch) -> Result<()> {
     let mut build = repo::cargo(root);
     build.args(["build", "--release", "--package", "data2vec"]);
     repo::run(repo::with_libtorch(&mut build, libtorch))
 }
 
-/// Where cargo puts the program.
-pub fn program(root: &Path) -> PathBuf {
-    // Relative to the repository, where cargo is run.
+/// Returns the path of the `data2vec` program that cargo builds.
+pub fn program_path(root: &Path) -> PathBuf {
+    // Relative to the repository root, where cargo runs.
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     root.join(target).join("release").join(format!("data2vec{}", std::env::consts::EXE_SUFFIX))
 }
 
-/// Decides on recipe, data and folder, or says in one line what is wrong.
-pub fn plan(root: &Path, train: &Train, catalog: &Catalog, files: &dyn Files) -> Result<Plan> {
+/// Resolves recipe, data and run directory.
+///
+/// # Errors
+/// If the modality, the recipe or the data set is unknown; the message suggests the nearest name.
+pub fn plan(
+    root: &Path,
+    args: &TrainArgs,
+    catalog: &Catalog,
+    files: &dyn FileSystem,
+) -> Result<Plan> {
     let mut recipes = files.recipes();
     recipes.retain(|name| !name.starts_with(FINETUNE));
-    check_modality(&train.modality, recipes.iter().map(String::as_str))?;
-    let recipe = match (&train.recipe, &train.run.data) {
+    check_modality(&args.modality, recipes.iter().map(String::as_str))?;
+    let recipe = match (&args.recipe, &args.run.data) {
         (Some(recipe), _) => recipe,
-        (None, None) => &format!("{}-tiny", train.modality),
-        (None, Some(_)) => &train.modality,
+        (None, None) => &format!("{}-tiny", args.modality),
+        (None, Some(_)) => &args.modality,
     };
     let recipe = find_recipe(root, recipe, &recipes, files)?;
-    let data = find_data(&train.run, catalog, files, || catalog.default_for(&train.modality))?;
-    let out = out(root, &train.run, &recipe, "")?;
+    let data = find_data(&args.run, catalog, files, || catalog.default_for(&args.modality))?;
+    let out = run_dir(root, &args.run, &recipe, "")?;
     Ok(Plan { recipe, data, out })
 }
 
-/// Whether there are recipes for a modality, given the names of all.
+/// Fails unless `recipes` contains a recipe `MODALITY` or `MODALITY-…`.
 pub fn check_modality<'a>(
     modality: &str,
     recipes: impl Iterator<Item = &'a str> + Clone,
 ) -> Result<()> {
-    let of_modality = |name: &str| {
+    let is_match = |name: &str| {
         name.strip_prefix(modality).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
-    if !recipes.clone().any(of_modality) {
+    if !recipes.clone().any(is_match) {
         let known: BTreeSet<&str> = recipes.filter_map(|name| name.split('-').next()).collect();
         let known: Vec<&str> = known.into_iter().collect();
-        bail!("no recipes for {modality:?}{}", nearest::suggestion(modality, &known));
+        bail!("no recipes for modality {modality:?}{}", nearest::suggestion(modality, &known));
     }
     Ok(())
 }
 
-/// What is trained on: what the user named, or the default.
+/// Resolves `--data`, or returns the default data set.
 pub fn find_data<'a>(
-    run: &Run,
+    run: &RunArgs,
     catalog: &'a Catalog,
-    files: &dyn Files,
+    files: &dyn FileSystem,
     default: impl FnOnce() -> Result<&'a DataSet>,
-) -> Result<Data> {
+) -> Result<DataLocation> {
     Ok(match &run.data {
-        None => Data::Named(default()?.name.clone()),
-        Some(data) if files.exists(Path::new(data)) => Data::Path(PathBuf::from(data)),
-        // Shards, as the program finds them itself.
+        None => DataLocation::Catalog(default()?.name.clone()),
+        Some(data) if files.exists(Path::new(data)) => DataLocation::Path(PathBuf::from(data)),
+        // Shards, which the program resolves.
         Some(data) if data.contains(['{', '*', '?']) || data.contains("://") => {
-            Data::Path(PathBuf::from(data))
+            DataLocation::Path(PathBuf::from(data))
         }
         Some(data) if data.contains(['/', '\\', '.']) => {
-            bail!("--data {data}: there is no such folder or file")
+            bail!("--data {data}: no such file or directory")
         }
         Some(data) => {
             let set = catalog
                 .find(data)
-                .with_context(|| format!("--data {data} is no file and no folder"))?;
-            Data::Named(set.name.clone())
+                .with_context(|| format!("--data {data}: no such file, directory or data set"))?;
+            DataLocation::Catalog(set.name.clone())
         }
     })
 }
 
-/// The run's folder: what the user named, or one for the recipe and what else tells it from others.
-pub fn out(root: &Path, run: &Run, recipe: &Path, suffix: &str) -> Result<PathBuf> {
-    let stem = recipe.file_stem().context("--recipe names no file")?.to_string_lossy();
-    let default = || repo::shown(&root.join("runs").join(format!("{stem}{suffix}")));
+/// Returns the run directory: `--out`, or `runs/RECIPE` with `suffix`.
+pub fn run_dir(root: &Path, run: &RunArgs, recipe: &Path, suffix: &str) -> Result<PathBuf> {
+    let stem = recipe.file_stem().context("--recipe is not a file name")?.to_string_lossy();
+    let default = || repo::display_path(&root.join("runs").join(format!("{stem}{suffix}")));
     Ok(run.out.clone().unwrap_or_else(default))
 }
 
-/// A recipe's file, by its name or its path.
+/// Returns the path of a recipe, given its name or its path.
 pub fn find_recipe(
     root: &Path,
     recipe: &str,
     recipes: &[String],
-    files: &dyn Files,
+    files: &dyn FileSystem,
 ) -> Result<PathBuf> {
     let name = recipe.strip_suffix(".toml").unwrap_or(recipe);
     if recipes.iter().any(|known| known == name)
         && (name == recipe || !files.exists(Path::new(recipe)))
     {
-        return Ok(repo::shown(&root.join("recipes").join(format!("{name}.toml"))));
+        return Ok(repo::display_path(&root.join("recipes").join(format!("{name}.toml"))));
     }
     if files.exists(Path::new(recipe)) {
         return Ok(PathBuf::from(recipe));
     }
     let known: Vec<&str> = recipes.iter().map(String::as_str).collect();
-    bail!("no recipe {recipe:?}{}", nearest::suggestion(name, &known))
+    bail!("unknown recipe {recipe:?}{}", nearest::suggestion(name, &known))
 }
 
-/// The command line of the `data2vec` program.
-pub fn arguments(
+/// Returns the command line of the `data2vec` program: subcommand `verb`, the arguments of `plan`
+/// and `run`, and `own`, those of the subcommand.
+pub fn program_args(
     verb: &str,
     plan: &Plan,
     data: &Path,
-    run: &Run,
+    run: &RunArgs,
     own: &[OsString],
 ) -> Vec<OsString> {
     let mut line: Vec<OsString> = vec![verb.into(), (&plan.recipe).into()];
     line.extend(own.iter().cloned());
-    line.extend(["--data".into(), repo::shown(data).into(), "--out".into(), (&plan.out).into()]);
+    line.extend([
+        "--data".into(),
+        repo::display_path(data).into(),
+        "--out".into(),
+        (&plan.out).into(),
+    ]);
     if let Some(device) = &run.device {
         line.extend(["--device".into(), device.into()]);
     }
@@ -264,7 +279,7 @@ pub fn arguments(
     for set in &run.set {
         line.extend(["--set".into(), set.into()]);
     }
-    line.extend(run.more.iter().cloned());
+    line.extend(run.extra_args.iter().cloned());
     line
 }
 

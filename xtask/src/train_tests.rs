@@ -20,9 +20,9 @@ sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
 take = [{ from = "a/", to = "" }]
 "#;
 
-struct Pretend;
+struct FakeFileSystem;
 
-impl Files for Pretend {
+impl FileSystem for FakeFileSystem {
     fn recipes(&self) -> Vec<String> {
         ["finetune-speech-tiny", "speech", "speech-2.0", "speech-tiny", "vision-tiny"]
             .map(String::from)
@@ -32,39 +32,40 @@ impl Files for Pretend {
     fn exists(&self, path: &Path) -> bool {
         ["/corpus", "mine/own.toml", "recipes/speech-tiny.toml"]
             .iter()
-            .any(|there| path == Path::new(there))
+            .any(|known| path == Path::new(known))
     }
 }
 
-fn parse(line: &str) -> Train {
+fn parse(line: &str) -> TrainArgs {
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
-        train: Train,
+        train: TrainArgs,
     }
     Cli::parse_from(std::iter::once("train").chain(line.split_whitespace())).train
 }
 
-fn plan_for(line: &str) -> Result<(String, Data, String)> {
-    let plan = plan(Path::new("/repo"), &parse(line), &Catalog::parse(CATALOG).unwrap(), &Pretend)?;
+fn plan_for(line: &str) -> Result<(String, DataLocation, String)> {
+    let plan =
+        plan(Path::new("/repo"), &parse(line), &Catalog::parse(CATALOG).unwrap(), &FakeFileSystem)?;
     Ok((plan.recipe.display().to_string(), plan.data, plan.out.display().to_string()))
 }
 
-fn complaint(line: &str) -> String {
+fn error_for(line: &str) -> String {
     format!("{:#}", plan_for(line).unwrap_err())
 }
 
 #[test]
-fn defaults_depend_on_what_is_given() {
-    let small = || Data::Named(String::from("small"));
-    let corpus = || Data::Path(PathBuf::from("/corpus"));
-    let case = |line: &str, recipe: &str, data: Data, out: &str| {
+fn resolves_recipe_data_and_run_directory() {
+    let small = || DataLocation::Catalog(String::from("small"));
+    let corpus = || DataLocation::Path(PathBuf::from("/corpus"));
+    let case = |line: &str, recipe: &str, data: DataLocation, out: &str| {
         assert_eq!(plan_for(line).unwrap(), (recipe.to_owned(), data, out.to_owned()), "{line}");
     };
     case("speech", "/repo/recipes/speech-tiny.toml", small(), "/repo/runs/speech-tiny");
     case("speech --data /corpus", "/repo/recipes/speech.toml", corpus(), "/repo/runs/speech");
     let pattern = "/shards/x-{000..017}.tar";
-    let shards = Data::Path(PathBuf::from(pattern));
+    let shards = DataLocation::Path(PathBuf::from(pattern));
     let line = format!("speech --data {pattern}");
     case(&line, "/repo/recipes/speech.toml", shards, "/repo/runs/speech");
     case("speech --data small", "/repo/recipes/speech.toml", small(), "/repo/runs/speech");
@@ -90,29 +91,28 @@ fn defaults_depend_on_what_is_given() {
 }
 
 #[test]
-fn mistakes_are_named_with_what_there_is() {
-    assert!(complaint("speach").contains("did you mean speech? There are: speech, vision"));
-    assert!(complaint("speech --recipe speech-tny").contains("did you mean speech-tiny?"));
-    assert!(complaint("speech --recipe none.toml").contains("there are: speech, speech-2.0"));
-    assert!(complaint("speech --data smal").contains("did you mean small?"));
-    assert!(complaint("speech --data /no/such").contains("no such folder or file"));
-    // Not the start of a longer word.
-    assert!(complaint("spee").contains("no recipes"));
-    assert!(complaint("vision").contains("no data set of the catalog is the default for vision"));
-    // Recipes of fine-tuning are no modality, and not to be found by name.
-    assert!(
-        complaint("finetune").contains("no recipes for \"finetune\"; there are: speech, vision")
-    );
-    assert!(complaint("speech --recipe finetune-speech-tiny").contains("no recipe"));
-    assert!(complaint("vision --data /corpus").contains("no recipe \"vision\""));
+fn errors_suggest_known_names() {
+    assert!(error_for("speach").contains("did you mean speech? Known: speech, vision"));
+    assert!(error_for("speech --recipe speech-tny").contains("did you mean speech-tiny?"));
+    assert!(error_for("speech --recipe none.toml").contains("known: speech, speech-2.0"));
+    assert!(error_for("speech --data smal").contains("did you mean small?"));
+    assert!(error_for("speech --data /no/such").contains("no such file or directory"));
+    // A prefix of a modality is not a match.
+    assert!(error_for("spee").contains("no recipes"));
+    assert!(error_for("vision").contains("no default data set for vision"));
+    // Fine-tuning recipes are neither a modality nor found by name.
+    assert!(error_for("finetune").contains("modality \"finetune\"; known: speech, vision"));
+    assert!(error_for("speech --recipe finetune-speech-tiny").contains("unknown recipe"));
+    assert!(error_for("vision --data /corpus").contains("unknown recipe \"vision\""));
 }
 
 #[test]
-fn everything_reaches_the_program() {
+fn passes_all_arguments_to_the_program() {
     let line = "speech --device cuda:1 --steps 5 --resume --set a.b=1 --set c=[2] -- --more x";
-    let plan = Plan { recipe: "r.toml".into(), data: Data::Path("/d".into()), out: "o".into() };
-    let arguments = arguments("pretrain", &plan, Path::new("/d"), &parse(line).run, &[]);
+    let plan =
+        Plan { recipe: "r.toml".into(), data: DataLocation::Path("/d".into()), out: "o".into() };
+    let arguments = program_args("pretrain", &plan, Path::new("/d"), &parse(line).run, &[]);
     let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap()).collect();
-    let wanted = "pretrain r.toml --data /d --out o --device cuda:1 --steps 5 --resume --set a.b=1 --set c=[2] --more x";
-    assert_eq!(words.join(" "), wanted);
+    let expected = "pretrain r.toml --data /d --out o --device cuda:1 --steps 5 --resume --set a.b=1 --set c=[2] --more x";
+    assert_eq!(words.join(" "), expected);
 }

@@ -1,4 +1,5 @@
-//! Reads ZIP archives piece by piece, so that a part of a large wheel can be had without the rest of it.
+//! Reads ZIP archives by ranges, so that members of a large remote wheel can be fetched without the
+//! rest.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,19 +9,20 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::read::DeflateDecoder;
 
-/// The end-of-directory record without its comment, and the longest comment.
+/// Length of the end-of-directory record without its comment.
 const END_LEN: u64 = 22;
+/// Length of the longest comment.
 const MAX_COMMENT: u64 = 65_535;
 
-/// Bytes that can be read from any place: a file, or a part of one that a server has.
-pub trait Source {
-    /// The size of the whole.
+/// Random access to bytes: a local file, or a remote file that is read by HTTP ranges.
+pub trait ReadRange {
+    /// Returns the total size.
     fn len(&self) -> u64;
-    /// Exactly these bytes.
-    fn read(&mut self, range: Range<u64>) -> Result<Vec<u8>>;
+    /// Reads exactly the bytes of `range`.
+    fn read_range(&mut self, range: Range<u64>) -> Result<Vec<u8>>;
 }
 
-/// A local file as a [`Source`].
+/// [`ReadRange`] of a local file.
 #[derive(Debug)]
 pub struct LocalFile {
     file: File,
@@ -39,12 +41,12 @@ impl LocalFile {
     }
 }
 
-impl Source for LocalFile {
+impl ReadRange for LocalFile {
     fn len(&self) -> u64 {
         self.len
     }
 
-    fn read(&mut self, range: Range<u64>) -> Result<Vec<u8>> {
+    fn read_range(&mut self, range: Range<u64>) -> Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(range.end - range.start)?];
         self.file.seek(SeekFrom::Start(range.start))?;
         self.file.read_exact(&mut bytes)?;
@@ -52,30 +54,31 @@ impl Source for LocalFile {
     }
 }
 
-/// A file inside an archive.
+/// Directory entry of a file in an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// With `/` between folders; a folder's own entry ends in one.
+    /// Path with `/` separators; a directory's own entry ends with `/`.
     pub name: String,
-    /// Of the plain content.
+    /// Size of the decompressed content.
     pub size: u64,
-    /// Of the plain content.
+    /// CRC-32 of the decompressed content.
     pub crc32: u32,
-    /// From its local header to the next member's: nothing of it lies outside.
+    /// Bytes from its local header to that of the next member.
     pub span: Range<u64>,
-    /// Unix file type and permissions, 0 where the archive has none.
+    /// Unix file type and permissions; 0 if unknown.
     pub mode: u32,
     compressed: u64,
     method: u16,
 }
 
-/// The members of an archive in the order of their place in it.
-pub fn directory(source: &mut dyn Source) -> Result<Vec<Member>> {
+/// Reads the directory of an archive; returns its members sorted by offset.
+pub fn directory(source: &mut dyn ReadRange) -> Result<Vec<Member>> {
     let len = source.len();
     ensure!(len >= END_LEN, "not a ZIP archive: {len} bytes");
     let tail_start = len.saturating_sub(END_LEN + MAX_COMMENT);
-    let tail = source.read(tail_start..len)?;
-    // The record is the last one, so it is looked for from the end; a comment may not hide another one.
+    let tail = source.read_range(tail_start..len)?;
+    // Searched from the end. The comment must reach the end of the file, so it cannot hide another
+    // record.
     let end = (0..=tail.len() - END_LEN as usize)
         .rev()
         .find(|&at| {
@@ -88,20 +91,24 @@ pub fn directory(source: &mut dyn Source) -> Result<Vec<Member>> {
     let start = u64::from(u32_at(&tail, end + 16));
     ensure!(
         start != u64::from(u32::MAX) && entries != usize::from(u16::MAX),
-        "ZIP archives over 4 GB are not supported"
+        "ZIP64 archives (over 4 GB) are not supported"
     );
     ensure!(
         start + size <= tail_start + end as u64,
-        "broken ZIP archive: its directory is not inside it"
+        "invalid ZIP archive: its directory lies outside the file"
     );
     let bytes = if start >= tail_start {
         let from = usize::try_from(start - tail_start)?;
         tail[from..from + usize::try_from(size)?].to_vec()
     } else {
-        source.read(start..start + size)?
+        source.read_range(start..start + size)?
     };
-    let mut members = parse_directory(&bytes, start).context("broken ZIP archive")?;
-    ensure!(members.len() == entries, "broken ZIP archive: {} of {entries} entries", members.len());
+    let mut members = parse_directory(&bytes, start).context("invalid ZIP archive")?;
+    ensure!(
+        members.len() == entries,
+        "invalid ZIP archive: {} of {entries} entries",
+        members.len()
+    );
     members.sort_by_key(|member| member.span.start);
     for i in 1..members.len() {
         members[i - 1].span.end = members[i].span.start;
@@ -120,11 +127,11 @@ fn parse_directory(mut bytes: &[u8], start: u64) -> Result<Vec<Member>> {
         let name_len = usize::from(u16_at(bytes, 28));
         let len =
             HEADER + name_len + usize::from(u16_at(bytes, 30)) + usize::from(u16_at(bytes, 32));
-        ensure!(bytes.len() >= len, "directory entry cut off");
+        ensure!(bytes.len() >= len, "truncated directory entry");
         let name = String::from_utf8(bytes[HEADER..HEADER + name_len].to_vec())
-            .context("a name is not UTF-8")?;
+            .context("a member's name is not UTF-8")?;
         let offset = u64::from(u32_at(bytes, 42));
-        ensure!(offset < start, "{name} lies outside the archive");
+        ensure!(offset < start, "{name} lies outside the file");
         ensure!(u16_at(bytes, 8) & 1 == 0, "{name} is encrypted");
         members.push(Member {
             name,
@@ -141,9 +148,10 @@ fn parse_directory(mut bytes: &[u8], start: u64) -> Result<Vec<Member>> {
 }
 
 impl Member {
-    /// The plain content, given a reader of the bytes of `span`. The caller checks hash or [`Member::crc32`], and size.
+    /// Returns a reader of the decompressed content, given a reader of the bytes of `span`. The
+    /// caller must check the size and the hash or [`Member::crc32`].
     pub fn open<R: Read>(&self, mut span: R) -> Result<impl Read + use<R>> {
-        let broken = || format!("broken ZIP archive at {}", self.name);
+        let broken = || format!("invalid ZIP archive at {}", self.name);
         let mut header = [0; 30];
         span.read_exact(&mut header).with_context(broken)?;
         ensure!(header.starts_with(b"PK\x03\x04"), broken());
@@ -151,22 +159,22 @@ impl Member {
         ensure!(30 + skip + self.compressed <= self.span.end - self.span.start, broken());
         std::io::copy(&mut span.by_ref().take(skip), &mut std::io::sink())?;
         let data = span.take(self.compressed);
-        let plain: Plain<R> = match self.method {
-            0 => Plain::Stored(data),
-            8 => Plain::Deflated(DeflateDecoder::new(data)),
-            method => bail!("{} is packed by method {method}, which is not supported", self.name),
+        let plain: Decoder<R> = match self.method {
+            0 => Decoder::Stored(data),
+            8 => Decoder::Deflated(DeflateDecoder::new(data)),
+            method => bail!("{}: unsupported compression method {method}", self.name),
         };
-        // One byte more than it should have would show, a bomb would not go off.
+        // One extra byte reveals content that is too long; the limit stops decompression bombs.
         Ok(plain.take(self.size + 1))
     }
 }
 
-enum Plain<R> {
+enum Decoder<R> {
     Stored(std::io::Take<R>),
     Deflated(DeflateDecoder<std::io::Take<R>>),
 }
 
-impl<R: Read> Read for Plain<R> {
+impl<R: Read> Read for Decoder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Self::Stored(reader) => reader.read(buffer),

@@ -7,7 +7,7 @@ use flate2::{Compression, Crc};
 
 use super::*;
 
-/// A ZIP archive of these files, each deflated or stored.
+/// Creates a ZIP archive of `(name, content, deflated)` files.
 pub fn archive(files: &[(&str, &[u8], bool)]) -> Vec<u8> {
     let (mut bytes, mut directory) = (Vec::new(), Vec::new());
     for (name, content, deflated) in files {
@@ -30,7 +30,7 @@ pub fn archive(files: &[(&str, &[u8], bool)]) -> Vec<u8> {
         shared.extend(u16::to_le_bytes(name.len() as u16));
         shared.extend([0, 0]);
         directory.extend(b"PK\x01\x02\x14\x03\x14\0".iter().chain(&shared));
-        // No comment, first disk, no internal attributes, a plain file.
+        // No comment, first disk, no internal attributes; then the mode of a regular file.
         directory.extend([0; 6]);
         directory.extend(u32::to_le_bytes(0o100_644 << 16));
         directory.extend(u32::to_le_bytes(bytes.len() as u32));
@@ -49,15 +49,15 @@ pub fn archive(files: &[(&str, &[u8], bool)]) -> Vec<u8> {
     bytes
 }
 
-/// Bytes in memory as a source.
+/// [`ReadRange`] of bytes in memory.
 pub struct Memory(pub Vec<u8>);
 
-impl Source for Memory {
+impl ReadRange for Memory {
     fn len(&self) -> u64 {
         self.0.len() as u64
     }
 
-    fn read(&mut self, range: Range<u64>) -> Result<Vec<u8>> {
+    fn read_range(&mut self, range: Range<u64>) -> Result<Vec<u8>> {
         Ok(self.0[range.start as usize..range.end as usize].to_vec())
     }
 }
@@ -71,7 +71,7 @@ fn content(bytes: &[u8], member: &Member) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn members_are_found_and_read() {
+fn reads_members() {
     let long = vec![b'x'; 200_000];
     let bytes = archive(&[("a.txt", b"one", false), ("b/c", &long, true), ("empty", b"", false)]);
     let members = directory(&mut Memory(bytes.clone())).unwrap();
@@ -87,7 +87,7 @@ fn members_are_found_and_read() {
 }
 
 #[test]
-fn a_comment_may_follow() {
+fn reads_archive_with_comment() {
     let mut bytes = archive(&[("a", b"one", false)]);
     let at = bytes.len() - 2;
     bytes[at] = 22;
@@ -97,7 +97,7 @@ fn a_comment_may_follow() {
 }
 
 #[test]
-fn a_directory_larger_than_the_tail_is_read_whole() {
+fn reads_directory_larger_than_the_tail() {
     let names: Vec<String> = (0..2_000).map(|i| format!("{i:0>40}")).collect();
     let files: Vec<(&str, &[u8], bool)> =
         names.iter().map(|name| (name.as_str(), b"x".as_slice(), false)).collect();
@@ -105,14 +105,14 @@ fn a_directory_larger_than_the_tail_is_read_whole() {
 }
 
 #[test]
-fn nonsense_is_refused() {
+fn rejects_corrupt_archives() {
     assert!(directory(&mut Memory(Vec::new())).is_err());
     assert!(directory(&mut Memory(vec![0; 100])).is_err());
     let good = archive(&[("a", b"one", true)]);
     for cut in 1..good.len() {
         assert!(directory(&mut Memory(good[..cut].to_vec())).is_err(), "{cut}");
     }
-    // Any byte of the directory may be wrong: never a panic.
+    // Corrupt bytes must not cause a panic.
     for at in 0..good.len() {
         for flip in [1, 0x80, 0xff] {
             let mut bytes = good.clone();
@@ -125,7 +125,7 @@ fn nonsense_is_refused() {
 }
 
 #[test]
-fn a_member_gives_no_more_than_it_announces() {
+fn limits_members_to_their_declared_size() {
     let mut bytes = archive(&[("a", &[7; 50_000], true)]);
     let at = bytes.windows(4).position(|window| window == b"PK\x01\x02").unwrap() + 24;
     bytes[at..at + 4].copy_from_slice(&10_u32.to_le_bytes());

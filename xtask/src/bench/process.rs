@@ -1,4 +1,4 @@
-//! A program that takes one step, or forward pass, for each line it reads.
+//! Drives a benchmark program: it runs one step, or forward pass, per line on its standard input.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -9,71 +9,71 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// What a program says once it is ready.
+/// First message of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// The recipe's.
+    /// Name of the recipe.
     pub name: String,
-    /// Values that are trained; of `infer`: that are kept.
+    /// Number of trained parameters, or of all parameters for inference.
     pub parameters: u64,
-    /// What it runs on.
+    /// Device.
     pub device: String,
-    /// Threads on the CPU.
+    /// Number of CPU threads.
     pub threads: u64,
-    /// Of the program and what it is built on.
+    /// Versions of the program and its libraries.
     pub versions: BTreeMap<String, String>,
 }
 
-/// One step or forward pass.
+/// Measurement of one step or forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// How long it took.
+    /// Duration.
     pub seconds: f64,
-    /// 10⁹ floating-point operations a second of a large matrix product right afterwards.
+    /// GFLOP/s of a large matrix product right after the step: the attainable limit.
     pub limit: f64,
 }
 
-/// What a program says at the end.
+/// Last message of a program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct End {
-    /// Most memory that it had at once.
+pub struct Summary {
+    /// Peak memory.
     pub peak_bytes: Option<u64>,
-    /// Result of the last step.
+    /// Loss of the last step.
     pub loss: Option<f64>,
     /// Floating-point operations of one step.
     pub flop: Option<f64>,
-    /// More, of our side alone: seconds of the parts of a step, and its operators.
+    /// Further values of data2vec: seconds per phase of a step and per operator.
     #[serde(flatten)]
     pub more: BTreeMap<String, Value>,
 }
 
-/// All that a program said.
+/// All messages of a program.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Run {
-    /// Before.
+    /// First message.
     pub ready: Ready,
-    /// One for each round, warm-up left out.
+    /// Measurements without warm-up.
     pub samples: Vec<Sample>,
-    /// After.
-    pub end: End,
+    /// Last message.
+    pub end: Summary,
 }
 
-/// A program under way.
+/// A running benchmark program; killed on drop.
 #[derive(Debug)]
-pub struct Side {
-    /// As messages call it.
-    who: &'static str,
+pub struct BenchProcess {
+    /// Name in error messages.
+    name: &'static str,
     child: Child,
-    /// Closed to end it.
+    /// Closed to stop the program.
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
     ready: Ready,
     samples: Vec<Sample>,
 }
 
-impl Side {
-    /// Starts `command` and waits until it is ready. What it says on standard error is seen.
-    pub fn start(who: &'static str, command: &mut Command) -> Result<Self> {
+impl BenchProcess {
+    /// Starts `command` and waits for its first message. Its standard error is inherited.
+    pub fn start(name: &'static str, command: &mut Command) -> Result<Self> {
         let program = command.get_program().to_string_lossy().into_owned();
         let mut child = command
             .stdin(Stdio::piped())
@@ -81,7 +81,7 @@ impl Side {
             .spawn()
             .with_context(|| format!("cannot run {program}"))?;
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().context("a program without standard output")?;
+        let stdout = child.stdout.take().context("the program has no standard output")?;
         let ready = Ready {
             name: String::new(),
             parameters: 0,
@@ -90,54 +90,56 @@ impl Side {
             versions: BTreeMap::new(),
         };
         let stdout = BufReader::new(stdout);
-        let mut side = Self { who, child, stdin, stdout, ready, samples: Vec::new() };
-        side.ready = side.answer()?;
-        Ok(side)
+        let mut process = Self { name, child, stdin, stdout, ready, samples: Vec::new() };
+        process.ready = process.read_message()?;
+        Ok(process)
     }
 
-    /// What it said first.
+    /// Returns the first message.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
 
-    /// Has it do one step, which counts or not.
-    pub fn once(&mut self, counts: bool) -> Result<()> {
+    /// Runs one step; records its measurement if `recorded`.
+    pub fn step(&mut self, recorded: bool) -> Result<()> {
         if let Some(stdin) = &mut self.stdin {
-            // If it is gone, its missing answer tells.
+            // If the program has ended, reading its response fails.
             let _ = stdin.write_all(b"\n").and_then(|()| stdin.flush());
         }
-        let sample = self.answer()?;
-        if counts {
+        let sample = self.read_message()?;
+        if recorded {
             self.samples.push(sample);
         }
         Ok(())
     }
 
-    /// Ends it.
+    /// Stops the program; returns all messages.
     pub fn finish(mut self) -> Result<Run> {
         self.stdin = None;
-        let end = self.answer()?;
+        let end = self.read_message()?;
         let status = self.child.wait()?;
         if !status.success() {
-            bail!("{} failed in the end ({status}), see above", self.who);
+            bail!("{} failed at exit: {status}; see its output above", self.name);
         }
         Ok(Run { ready: self.ready.clone(), samples: std::mem::take(&mut self.samples), end })
     }
 
-    fn answer<T: DeserializeOwned>(&mut self) -> Result<T> {
+    /// Reads one line of JSON.
+    fn read_message<T: DeserializeOwned>(&mut self) -> Result<T> {
         let mut line = String::new();
         self.stdout.read_line(&mut line)?;
         if line.is_empty() {
             let status = self.child.wait()?;
-            bail!("{} ended early ({status}), see above", self.who);
+            bail!("{} exited early: {status}; see its output above", self.name);
         }
-        serde_json::from_str(&line)
-            .with_context(|| format!("{} says what is no answer: {}", self.who, line.trim_end()))
+        serde_json::from_str(&line).with_context(|| {
+            format!("{} printed an invalid message: {}", self.name, line.trim_end())
+        })
     }
 }
 
-impl Drop for Side {
-    /// The other side may have failed: nothing is left running.
+impl Drop for BenchProcess {
+    /// Kills the program, which is still running if the other one failed.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -150,25 +152,25 @@ mod tests {
 
     use super::*;
 
-    /// A program that answers as `script` says.
-    fn start(script: &str) -> Result<Side> {
-        Side::start("it", Command::new("sh").args(["-c", script]))
+    /// Starts a shell script as a benchmark program.
+    fn start(script: &str) -> Result<BenchProcess> {
+        BenchProcess::start("it", Command::new("sh").args(["-c", script]))
     }
 
     const READY: &str = r#"echo '{"ready":true,"name":"x","parameters":7,"device":"cpu","threads":2,"versions":{"torch":"2"}}'; "#;
 
     #[test]
-    fn a_step_for_each_line_and_a_summary_at_the_end() {
+    fn records_steps_and_summary() {
         let script = format!(
             "{READY} n=0; while read line; do n=$((n+1)); \
              echo '{{\"seconds\":'$n',\"limit\":100}}'; done; \
              echo '{{\"peak_bytes\":5,\"loss\":null,\"flop\":3e9,\"phases\":{{\"ema\":0.5}}}}'"
         );
-        let mut side = start(&script).unwrap();
+        let mut process = start(&script).unwrap();
         for round in 0..4 {
-            side.once(round >= 2).unwrap();
+            process.step(round >= 2).unwrap();
         }
-        let run = side.finish().unwrap();
+        let run = process.finish().unwrap();
         assert_eq!((run.ready.parameters, run.ready.versions["torch"].as_str()), (7, "2"));
         let seconds: Vec<f64> = run.samples.iter().map(|sample| sample.seconds).collect();
         assert_eq!(seconds, [3.0, 4.0]);
@@ -177,15 +179,15 @@ mod tests {
     }
 
     #[test]
-    fn programs_that_stop_or_babble_are_reported() {
+    fn reports_exits_and_invalid_messages() {
         let error = start("exit 3").unwrap_err().to_string();
-        assert!(error.starts_with("it ended early (exit status: 3)"), "{error}");
+        assert!(error.starts_with("it exited early: exit status: 3"), "{error}");
         let error = start("echo hello").unwrap_err().to_string();
-        assert_eq!(error, "it says what is no answer: hello");
-        let mut side = start(&format!("{READY} read line")).unwrap();
-        assert!(side.once(true).unwrap_err().to_string().starts_with("it ended early"));
+        assert_eq!(error, "it printed an invalid message: hello");
+        let mut process = start(&format!("{READY} read line")).unwrap();
+        assert!(process.step(true).unwrap_err().to_string().starts_with("it exited early"));
         let script = format!("{READY} echo '{{\"flop\":null}}'; exit 1");
         let error = start(&script).unwrap().finish().unwrap_err().to_string();
-        assert!(error.starts_with("it failed in the end (exit status: 1)"), "{error}");
+        assert!(error.starts_with("it failed at exit: exit status: 1"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! `data/catalog.toml`: which data sets there are, where each can be had, and what proves that it is the right one.
+//! `data/catalog.toml`: the data sets, their sources and their digests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,13 +7,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use super::transcripts::Layout;
 use crate::{archive, hash, nearest};
 
-/// All data sets.
+/// The parsed catalog.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Catalog {
-    /// In the order of the file.
+    /// Data sets in the order of the file.
     pub set: Vec<DataSet>,
 }
 
@@ -21,33 +22,36 @@ pub struct Catalog {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSet {
-    /// Also its folder in `data/sets`.
+    /// Name, also of its directory in `data/sets`.
     pub name: String,
     /// `speech`, `vision` or `nlp`.
     pub modality: String,
-    /// The modality that trains on it when no data are named.
+    /// Modality that pretrains on this data set unless `--data` names another.
     pub default_for: Option<String>,
-    /// The modality that is fine-tuned on it when no data are named: it has labels.
+    /// Modality that fine-tunes on this labelled data set unless `--data` names another.
     pub default_for_finetune: Option<String>,
-    /// SPDX where there is one.
+    /// SPDX identifier, if the licence has one.
     pub licence: String,
-    /// One line.
+    /// One-line description.
     pub description: String,
-    /// Of the unpacked files, about.
+    /// Approximate size of the extracted files.
     pub bytes: u64,
-    /// [`hash::TreeDigest::sha256`] of the unpacked files: the same whatever the source.
+    /// Layout of the transcripts, converted to a table when the data set is fetched.
+    pub transcripts: Option<Layout>,
+    /// [`hash::TreeDigest::sha256`] of all files, including converted transcripts; identical for
+    /// all sources.
     pub digest: Option<String>,
-    /// Tried in this order.
+    /// Sources, tried in this order.
     pub source: Vec<Source>,
 }
 
-/// One way to get a whole data set.
+/// One way to get a complete data set.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// For messages: "Debian", "the authors' site".
+    /// Name for messages: "Debian", "the authors' site".
     pub name: String,
-    /// All are needed.
+    /// Archives that together make the data set.
     pub archive: Vec<Archive>,
 }
 
@@ -55,67 +59,67 @@ pub struct Source {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Archive {
-    /// An address.
+    /// HTTP(S) address.
     pub url: Option<String>,
-    /// A Debian package, `NAME=VERSION`.
+    /// Debian package, `NAME=VERSION`.
     pub deb: Option<String>,
-    /// A Python package, `NAME==VERSION`.
+    /// Python package, `NAME==VERSION`.
     pub pypi: Option<String>,
-    /// A JavaScript package, `NAME@VERSION`.
+    /// npm package, `NAME@VERSION`.
     pub npm: Option<String>,
-    /// An archive inside of it that is meant instead.
+    /// Path of a nested archive to extract from instead.
     pub inside: Option<String>,
-    /// Of the downloaded file. May be missing only where the set's digest proves the content.
+    /// SHA-256 of the downloaded file. Optional only if the data set has a digest.
     pub sha256: Option<String>,
-    /// What to take out of it.
+    /// Files to extract.
     pub take: Vec<Take>,
 }
 
-/// Which files of an archive go where.
+/// Selects files of an archive and maps them to paths in the data set.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Take {
-    /// A file's path in the archive, or a folder's with a `/` at its end; `.` takes the download itself, which is no archive;
-    /// empty, the whole archive.
+    /// Path of a file in the archive, or of a directory with a trailing `/`; `.` for the download
+    /// itself if it is not an archive; empty for the complete archive.
     pub from: String,
-    /// Where to, likewise.
+    /// Destination of that file or directory in the data set.
     pub to: String,
-    /// Takes only files whose names end so.
+    /// Restricts a directory to files with this suffix.
     #[serde(default)]
     pub suffix: String,
-    /// Takes off gzip.
+    /// Decompresses each file with gzip.
     #[serde(default)]
     pub gunzip: bool,
 }
 
-/// How an [`Archive`] is fetched.
+/// Where an [`Archive`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fetch<'a> {
-    /// Over HTTP.
+pub enum Origin<'a> {
+    /// Downloaded over HTTP(S).
     Url(&'a str),
-    /// With `apt-get download`.
+    /// Fetched with `apt-get download`.
     Deb(&'a str),
-    /// With `pip download`.
+    /// Fetched with `pip download`.
     PyPi(&'a str),
-    /// With `npm pack`.
+    /// Fetched with `npm pack`.
     Npm(&'a str),
 }
 
 impl Archive {
-    /// Which one of the four it is.
-    pub fn fetch(&self) -> Result<Fetch<'_>> {
+    /// Returns the one origin that is given.
+    pub fn origin(&self) -> Result<Origin<'_>> {
         match (&self.url, &self.deb, &self.pypi, &self.npm) {
-            (Some(url), None, None, None) => Ok(Fetch::Url(url)),
-            (None, Some(package), None, None) => Ok(Fetch::Deb(package)),
-            (None, None, Some(package), None) => Ok(Fetch::PyPi(package)),
-            (None, None, None, Some(package)) => Ok(Fetch::Npm(package)),
-            _ => bail!("an archive needs one of url, deb, pypi, npm"),
+            (Some(url), None, None, None) => Ok(Origin::Url(url)),
+            (None, Some(package), None, None) => Ok(Origin::Deb(package)),
+            (None, None, Some(package), None) => Ok(Origin::PyPi(package)),
+            (None, None, None, Some(package)) => Ok(Origin::Npm(package)),
+            _ => bail!("an archive needs exactly one of url, deb, pypi, npm"),
         }
     }
 }
 
 impl Take {
-    /// Where a file of the archive goes, if it is one of these.
+    /// Returns the destination of a file of the archive if it is selected.
     pub fn destination(&self, path: &str) -> Option<String> {
         if self.from.is_empty() || self.from.ends_with('/') {
             let rest = path.strip_prefix(&self.from)?;
@@ -132,23 +136,26 @@ impl Catalog {
         let path = root.join("data/catalog.toml");
         let text =
             fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Self::parse(&text).with_context(|| format!("{} is wrong", path.display()))
+        Self::parse(&text).with_context(|| format!("invalid catalog: {}", path.display()))
     }
 
     /// Parses and checks a catalog.
     pub fn parse(text: &str) -> Result<Self> {
         let catalog: Self = toml::from_str(text)?;
         let mut names = BTreeSet::new();
-        let (mut defaults, mut labelled) = (BTreeSet::new(), BTreeSet::new());
+        let (mut pretrain_defaults, mut finetune_defaults) = (BTreeSet::new(), BTreeSet::new());
         for set in &catalog.set {
             set.check().with_context(|| format!("data set {}", set.name))?;
-            ensure!(names.insert(&set.name), "data set {} is there twice", set.name);
+            ensure!(names.insert(&set.name), "duplicate data set {}", set.name);
             if let Some(modality) = &set.default_for {
-                ensure!(defaults.insert(modality), "{modality} has two default data sets");
+                ensure!(
+                    pretrain_defaults.insert(modality),
+                    "{modality} has two default data sets for pretraining"
+                );
             }
             if let Some(modality) = &set.default_for_finetune {
                 ensure!(
-                    labelled.insert(modality),
+                    finetune_defaults.insert(modality),
                     "{modality} has two default data sets for fine-tuning"
                 );
             }
@@ -156,31 +163,29 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// The data set of that name.
+    /// Returns the data set named `name`.
     pub fn find(&self, name: &str) -> Result<&DataSet> {
         if let Some(set) = self.set.iter().find(|set| set.name == name) {
             return Ok(set);
         }
         let names: Vec<&str> = self.set.iter().map(|set| set.name.as_str()).collect();
-        bail!("no data set {name:?}{}", nearest::suggestion(name, &names))
+        bail!("unknown data set {name:?}{}", nearest::suggestion(name, &names))
     }
 
-    /// What a modality trains on when no data are named.
+    /// Returns the default data set for pretraining.
     pub fn default_for(&self, modality: &str) -> Result<&DataSet> {
         self.set.iter().find(|set| set.default_for.as_deref() == Some(modality)).with_context(
-            || {
-                format!(
-                    "no data set of the catalog is the default for {modality}: name one with --data"
-                )
-            },
+            || format!("the catalog has no default data set for {modality}; name one with --data"),
         )
     }
 
-    /// What a modality is fine-tuned on when no data are named.
+    /// Returns the default data set for fine-tuning.
     pub fn default_for_finetune(&self, modality: &str) -> Result<&DataSet> {
         let default = |set: &&DataSet| set.default_for_finetune.as_deref() == Some(modality);
         self.set.iter().find(default).with_context(|| {
-            format!("no labelled data set of the catalog is the default for {modality}: name one with --data")
+            format!(
+                "the catalog has no default data set to fine-tune {modality}; name one with --data"
+            )
         })
     }
 }
@@ -188,34 +193,39 @@ impl Catalog {
 impl DataSet {
     fn check(&self) -> Result<()> {
         archive::safe_path(Path::new(""), &self.name)?;
-        let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        ensure!(self.name.bytes().all(plain), "a name has small letters, digits and hyphens only");
-        ensure!(!self.licence.is_empty(), "no licence");
-        ensure!(!self.source.is_empty(), "no source");
-        ensure!(self.digest.as_deref().is_none_or(hash::is_sha256), "the digest is no SHA-256");
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        ensure!(
+            self.name.bytes().all(allowed),
+            "a name may contain only lower-case letters, digits and hyphens"
+        );
+        ensure!(!self.licence.is_empty(), "licence is empty");
+        ensure!(!self.source.is_empty(), "source is empty");
+        ensure!(self.digest.as_deref().is_none_or(hash::is_sha256), "digest is not a SHA-256");
         ensure!(
             self.digest.is_some() || self.source.len() == 1,
-            "several sources need a digest to prove that they are the same"
+            "several sources need a digest, which shows that they are identical"
         );
         for archive in self.source.iter().flat_map(|source| &source.archive) {
-            let fetch = archive.fetch()?;
+            let origin = archive.origin()?;
             match &archive.sha256 {
-                Some(sha256) => ensure!(hash::is_sha256(sha256), "{fetch:?}: the sha256 is none"),
+                Some(sha256) => {
+                    ensure!(hash::is_sha256(sha256), "{origin:?}: sha256 is not a SHA-256")
+                }
                 None => ensure!(
                     self.digest.is_some(),
-                    "{fetch:?}: neither sha256 nor a digest proves it"
+                    "{origin:?}: needs a sha256, or the data set a digest"
                 ),
             }
-            ensure!(!archive.take.is_empty(), "{fetch:?}: nothing is taken from it");
+            ensure!(!archive.take.is_empty(), "{origin:?}: take is empty");
             ensure!(
                 archive.inside.is_none() || archive.take.iter().all(|take| take.from != "."),
-                "{fetch:?}: `inside` names an archive, \".\" takes the download as it is"
+                "{origin:?}: `inside` cannot be combined with from = \".\""
             );
             for take in &archive.take {
-                let folder = |path: &str| path.is_empty() || path.ends_with('/');
+                let is_dir = |path: &str| path.is_empty() || path.ends_with('/');
                 ensure!(
-                    folder(&take.from) == folder(&take.to),
-                    "{fetch:?}: {:?} and {:?} do not fit",
+                    is_dir(&take.from) == is_dir(&take.to),
+                    "{origin:?}: from {:?} and to {:?} must both be files or both directories",
                     take.from,
                     take.to
                 );
@@ -235,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_projects_catalog_is_right() {
+    fn project_catalog_is_valid() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let catalog = Catalog::read(root).unwrap();
         for modality in ["speech", "vision", "nlp"] {
@@ -244,10 +254,10 @@ mod tests {
         }
         for set in &catalog.set {
             for archive in set.source.iter().flat_map(|source| &source.archive) {
-                let package = !matches!(archive.fetch().unwrap(), Fetch::Url(_));
+                let is_package = !matches!(archive.origin().unwrap(), Origin::Url(_));
                 assert!(
-                    !package || archive.sha256.is_some(),
-                    "{}: a package has no sha256",
+                    !is_package || archive.sha256.is_some(),
+                    "{}: package without sha256",
                     set.name
                 );
             }
@@ -261,14 +271,14 @@ mod tests {
         );
     }
 
-    fn wrong(text: &str) -> String {
+    fn parse_error(text: &str) -> String {
         format!("{:#}", Catalog::parse(text).unwrap_err())
     }
 
     const SET: &str = "[[set]]\nname = \"a\"\nmodality = \"speech\"\nlicence = \"MIT\"\ndescription = \"d\"\nbytes = 1\n";
 
     #[test]
-    fn mistakes_are_named() {
+    fn rejects_invalid_entries() {
         let hash = "0".repeat(64);
         let source = |archive: &str, take: &str| {
             format!(
@@ -276,34 +286,41 @@ mod tests {
             )
         };
         let take = "{ from = \"a/\", to = \"\" }";
-        assert!(wrong(&source("url = \"http://x\"", take)).contains("neither sha256 nor a digest"));
+        assert!(parse_error(&source("url = \"http://x\"", take)).contains("needs a sha256"));
         assert!(
-            wrong(&source("url = \"http://x\"\nsha256 = \"12\"", take)).contains("sha256 is none")
+            parse_error(&source("url = \"http://x\"\nsha256 = \"12\"", take))
+                .contains("is not a SHA-256")
         );
-        let good = format!("url = \"http://x\"\nsha256 = \"{hash}\"");
+        let valid = format!("url = \"http://x\"\nsha256 = \"{hash}\"");
         assert!(
-            wrong(&source(&format!("{good}\ndeb = \"b\""), take))
-                .contains("one of url, deb, pypi, npm")
+            parse_error(&source(&format!("{valid}\ndeb = \"b\""), take))
+                .contains("exactly one of url, deb, pypi, npm")
         );
         assert!(
-            wrong(&source(&good, "{ from = \"a\", to = \"../b\" }"))
-                .contains("does not name a file below")
+            parse_error(&source(&valid, "{ from = \"a\", to = \"../b\" }")).contains("unsafe path")
         );
-        assert!(wrong(&source(&good, "{ from = \"a/\", to = \"b\" }")).contains("do not fit"));
-        assert!(wrong(&source(&good, take).replace("MIT", "")).contains("no licence"));
         assert!(
-            wrong(&source(&good, take).replace("licence", "license")).contains("unknown field")
+            parse_error(&source(&valid, "{ from = \"a/\", to = \"b\" }"))
+                .contains("both be files or both directories")
         );
-        assert!(wrong(&source(&good, take).replace("\"a\"", "\"../a\"")).contains("data set ../a"));
-        assert!(Catalog::parse(&source(&good, take)).is_ok());
+        assert!(parse_error(&source(&valid, take).replace("MIT", "")).contains("licence is empty"));
+        assert!(
+            parse_error(&source(&valid, take).replace("licence", "license"))
+                .contains("unknown field")
+        );
+        assert!(
+            parse_error(&source(&valid, take).replace("\"a\"", "\"../a\""))
+                .contains("data set ../a")
+        );
+        assert!(Catalog::parse(&source(&valid, take)).is_ok());
     }
 
     #[test]
-    fn takes_name_their_destination() {
-        let folder =
+    fn maps_selected_files_to_destinations() {
+        let directory =
             Take { from: "usr/a/".into(), to: "b/".into(), suffix: ".wav".into(), gunzip: false };
-        assert_eq!(folder.destination("usr/a/x/1.wav").as_deref(), Some("b/x/1.wav"));
-        assert_eq!(folder.destination("usr/a/x/1.txt"), None);
+        assert_eq!(directory.destination("usr/a/x/1.wav").as_deref(), Some("b/x/1.wav"));
+        assert_eq!(directory.destination("usr/a/x/1.txt"), None);
         let file =
             Take { from: "usr/a.gz".into(), to: "c".into(), suffix: String::new(), gunzip: true };
         assert_eq!(file.destination("usr/a.gz").as_deref(), Some("c"));

@@ -1,4 +1,4 @@
-//! One archive from where the catalog says: over HTTP, or from a package registry with that registry's own client.
+//! Fetches one archive over HTTP, or from a package registry with the registry's own client.
 
 use std::fs;
 use std::io;
@@ -7,43 +7,49 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::catalog::{Archive, Fetch};
+use super::catalog::{Archive, Origin};
 use crate::http::Client;
 use crate::{hash, progress, python};
 
-/// Brings an archive into `parts`, unless it is there already, and returns its path.
-pub fn archive(archive: &Archive, parts: &Path, client: &Client) -> Result<PathBuf> {
-    let fetch = archive.fetch()?;
-    let name = fetch.name();
+/// Fetches an archive into `parts`, unless an earlier run did, and returns its path.
+pub fn fetch_archive(archive: &Archive, parts: &Path, client: &Client) -> Result<PathBuf> {
+    let origin = archive.origin()?;
+    let name = origin.name();
     let dir =
-        parts.join(hash::sha256(format!("{fetch:?}").as_bytes()).get(..16).unwrap_or_default());
+        parts.join(hash::sha256(format!("{origin:?}").as_bytes()).get(..16).unwrap_or_default());
     let file = dir.join("archive");
-    let right = |file: &Path| match &archive.sha256 {
-        Some(wanted) => Ok::<_, anyhow::Error>(hash::sha256_file(file)? == *wanted),
-        // The digest of the unpacked files will tell.
+    let is_valid = |file: &Path| match &archive.sha256 {
+        Some(expected) => Ok::<_, anyhow::Error>(hash::sha256_file(file)? == *expected),
+        // Checked after extraction with the digest of the data set.
         None => Ok(true),
     };
-    if archive.sha256.is_some() && file.exists() && right(&file)? {
+    if archive.sha256.is_some() && file.exists() && is_valid(&file)? {
         return Ok(file);
     }
-    match fetch {
-        Fetch::Url(url) => http(url, &dir, &file, client)?,
-        Fetch::Deb(package) => rename(apt(package, &dir)?, &file)?,
-        Fetch::PyPi(package) => rename(
-            packed(&dir, |to| python::download(package, archive.sha256.as_deref(), &[], to))?,
+    match origin {
+        Origin::Url(url) => download_url(url, &dir, &file, client)?,
+        Origin::Deb(package) => move_file(apt_download(package, &dir)?, &file)?,
+        Origin::PyPi(package) => move_file(
+            with_empty_dir(&dir, |to| {
+                python::download(package, archive.sha256.as_deref(), &[], to)
+            })?,
             &file,
         )?,
-        Fetch::Npm(package) => rename(packed(&dir, |to| npm(package, to))?, &file)?,
+        Origin::Npm(package) => {
+            move_file(with_empty_dir(&dir, |to| npm_pack(package, to))?, &file)?
+        }
     }
-    if !right(&file)? {
-        // Going on from it would fail for ever.
+    if !is_valid(&file)? {
+        // A retry must not reuse it.
         fs::remove_file(&file)?;
-        anyhow::bail!("{name} came damaged or changed: its sha256 is not the one in the catalog");
+        anyhow::bail!(
+            "{name}: sha256 does not match the catalog: the download is corrupt, or was changed"
+        );
     }
     Ok(file)
 }
 
-impl Fetch<'_> {
+impl Origin<'_> {
     fn name(&self) -> &str {
         match self {
             Self::Url(name) | Self::Deb(name) | Self::PyPi(name) | Self::Npm(name) => name,
@@ -51,13 +57,13 @@ impl Fetch<'_> {
     }
 }
 
-fn rename(from: PathBuf, to: &Path) -> Result<()> {
+fn move_file(from: PathBuf, to: &Path) -> Result<()> {
     fs::rename(&from, to).with_context(|| format!("cannot move {}", from.display()))
 }
 
-fn http(url: &str, dir: &Path, file: &Path, client: &Client) -> Result<()> {
+fn download_url(url: &str, dir: &Path, file: &Path, client: &Client) -> Result<()> {
     fs::create_dir_all(dir)?;
-    // Under its final name only when it is whole.
+    // Renamed when complete.
     let partial = dir.join("incoming");
     let label = url.rsplit('/').next().unwrap_or(url);
     let bar = progress::bytes(label, 0);
@@ -67,11 +73,11 @@ fn http(url: &str, dir: &Path, file: &Path, client: &Client) -> Result<()> {
     });
     bar.finish_and_clear();
     result?;
-    rename(partial, file)
+    move_file(partial, file)
 }
 
-/// Runs a package client with an empty folder to download into.
-fn packed(dir: &Path, client: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<PathBuf> {
+/// Runs a package client with an empty directory to download into.
+fn with_empty_dir(dir: &Path, client: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<PathBuf> {
     let to = dir.join("package");
     if to.exists() {
         fs::remove_dir_all(&to)?;
@@ -80,16 +86,18 @@ fn packed(dir: &Path, client: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<P
     client(&to)
 }
 
-fn npm(package: &str, to: &Path) -> Result<PathBuf> {
+/// Downloads a package with `npm pack`.
+fn npm_pack(package: &str, to: &Path) -> Result<PathBuf> {
     run(Command::new("npm").args(["pack", "--silent", "--pack-destination"]).arg(to).arg(package))?;
     python::only_file(to)
 }
 
-/// `apt-get download`, which needs no root; with package lists of its own where the machine's do not know the package.
-fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
+/// Downloads a package with `apt-get download`, which needs no root. If the machine's package lists
+/// do not have it, fetches own lists first.
+fn apt_download(package: &str, dir: &Path) -> Result<PathBuf> {
     let lists = dir.join("lists");
     let download = |options: &[String]| {
-        packed(dir, |to| {
+        with_empty_dir(dir, |to| {
             run(Command::new("apt-get")
                 .args(options)
                 .args(["download", "--quiet", package])
@@ -97,16 +105,16 @@ fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
             python::only_file(to)
         })
     };
-    // The user that apt drops its rights to may not write here.
+    // The sandbox user of apt has no permission to write here.
     let sandbox = [String::from("-o"), String::from("APT::Sandbox::User=root")];
-    let known = match download(&sandbox) {
+    let error = match download(&sandbox) {
         Ok(file) => return Ok(file),
         Err(error) => error,
     };
     if Command::new("apt-get").arg("--version").output().is_err() {
-        return Err(known);
+        return Err(error);
     }
-    tell!("{package}: {known:#}; trying again with new package lists");
+    status!("{package}: {error:#}; retrying with new package lists");
     fs::create_dir_all(lists.join("partial"))?;
     let cache = dir.join("cache");
     fs::create_dir_all(cache.join("archives/partial"))?;
@@ -121,7 +129,7 @@ fn apt(package: &str, dir: &Path) -> Result<PathBuf> {
         .chain(own.into_iter().flat_map(|option| [String::from("-o"), option]))
         .collect();
     run(Command::new("apt-get").args(&own).args(["update", "--quiet"]))
-        .context("run `apt-get update` as root, then this command again")?;
+        .context("cannot update package lists; run `apt-get update` as root and try again")?;
     download(&own)
 }
 
@@ -129,12 +137,12 @@ fn absolute(path: &Path) -> io::Result<String> {
     Ok(std::path::absolute(path)?.display().to_string())
 }
 
-/// Runs a tool in silence; what it says goes into the error.
+/// Runs a program without output; its last line of standard error becomes the error.
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            anyhow::bail!("{program} is not installed here")
+            anyhow::bail!("{program} is not installed")
         }
         output => output.with_context(|| format!("cannot run {program}"))?,
     };

@@ -1,4 +1,4 @@
-//! Tells a good LibTorch folder from any other, and puts one in place so that no half-done one is ever seen.
+//! Checks a LibTorch directory, and installs one atomically.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,40 +6,41 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::VERSION;
+use crate::files;
 
-/// Lists what we installed. A folder has it from the moment it is there, as both come by one rename.
+/// Lists the installed files and their sizes. Appears together with the directory, by one rename.
 const MARKER: &str = ".installed-files";
 
-/// What is at a place where LibTorch should be.
+/// State of the directory where LibTorch should be.
 #[derive(Debug)]
 pub enum State {
-    /// Usable; where it came from, in words.
-    Good(String),
-    /// Nothing, or a link to nothing.
+    /// Usable; contains the origin, for messages.
+    Usable(String),
+    /// Missing, empty, or a dangling link.
     Absent,
-    /// Something we made and may replace; what is wrong with it.
-    Ours(String),
-    /// Something of the user's; what is wrong with it.
+    /// Unusable, but installed by this command, which may replace it; contains the reason.
+    Managed(String),
+    /// Unusable and not installed by this command; contains the reason.
     Foreign(String),
 }
 
-/// What is at `dir`.
+/// Returns the state of `dir`.
 pub fn state(dir: &Path) -> Result<State> {
     let Ok(metadata) = fs::symlink_metadata(dir) else { return Ok(State::Absent) };
     if metadata.is_symlink() {
         let to = fs::read_link(dir)?;
         return Ok(match check(dir) {
-            Ok(()) => State::Good(format!("a link to {}", to.display())),
+            Ok(()) => State::Usable(format!("link to {}", to.display())),
             Err(_) if !dir.exists() => State::Absent,
-            Err(error) => State::Ours(format!("{error:#}")),
+            Err(error) => State::Managed(format!("{error:#}")),
         });
     }
     let marked = dir.join(MARKER).exists();
     let checked = check(dir).and_then(|()| if marked { check_files(dir) } else { Ok(()) });
     Ok(match (checked, marked) {
-        (Ok(()), true) => State::Good(String::from("installed by cargo xtask")),
-        (Ok(()), false) => State::Good(String::from("found there")),
-        (Err(error), true) => State::Ours(format!("{error:#}")),
+        (Ok(()), true) => State::Usable(String::from("installed by cargo xtask")),
+        (Ok(()), false) => State::Usable(String::from("installed by the user")),
+        (Err(error), true) => State::Managed(format!("{error:#}")),
         (Err(_), false) if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none()) => {
             State::Absent
         }
@@ -47,24 +48,24 @@ pub fn state(dir: &Path) -> Result<State> {
     })
 }
 
-/// Fails with one line when what is at `dir` is the user's to move away.
+/// Fails if `dir` exists and was not installed by this command.
 pub fn ensure_replaceable(dir: &Path) -> Result<()> {
     match state(dir)? {
         State::Absent => {}
-        State::Ours(why) => tell!("{} is replaced: {why}", dir.display()),
-        State::Good(_) if dir.is_symlink() || dir.join(MARKER).exists() => {}
-        State::Good(_) => {
-            bail!("{} was not installed by this command: move it away first", dir.display())
+        State::Managed(reason) => status!("replacing {}: {reason}", dir.display()),
+        State::Usable(_) if dir.is_symlink() || dir.join(MARKER).exists() => {}
+        State::Usable(_) => {
+            bail!("{} was not installed by this command; move it away", dir.display())
         }
-        State::Foreign(why) => bail!("{} is in the way ({why}): move it away first", dir.display()),
+        State::Foreign(reason) => bail!("cannot replace {}: {reason}; move it away", dir.display()),
     }
     Ok(())
 }
 
-/// That `dir` is LibTorch of the right version.
+/// Fails unless `dir` contains LibTorch of version [`VERSION`].
 pub fn check(dir: &Path) -> Result<()> {
     let version = version(dir)
-        .with_context(|| format!("{} is no LibTorch: it has no version", dir.display()))?;
+        .with_context(|| format!("{} is not a LibTorch: it has no version", dir.display()))?;
     ensure!(version == VERSION, "{} is LibTorch {version}, not {VERSION}", dir.display());
     let suffix = std::env::consts::DLL_SUFFIX;
     for part in [
@@ -73,12 +74,12 @@ pub fn check(dir: &Path) -> Result<()> {
         String::from("include/torch"),
     ] {
         let part = if cfg!(windows) { part.replace("lib/lib", "lib/") } else { part };
-        ensure!(dir.join(&part).exists(), "{} is incomplete: it has no {part}", dir.display());
+        ensure!(dir.join(&part).exists(), "{} is incomplete: {part} is missing", dir.display());
     }
     Ok(())
 }
 
-/// Of an unpacked LibTorch as well as of a Python package; without what follows a `+`.
+/// Returns the version of a LibTorch directory or a Python `torch` package, without the `+` suffix.
 pub fn version(dir: &Path) -> Option<String> {
     let build = fs::read_to_string(dir.join("build-version")).ok();
     let header = || {
@@ -95,50 +96,50 @@ pub fn version(dir: &Path) -> Option<String> {
     Some(version.trim().split('+').next()?.to_owned())
 }
 
-/// Whether it can drive a GPU.
+/// Returns whether the LibTorch in `dir` supports CUDA.
 pub fn has_cuda(dir: &Path) -> bool {
     dir.join("lib/libtorch_cuda.so").exists()
 }
 
-/// Where an installation for `dir` is prepared: beside it, so that a rename is all that is left to do.
+/// Returns the sibling directory in which an installation of `dir` is prepared before a rename.
 pub fn partial(dir: &Path) -> PathBuf {
     let mut name = dir.file_name().unwrap_or_default().to_owned();
     name.push(".partial");
     dir.with_file_name(name)
 }
 
-/// Marks `tree` as complete and renames it to `dir`.
-pub fn finish(tree: &Path, dir: &Path, partial: &Path) -> Result<()> {
+/// Checks `tree`, marks it as complete and renames it to `dir`.
+pub fn install_tree(tree: &Path, dir: &Path, partial: &Path) -> Result<()> {
     let mut lines = vec![format!("libtorch {VERSION}")];
-    list(tree, tree, &mut lines)?;
+    for path in files::list(tree)? {
+        lines.push(format!("{} {path}", fs::symlink_metadata(tree.join(&path))?.len()));
+    }
     fs::write(tree.join(MARKER), lines.join("\n") + "\n")
-        .context("cannot write into the new LibTorch folder")?;
-    check(tree)
-        .and_then(|()| check_files(tree))
-        .context("the LibTorch just unpacked is not complete")?;
-    put(tree, dir, partial)
+        .context("cannot write to the new LibTorch directory")?;
+    check(tree).and_then(|()| check_files(tree)).context("the extracted LibTorch is not usable")?;
+    replace(tree, dir, partial)
 }
 
-/// Makes `dir` a link to `torch`.
+/// Replaces `dir` by a symbolic link to `torch`.
 pub fn link(torch: &Path, dir: &Path, partial: &Path) -> Result<()> {
     let new = partial.join("link");
     let _ = fs::remove_file(&new);
     #[cfg(unix)]
     std::os::unix::fs::symlink(torch, &new)
-        .with_context(|| format!("cannot make the link {}", new.display()))?;
+        .with_context(|| format!("cannot create the link {}", new.display()))?;
     #[cfg(not(unix))]
-    bail!("set LIBTORCH to {}: links are made on Linux and macOS only", torch.display());
-    put(&new, dir, partial)
+    bail!("cannot create links on this system; set LIBTORCH to {}", torch.display());
+    replace(&new, dir, partial)
 }
 
-/// Moves what is at `dir` out of the way and `new` there.
-fn put(new: &Path, dir: &Path, partial: &Path) -> Result<()> {
+/// Renames `new` to `dir`, after moving an existing `dir` to `partial`.
+fn replace(new: &Path, dir: &Path, partial: &Path) -> Result<()> {
     let old = partial.join("old");
     remove(&old)?;
     if fs::symlink_metadata(dir).is_ok() {
         fs::rename(dir, &old).with_context(|| format!("cannot move {} away", dir.display()))?;
     }
-    fs::rename(new, dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::rename(new, dir).with_context(|| format!("cannot create {}", dir.display()))?;
     remove(&old)
 }
 
@@ -151,40 +152,23 @@ fn remove(path: &Path) -> Result<()> {
     removed.with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// `SIZE PATH` of every file.
-fn list(root: &Path, dir: &Path, lines: &mut Vec<String>) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            list(root, &path, lines)?;
-        } else {
-            lines.push(format!(
-                "{} {}",
-                entry.metadata()?.len(),
-                path.strip_prefix(root)?.display()
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// That everything the marker lists is there in its full size.
+/// Fails unless every file that the marker lists exists with its size.
 fn check_files(dir: &Path) -> Result<()> {
     let marker = fs::read_to_string(dir.join(MARKER))?;
     for line in marker.lines().skip(1) {
-        let (size, path) = line.split_once(' ').context("its list of files is damaged")?;
-        let there = fs::metadata(dir.join(path)).map(|metadata| metadata.len()).ok();
+        let (size, path) =
+            line.split_once(' ').context("the list of installed files is invalid")?;
+        let found = fs::metadata(dir.join(path)).map(|metadata| metadata.len()).ok();
         ensure!(
-            there.map(|len| len.to_string()).as_deref() == Some(size),
-            "{} is damaged: {path} is missing or cut off",
+            found.map(|len| len.to_string()).as_deref() == Some(size),
+            "{} is damaged: {path} is missing or has another size",
             dir.display()
         );
     }
     Ok(())
 }
 
-/// Of an installation of ours.
+/// Returns the size in bytes of a LibTorch that this command installed.
 pub fn size(dir: &Path) -> Option<u64> {
     let marker = fs::read_to_string(dir.join(MARKER)).ok()?;
     Some(

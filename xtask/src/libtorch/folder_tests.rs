@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// A folder that looks like LibTorch of this version.
-pub fn pretend(dir: &Path, version: &str) {
+/// Creates a directory that looks like LibTorch of this version.
+pub fn fake_libtorch(dir: &Path, version: &str) {
     fs::create_dir_all(dir.join("lib")).unwrap();
     fs::create_dir_all(dir.join("include/torch/headeronly")).unwrap();
     for lib in ["torch_cpu", "c10"] {
@@ -13,12 +13,12 @@ pub fn pretend(dir: &Path, version: &str) {
     fs::write(dir.join("build-version"), version).unwrap();
 }
 
-fn is_good(dir: &Path) -> bool {
-    matches!(state(dir).unwrap(), State::Good(_))
+fn is_usable(dir: &Path) -> bool {
+    matches!(state(dir).unwrap(), State::Usable(_))
 }
 
 #[test]
-fn versions_are_read_from_every_layout() {
+fn reads_version_of_every_layout() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     assert_eq!(version(dir), None);
@@ -36,75 +36,71 @@ fn versions_are_read_from_every_layout() {
 }
 
 #[test]
-fn only_the_right_version_is_good() {
+fn rejects_other_versions() {
     let dir = tempfile::tempdir().unwrap();
     let libtorch = dir.path().join("libtorch");
     assert!(matches!(state(&libtorch).unwrap(), State::Absent));
-    pretend(&libtorch, VERSION);
-    assert!(is_good(&libtorch));
-    pretend(&libtorch, "1.0.0+cpu");
-    let State::Foreign(why) = state(&libtorch).unwrap() else {
-        panic!("another version is not ours")
-    };
-    assert!(why.contains("LibTorch 1.0.0, not"), "{why}");
+    fake_libtorch(&libtorch, VERSION);
+    assert!(is_usable(&libtorch));
+    fake_libtorch(&libtorch, "1.0.0+cpu");
+    let State::Foreign(reason) = state(&libtorch).unwrap() else { panic!("must be foreign") };
+    assert!(reason.contains("LibTorch 1.0.0, not"), "{reason}");
     assert!(ensure_replaceable(&libtorch).unwrap_err().to_string().contains("move it away"));
-    pretend(&libtorch, VERSION);
+    fake_libtorch(&libtorch, VERSION);
     fs::remove_dir_all(libtorch.join("include")).unwrap();
-    assert!(!is_good(&libtorch));
+    assert!(!is_usable(&libtorch));
 }
 
 #[test]
-fn what_we_installed_is_checked_file_by_file() {
+fn detects_and_replaces_damaged_installation() {
     let dir = tempfile::tempdir().unwrap();
     let (tree, libtorch, partial) =
         (dir.path().join("tree"), dir.path().join("libtorch"), dir.path().join("libtorch.partial"));
     fs::create_dir(&partial).unwrap();
-    pretend(&tree, VERSION);
+    fake_libtorch(&tree, VERSION);
     fs::write(tree.join("include/torch/all.h"), "header").unwrap();
-    finish(&tree, &libtorch, &partial).unwrap();
-    assert!(is_good(&libtorch) && !tree.exists());
+    install_tree(&tree, &libtorch, &partial).unwrap();
+    assert!(is_usable(&libtorch) && !tree.exists());
     assert!(size(&libtorch).unwrap() > 20);
     fs::write(libtorch.join("include/torch/all.h"), "head").unwrap();
-    let State::Ours(why) = state(&libtorch).unwrap() else {
-        panic!("a damaged one is ours to replace")
-    };
-    assert!(why.contains("all.h"), "{why}");
+    let State::Managed(reason) = state(&libtorch).unwrap() else { panic!("must be replaceable") };
+    assert!(reason.contains("all.h"), "{reason}");
     ensure_replaceable(&libtorch).unwrap();
-    pretend(&tree, VERSION);
-    finish(&tree, &libtorch, &partial).unwrap();
-    assert!(is_good(&libtorch) && !partial.join("old").exists());
+    fake_libtorch(&tree, VERSION);
+    install_tree(&tree, &libtorch, &partial).unwrap();
+    assert!(is_usable(&libtorch) && !partial.join("old").exists());
 }
 
 #[test]
-fn an_unfinished_tree_is_never_put_in_place() {
+fn does_not_install_incomplete_tree() {
     let dir = tempfile::tempdir().unwrap();
     let (tree, libtorch) = (dir.path().join("tree"), dir.path().join("libtorch"));
     fs::create_dir(&tree).unwrap();
-    assert!(finish(&tree, &libtorch, dir.path()).is_err());
+    assert!(install_tree(&tree, &libtorch, dir.path()).is_err());
     assert!(!libtorch.exists());
 }
 
 #[cfg(unix)]
 #[test]
-fn links_are_followed_and_replaced() {
+fn follows_and_replaces_links() {
     let dir = tempfile::tempdir().unwrap();
     let (torch, libtorch, partial) =
         (dir.path().join("torch"), dir.path().join("libtorch"), dir.path().join("partial"));
     fs::create_dir(&partial).unwrap();
-    pretend(&torch, VERSION);
+    fake_libtorch(&torch, VERSION);
     link(&torch, &libtorch, &partial).unwrap();
-    assert!(is_good(&libtorch));
+    assert!(is_usable(&libtorch));
     fs::remove_dir_all(&torch).unwrap();
     assert!(matches!(state(&libtorch).unwrap(), State::Absent));
-    pretend(&torch, "1.0");
-    assert!(matches!(state(&libtorch).unwrap(), State::Ours(_)));
+    fake_libtorch(&torch, "1.0");
+    assert!(matches!(state(&libtorch).unwrap(), State::Managed(_)));
     let other = dir.path().join("other");
-    pretend(&other, VERSION);
+    fake_libtorch(&other, VERSION);
     link(&other, &libtorch, &partial).unwrap();
-    assert!(is_good(&libtorch));
+    assert!(is_usable(&libtorch));
 }
 
 #[test]
-fn partial_folders_lie_beside() {
+fn partial_directory_is_a_sibling() {
     assert_eq!(partial(Path::new("/a/.libtorch")), Path::new("/a/.libtorch.partial"));
 }

@@ -1,6 +1,7 @@
-//! The last resort where pip is missing or finds nothing: the archive that the PyTorch project publishes.
+//! Installs the archive that the PyTorch project publishes: the fallback if pip is missing or
+//! fails.
 //!
-//! Untested against the real site. What it brings is proved by HTTPS and the archive's own checksums only.
+//! Not tested against the real site. Only HTTPS and the archive's checksums protect the content.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,37 +18,37 @@ fn address() -> Result<String> {
     let file = match (std::env::consts::OS, std::env::consts::ARCH) {
         ("linux", "x86_64") => format!("libtorch-shared-with-deps-{VERSION}%2Bcpu.zip"),
         ("macos", "aarch64") => format!("libtorch-macos-arm64-{VERSION}.zip"),
-        (os, arch) => bail!("the PyTorch project publishes no LibTorch for {os} on {arch}"),
+        (os, arch) => bail!("the PyTorch project publishes no LibTorch for {os} {arch}"),
     };
     Ok(format!("https://download.pytorch.org/libtorch/cpu/{file}"))
 }
 
-/// Downloads into `parts` and unpacks into `tree`.
+/// Downloads LibTorch into `parts` and extracts it into `tree`.
 pub fn install(tree: &Path, parts: &Path) -> Result<()> {
     let url = address()?;
     let file = parts.join(format!("official-{VERSION}.zip"));
-    tell!("downloading {url}");
+    status!("downloading {url}");
     let bar = progress::bytes("downloading", 0);
     Client::new(&[]).download(&url, &file, None, &mut |have, total| {
         bar.set_length(total.unwrap_or(have));
         bar.set_position(have);
     })?;
     bar.finish_and_clear();
-    let unpacked = unpack(&file, tree);
-    if unpacked.is_err() {
-        // Continued or cut short: what is there cannot be told from what should be there.
+    let extracted = extract(&file, tree);
+    if extracted.is_err() {
+        // The file may be corrupt, so a retry must not resume it.
         let _ = fs::remove_file(&file);
     }
-    unpacked
+    extracted
 }
 
-fn unpack(file: &Path, tree: &Path) -> Result<()> {
+fn extract(file: &Path, tree: &Path) -> Result<()> {
     let limits = Limits::for_archive(fs::metadata(file)?.len());
     archive::walk(file, limits, &mut |entry| {
         let Some(path) = entry.path.strip_prefix("libtorch/") else { return Ok(()) };
-        ensure!(entry.is_file, "{path} is no plain file");
+        ensure!(entry.is_file, "{path} is not a regular file");
         let path = archive::safe_path(tree, path)?;
-        fs::create_dir_all(path.parent().context("no folder")?)?;
+        fs::create_dir_all(path.parent().context("path without a parent")?)?;
         io::copy(entry.content, &mut File::create(path)?)?;
         Ok(())
     })

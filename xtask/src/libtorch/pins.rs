@@ -1,34 +1,34 @@
-//! Which wheels make a LibTorch, which of their files, and what proves them.
+//! Wheels that contain LibTorch, the files to extract from them, and their SHA-256.
 
 use anyhow::{Result, bail};
 
 use super::VERSION;
 
-/// What a platform's LibTorch is made of.
+/// Parts of LibTorch for one platform.
 #[derive(Debug)]
 pub struct Platform {
-    /// As pip calls it; one per wheel.
+    /// Platform tags that pip accepts.
     pub tags: &'static [&'static str],
-    /// Each is needed.
+    /// Wheels, all required.
     pub wheels: &'static [Pin],
-    /// `libtorch.so` of the wheels needs CUDA. A linker script of that name stands in for it.
+    /// Replace `libtorch.so`, which needs CUDA in these wheels, by a linker script.
     pub linker_script: bool,
 }
 
-/// One wheel.
+/// A pinned wheel.
 #[derive(Debug)]
 pub struct Pin {
-    /// The package, with a version unless it has torch's.
+    /// Package, with `==VERSION` unless its version is that of torch.
     pub requirement: &'static str,
-    /// Of the wheel.
+    /// SHA-256 of the wheel.
     pub sha256: &'static str,
-    /// Of the `RECORD` in it.
+    /// SHA-256 of the wheel's `RECORD`.
     pub record: &'static str,
-    /// A file, or a folder with a `/` at its end, and where it goes.
+    /// Files, or directories with a trailing `/`, and their destinations.
     pub take: &'static [(&'static str, &'static str)],
 }
 
-/// The usual one.
+/// Linux on x86-64.
 pub const LINUX_X86_64: Platform = Platform {
     tags: &["manylinux_2_28_x86_64", "manylinux2014_x86_64", "manylinux_2_25_x86_64"],
     wheels: &[
@@ -59,7 +59,7 @@ pub const LINUX_X86_64: Platform = Platform {
     linker_script: true,
 };
 
-/// Unpacked and checked on x86-64, but never run.
+/// Linux on ARM64. Extracted and verified on x86-64, but never run.
 pub const LINUX_AARCH64: Platform = Platform {
     tags: &["manylinux_2_28_aarch64", "manylinux2014_aarch64", "manylinux_2_25_aarch64"],
     wheels: &[
@@ -97,7 +97,7 @@ pub const LINUX_AARCH64: Platform = Platform {
     linker_script: true,
 };
 
-/// This wheel has no CUDA to leave out. Unpacked and checked on Linux, but never run.
+/// macOS on ARM64, without CUDA. Extracted and verified on Linux, but never run.
 pub const MACOS_ARM64: Platform = Platform {
     tags: &["macosx_11_0_arm64"],
     wheels: &[Pin {
@@ -115,20 +115,20 @@ pub const MACOS_ARM64: Platform = Platform {
     linker_script: false,
 };
 
-/// This machine's.
+/// Returns the platform of this machine.
 pub fn platform() -> Result<&'static Platform> {
     match (std::env::consts::OS, std::env::consts::ARCH) {
         ("linux", "x86_64") => Ok(&LINUX_X86_64),
         ("linux", "aarch64") => Ok(&LINUX_AARCH64),
         ("macos", "aarch64") => Ok(&MACOS_ARM64),
-        (os, arch) => bail!(
-            "no LibTorch {VERSION} to install is known for {os} on {arch}: build it and set LIBTORCH"
-        ),
+        (os, arch) => {
+            bail!("no LibTorch {VERSION} is available for {os} {arch}; build it and set LIBTORCH")
+        }
     }
 }
 
 impl Pin {
-    /// For pip.
+    /// Returns the requirement specifier for pip.
     pub fn requirement(&self) -> String {
         if self.requirement.contains("==") {
             self.requirement.to_owned()
@@ -137,7 +137,7 @@ impl Pin {
         }
     }
 
-    /// Where a member of the wheel goes, if it is wanted.
+    /// Returns the destination of a wheel member if it is selected.
     pub fn destination(&self, name: &str) -> Option<String> {
         self.take.iter().find_map(|(from, to)| match from.ends_with('/') {
             true => name.strip_prefix(from).map(|rest| format!("{to}{rest}")),

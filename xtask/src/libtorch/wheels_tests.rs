@@ -1,11 +1,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use super::*;
-use crate::http::tests::{Manner, serve};
+use crate::http::tests::{Behavior, serve};
 use crate::libtorch::pins::{LINUX_AARCH64, LINUX_X86_64, MACOS_ARM64};
 use crate::zip::tests::{Memory, archive};
 
-/// SHA-256 of "header", as in a RECORD and as a hexadecimal number.
+/// SHA-256 of "header" in Base64, as in a RECORD, and in hexadecimal.
 const HEADER: [&str; 2] = [
     "HgWEol2fQ79cvQrsAesa8iIO0IW05_GDew2JlYyuNTo",
     "1e0584a25d9f43bf5cbd0aec01eb1af2220ed085b4e7f1837b0d89958cae353a",
@@ -20,15 +20,11 @@ fn record() -> String {
     )
 }
 
-/// A hexadecimal number in RECORD's Base64.
+/// Converts hexadecimal to the Base64 of a RECORD.
 fn encode(hex: &str) -> String {
-    let bits: String =
-        hex.chars().map(|digit| format!("{:04b}", digit.to_digit(16).unwrap())).collect();
-    let letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let value = |chunk: &[u8]| {
-        usize::from_str_radix(&format!("{:0<6}", std::str::from_utf8(chunk).unwrap()), 2).unwrap()
-    };
-    bits.as_bytes().chunks(6).map(|chunk| letters.as_bytes()[value(chunk)] as char).collect()
+    let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+    URL_SAFE_NO_PAD.encode(bytes)
 }
 
 fn wheel(record: &str) -> Vec<u8> {
@@ -52,7 +48,7 @@ fn pin(record: &str) -> Pin {
 }
 
 #[test]
-fn pins_are_hashes_and_their_versions_are_fixed() {
+fn pins_have_hashes_and_exact_versions() {
     for platform in [LINUX_X86_64, LINUX_AARCH64, MACOS_ARM64] {
         assert!(
             platform
@@ -66,7 +62,7 @@ fn pins_are_hashes_and_their_versions_are_fixed() {
 }
 
 #[test]
-fn records_are_parsed() {
+fn parses_records() {
     assert_eq!(encode(HEADER[1]), HEADER[0]);
     let record = record();
     let hashes = parse_record(&record);
@@ -76,63 +72,63 @@ fn records_are_parsed() {
 }
 
 #[test]
-fn only_what_the_record_proves_is_chosen() {
+fn selects_members_of_the_pinned_record() {
     let record = record();
-    let chosen = choose(&pin(&record), &mut Memory(wheel(&record))).unwrap();
+    let selected = select_members(&pin(&record), &mut Memory(wheel(&record))).unwrap();
     assert_eq!(
-        chosen.iter().map(|wanted| wanted.to.as_str()).collect::<Vec<_>>(),
+        selected.iter().map(|selected| selected.to.as_str()).collect::<Vec<_>>(),
         ["include/a.h", "lib/x.so"]
     );
-    assert_eq!(runs(&chosen).len(), 2);
-    let error = choose(&pin("other"), &mut Memory(wheel(&record))).err().unwrap();
-    assert!(error.to_string().contains("not the one pinned"));
+    assert_eq!(coalesce(&selected).len(), 2);
+    let error = select_members(&pin("other"), &mut Memory(wheel(&record))).err().unwrap();
+    assert!(error.to_string().contains("does not match the pin"));
 }
 
-/// From the directory on a server to unpacked files, with a first attempt that broke off.
-fn install(record: &str, manner: Manner, dir: &Path) -> Result<()> {
+/// Installs a wheel from a server, resuming an interrupted download.
+fn install(record: &str, behavior: Behavior, dir: &Path) -> Result<()> {
     let parts = dir.join("parts");
     fs::create_dir_all(&parts)?;
-    let server = serve(wheel(record).leak(), manner);
-    let client = Client::impatient();
+    let server = serve(wheel(record).leak(), behavior);
+    let client = Client::without_backoff();
     let wheel = Wheel::open(&pin(record), Some(&server.url), &client, &[], &parts)?;
-    let Place::Remote { runs, .. } = &wheel.place else { bail!("not read by ranges") };
-    fs::write(&runs[0].1, "PK")?;
+    let Location::Remote { ranges, .. } = &wheel.location else { bail!("not read by ranges") };
+    fs::write(&ranges[0].1, "PK")?;
     fetch(std::slice::from_ref(&wheel), &client)?;
-    wheel.unpack(&dir.join("tree"), &ProgressBar::hidden())
+    wheel.extract(&dir.join("tree"), &ProgressBar::hidden())
 }
 
 #[test]
-fn a_wheel_is_installed_by_ranges() {
+fn installs_wheel_by_ranges() {
     let dir = tempfile::tempdir().unwrap();
-    install(&record(), Manner::Good, dir.path()).unwrap();
+    install(&record(), Behavior::Normal, dir.path()).unwrap();
     assert_eq!(fs::read(dir.path().join("tree/include/a.h")).unwrap(), b"header");
     assert_eq!(fs::read(dir.path().join("tree/lib/x.so")).unwrap(), b"library");
 }
 
 #[test]
-fn a_wheel_is_installed_over_a_bad_connection() {
+fn installs_wheel_over_unreliable_connection() {
     let dir = tempfile::tempdir().unwrap();
-    // Enough for the directory, too little for the rest.
-    install(&record(), Manner::CutAfter(70_000), dir.path()).unwrap();
+    // Enough for the directory, not for the members.
+    install(&record(), Behavior::TruncateAfter(70_000), dir.path()).unwrap();
 }
 
 #[test]
-fn wrong_content_is_refused_and_forgotten() {
+fn rejects_and_discards_wrong_content() {
     let dir = tempfile::tempdir().unwrap();
     let record = record().replace(HEADER[0], &encode(&hash::sha256(b"other")));
-    let error = format!("{:#}", install(&record, Manner::Good, dir.path()).unwrap_err());
-    assert!(error.contains("came damaged") && error.contains("a.h"), "{error}");
+    let error = format!("{:#}", install(&record, Behavior::Normal, dir.path()).unwrap_err());
+    assert!(error.contains("is corrupt") && error.contains("a.h"), "{error}");
     assert_eq!(fs::read_dir(dir.path().join("parts")).unwrap().count(), 0);
 }
 
 #[test]
-#[ignore = "downloads 340 MB: run it when a pin changes"]
-fn every_platforms_pins_are_right() {
+#[ignore = "downloads 340 MB; run it when a pin changes"]
+fn pins_of_all_platforms_are_valid() {
     for platform in [LINUX_X86_64, LINUX_AARCH64, MACOS_ARM64] {
         let dir = tempfile::tempdir().unwrap();
         let parts = dir.path().join("parts");
         fs::create_dir(&parts).unwrap();
-        super::install(&platform, &locate(&platform).unwrap(), &dir.path().join("tree"), &parts)
+        super::install(&platform, &resolve(&platform).unwrap(), &dir.path().join("tree"), &parts)
             .unwrap();
     }
 }
