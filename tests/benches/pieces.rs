@@ -8,8 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
     AdamW, AdamWConfig, Checkpoints, Layer, MaskStrategy, Position, Snapshot, TargetConfig,
-    TargetNorm, TargetSource,
-};
+    TargetNorm, TargetSource};
 use data2vec_nlp::TextMaskConfig;
 use data2vec_speech::{SpeechMaskConfig, audio};
 use data2vec_vision::{Pixels, VisionMaskConfig};

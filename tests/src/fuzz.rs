@@ -1,8 +1,8 @@
-//! Mutations of good files, by the million: whatever comes out of them, a parser gives an answer or an
-//! error; it does not panic, hang or take memory that the file cannot need.
+//! Mutation fuzzing: parsers must return a value or an error for any mutation of a valid file. They must
+//! not panic, hang or allocate more memory than the file can need.
 //!
-//! `DATA2VEC_CASES=1000000` asks for more than the few thousand that fit every test run. The seeds are in
-//! `fuzz/corpus`, which the targets of `cargo fuzz` share.
+//! `DATA2VEC_CASES` sets the number of mutations (default 2000). The seeds are in `fuzz/corpus`, shared
+//! with the targets of `cargo fuzz`.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,17 +15,17 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-/// Largest file that mutations make.
-const LARGEST: usize = 1 << 16;
-/// Longest that one file may take, on a busy machine.
-const LONGEST: Duration = Duration::from_secs(20);
-/// Files between two looks at the process's memory.
-const GROUP: u64 = 32;
-/// What the process may ask for beyond its peak until then, in KiB: what a file of [`LARGEST`] bytes
-/// unpacks to, and what LibTorch and the allocator set aside.
-const MEMORY: u64 = 256 << 10;
+/// Maximum size of a mutated file in bytes.
+const MAX_BYTES: usize = 1 << 16;
+/// Maximum time for one file, on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Number of files between two measurements of the process's memory.
+const MEMORY_INTERVAL: u64 = 32;
+/// Maximum growth of the peak memory between two measurements in KiB: the decompressed content of a
+/// file of [`MAX_BYTES`], and reserves of LibTorch and the allocator.
+const MAX_MEMORY_GROWTH: u64 = 256 << 10;
 
-/// Numbers that parsers stumble over, as they stand in texts.
+/// Decimal numbers that are edge cases for parsers.
 const NUMBERS: [&str; 12] = [
     "0",
     "-1",
@@ -41,33 +41,33 @@ const NUMBERS: [&str; 12] = [
     "99999999999999999999999999",
 ];
 
-/// Files made of others.
+/// Generates mutations of seed files.
 pub struct Mutator {
     rng: StdRng,
     seeds: Vec<Vec<u8>>,
 }
 
 impl Mutator {
-    /// The same files in the same order for the same `seeds` and `number`.
-    pub fn new(seeds: Vec<Vec<u8>>, number: u64) -> Self {
-        Self { rng: StdRng::seed_from_u64(number), seeds }
+    /// Creates a mutator; the same `seeds` and `seed` give the same files in the same order.
+    pub fn new(seeds: Vec<Vec<u8>>, seed: u64) -> Self {
+        Self { rng: StdRng::seed_from_u64(seed), seeds }
     }
 
-    /// The next one.
+    /// Returns the next mutation.
     pub fn mutate(&mut self) -> Vec<u8> {
         let mut bytes = self.seeds.choose(&mut self.rng).cloned().unwrap_or_default();
         for _ in 0..1 << self.rng.random_range(0..4) {
             self.change(&mut bytes);
-            bytes.truncate(LARGEST);
+            bytes.truncate(MAX_BYTES);
         }
         bytes
     }
 
-    /// A part of `len` bytes, mostly a short one.
-    fn part(&mut self, len: usize) -> std::ops::Range<usize> {
+    /// Returns a random range within `len` bytes, usually a short one.
+    fn range(&mut self, len: usize) -> std::ops::Range<usize> {
         let start = self.rng.random_range(0..=len);
-        let most = (len - start).min(1 << self.rng.random_range(0..12));
-        start..start + self.rng.random_range(0..=most)
+        let max = (len - start).min(1 << self.rng.random_range(0..12));
+        start..start + self.rng.random_range(0..=max)
     }
 
     fn change(&mut self, bytes: &mut Vec<u8>) {
@@ -75,44 +75,44 @@ impl Mutator {
             bytes.push(self.rng.random());
             return;
         }
-        let place = self.rng.random_range(0..bytes.len());
+        let position = self.rng.random_range(0..bytes.len());
         match self.rng.random_range(0..12) {
-            0 => bytes[place] ^= 1 << self.rng.random_range(0..8),
-            1 => bytes[place] = self.rng.random(),
+            0 => bytes[position] ^= 1 << self.rng.random_range(0..8),
+            1 => bytes[position] = self.rng.random(),
             2 => {
-                bytes[place] =
+                bytes[position] =
                     *b"\0\xff\x7f\x80\n\t \"{}[](),:=.-".choose(&mut self.rng).unwrap_or(&0)
             }
-            3 => bytes.truncate(place),
-            4 => drop(bytes.drain(self.part(bytes.len()))),
+            3 => bytes.truncate(position),
+            4 => drop(bytes.drain(self.range(bytes.len()))),
             5 => {
-                let part = self.part(bytes.len());
-                let copy = bytes[part].to_vec();
-                bytes.splice(place..place, copy);
+                let range = self.range(bytes.len());
+                let copy = bytes[range].to_vec();
+                bytes.splice(position..position, copy);
             }
             6 => {
-                let part = self.part(bytes.len());
-                let copy = bytes[part].repeat(self.rng.random_range(2..64));
-                bytes.splice(place..place, copy);
+                let range = self.range(bytes.len());
+                let copy = bytes[range].repeat(self.rng.random_range(2..64));
+                bytes.splice(position..position, copy);
             }
             7 => {
                 let random: Vec<u8> =
                     (0..self.rng.random_range(1..16)).map(|_| self.rng.random()).collect();
-                bytes.splice(place..place, random);
+                bytes.splice(position..position, random);
             }
             8 => {
                 let other = self.seeds.choose(&mut self.rng).cloned().unwrap_or_default();
-                let part = self.part(other.len());
-                let at = self.part(bytes.len());
-                bytes.splice(at, other[part].iter().copied());
+                let range = self.range(other.len());
+                let at = self.range(bytes.len());
+                bytes.splice(at, other[range].iter().copied());
             }
-            9 => self.binary_number(bytes, place),
-            _ => self.text_number(bytes, place),
+            9 => self.binary_number(bytes, position),
+            _ => self.text_number(bytes, position),
         }
     }
 
-    /// Another number of 1, 2, 4 or 8 bytes, of either order.
-    fn binary_number(&mut self, bytes: &mut [u8], place: usize) {
+    /// Overwrites 1, 2, 4 or 8 bytes with an edge-case integer, in either byte order.
+    fn binary_number(&mut self, bytes: &mut [u8], position: usize) {
         let len = bytes.len() as u64;
         let numbers = [0, 1, 2, u64::MAX, u64::MAX - 1, 1 << 31, 1 << 40, 1 << 63, len, len + 1];
         let number = *numbers.choose(&mut self.rng).unwrap_or(&0);
@@ -121,15 +121,16 @@ impl Mutator {
         if self.rng.random() {
             raw.reverse();
         }
-        for (to, from) in bytes[place..].iter_mut().zip(raw) {
+        for (to, from) in bytes[position..].iter_mut().zip(raw) {
             *to = from;
         }
     }
 
-    /// Another number in place of one that is written in digits.
-    fn text_number(&mut self, bytes: &mut Vec<u8>, place: usize) {
+    /// Replaces a decimal number by an edge case.
+    fn text_number(&mut self, bytes: &mut Vec<u8>, position: usize) {
         let is_digit = |byte: &u8| byte.is_ascii_digit();
-        let Some(start) = bytes[place..].iter().position(is_digit).map(|at| place + at) else {
+        let Some(start) = bytes[position..].iter().position(is_digit).map(|at| position + at)
+        else {
             return;
         };
         let len = bytes[start..].iter().take_while(|byte| is_digit(byte)).count();
@@ -138,78 +139,77 @@ impl Mutator {
     }
 }
 
-/// The files in the folder `name` of the corpus, sorted by name.
+/// Reads the seed files `fuzz/corpus/NAME`, sorted by file name.
 ///
 /// # Panics
-/// If there are none.
+/// Panics if there are none.
 pub fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find_map(|above| {
-        let folder = above.join("fuzz/corpus").join(name);
-        folder.is_dir().then_some(folder)
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find_map(|above| {
+        let dir = above.join("fuzz/corpus").join(name);
+        dir.is_dir().then_some(dir)
     });
-    let folder = folder.unwrap_or_else(|| panic!("no fuzz/corpus/{name}"));
-    let entries = fs::read_dir(folder).expect("a folder");
+    let dir = dir.unwrap_or_else(|| panic!("no fuzz/corpus/{name}"));
+    let entries = fs::read_dir(dir).expect("a directory");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a file").path()).collect();
     paths.sort();
     assert!(!paths.is_empty(), "fuzz/corpus/{name} is empty");
     paths.iter().map(|path| fs::read(path).expect("a file")).collect()
 }
 
-/// Has `parse` meet mutations of `fuzz/corpus/NAME`. It says whether it could use one.
+/// Calls `parse` with mutations of `fuzz/corpus/NAME`; it returns true for valid input.
 ///
 /// # Panics
-/// If `parse` does, takes too long, or has the process ask for too much memory; the file is kept then and
-/// named.
+/// Panics if `parse` panics, times out or allocates too much memory; the message names the file, which
+/// is kept in the temporary directory.
 pub fn fuzz(name: &str, mut parse: impl FnMut(&[u8]) -> bool) {
-    // A stack's names are read from the whole program's debug information, a hundred megabytes that would
-    // count as the parser's. RUST_BACKTRACE asks for them at panics that are caught on the way, too.
-    static PLAIN: Once = Once::new();
-    #[allow(clippy::print_stderr, reason = "where the test harness looks for it")]
-    PLAIN.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
+    // Backtraces load the program's debug information, 100 MB that would count as the parser's. With
+    // RUST_BACKTRACE set, caught panics print one too.
+    static NO_BACKTRACE: Once = Once::new();
+    #[allow(clippy::print_stderr, reason = "the test harness captures it")]
+    NO_BACKTRACE.call_once(|| std::panic::set_hook(Box::new(|panic| eprintln!("{panic}"))));
     let cases = std::env::var("DATA2VEC_CASES").map_or(2_000, |n| n.parse().expect("a number"));
     let seeds = corpus(name);
     for seed in &seeds {
-        assert!(parse(seed), "a seed of {name} is of no use");
+        assert!(parse(seed), "a seed of {name} is invalid");
     }
     let mut mutator = Mutator::new(seeds, 1);
-    let (watch, started) = (Watch::start(name), Instant::now());
-    let (mut used, mut peak, mut group) = (0_u64, memory_peak(), Vec::new());
+    let (watchdog, started) = (Watchdog::start(name), Instant::now());
+    let (mut valid, mut peak, mut group) = (0_u64, memory_peak(), Vec::new());
     for case in 0..cases {
         let bytes = mutator.mutate();
-        watch.case.store(case + 1, Relaxed);
+        watchdog.case.store(case + 1, Relaxed);
         match catch_unwind(AssertUnwindSafe(|| parse(&bytes))) {
-            Ok(good) => used += u64::from(good),
+            Ok(is_valid) => valid += u64::from(is_valid),
             Err(_) => panic!("case {case} of {name}: {}", keep(name, &bytes).display()),
         }
         group.push(bytes);
-        if case % GROUP == GROUP - 1 {
+        if case % MEMORY_INTERVAL == MEMORY_INTERVAL - 1 {
             let now = memory_peak();
-            if now > peak + MEMORY {
+            if now > peak + MAX_MEMORY_GROWTH {
                 let files: Vec<PathBuf> = group.iter().map(|bytes| keep(name, bytes)).collect();
-                panic!("{name}: from {peak} to {now} KiB for one of {files:?}");
+                panic!("{name}: memory grew from {peak} to {now} KiB for one of {files:?}");
             }
             peak = peak.max(now);
             group.clear();
         }
     }
     let took = started.elapsed();
-    // What `cargo test -- --nocapture` shows.
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{name}: {cases} cases in {took:.1?}, {used} of use");
+    let _ = writeln!(std::io::stderr(), "{name}: {cases} cases in {took:.1?}, {valid} valid");
 }
 
-/// Keeps a file for later.
+/// Writes a file to the temporary directory and returns its path.
 fn keep(name: &str, bytes: &[u8]) -> PathBuf {
     use std::hash::{DefaultHasher, Hash, Hasher};
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     let path = std::env::temp_dir().join(format!("fuzz-{name}-{:016x}", hasher.finish()));
-    fs::write(&path, bytes).expect("space");
+    fs::write(&path, bytes).expect("written");
     path
 }
 
-/// Most address space that this process has had, in KiB; 0 where the system does not tell. What is
-/// reserved counts, touched or not.
+/// Returns the peak virtual memory of this process in KiB, reserved memory included; 0 if the system
+/// does not report it.
 fn memory_peak() -> u64 {
     let Ok(status) = fs::read_to_string("/proc/self/status") else { return 0 };
     let line = status.lines().find_map(|line| line.strip_prefix("VmPeak:"));
@@ -217,17 +217,17 @@ fn memory_peak() -> u64 {
     number.unwrap_or(0)
 }
 
-/// Ends the process when a case takes too long: a thread cannot be ended from outside.
-struct Watch {
+/// Aborts the process when a case times out; a thread cannot be stopped from outside.
+struct Watchdog {
     /// Number of the case, from 1; 0 before the first.
     case: Arc<AtomicU64>,
     done: Arc<AtomicBool>,
 }
 
-impl Watch {
+impl Watchdog {
     fn start(name: &str) -> Self {
-        let watch = Self { case: Arc::default(), done: Arc::default() };
-        let (case, done, name) = (watch.case.clone(), watch.done.clone(), name.to_owned());
+        let watchdog = Self { case: Arc::default(), done: Arc::default() };
+        let (case, done, name) = (watchdog.case.clone(), watchdog.done.clone(), name.to_owned());
         std::thread::spawn(move || {
             let (mut last, mut since) = (0, Instant::now());
             while !done.load(Relaxed) {
@@ -235,18 +235,18 @@ impl Watch {
                 let now = case.load(Relaxed);
                 if now != last {
                     (last, since) = (now, Instant::now());
-                } else if now > 0 && since.elapsed() > LONGEST {
+                } else if now > 0 && since.elapsed() > TIMEOUT {
                     use std::io::Write;
-                    let _ = writeln!(std::io::stderr(), "case {} of {name} hangs", now - 1);
+                    let _ = writeln!(std::io::stderr(), "case {} of {name} timed out", now - 1);
                     std::process::abort();
                 }
             }
         });
-        watch
+        watchdog
     }
 }
 
-impl Drop for Watch {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         self.done.store(true, Relaxed);
     }

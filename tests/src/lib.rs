@@ -1,9 +1,10 @@
-//! What several tests share: tiny models, and the reference's numbers under our names.
+//! Shared test code: tiny models, reference values under our variable names, parsers to fuzz.
 
 pub mod fuzz;
 pub mod padding;
 pub mod parity;
 pub mod parsers;
+pub mod program;
 pub mod reference;
 pub mod text;
 pub mod tiny;

@@ -1,79 +1,81 @@
-//! A padded batch and each of its rows alone.
+//! Compares a padded batch with each of its rows alone.
 
 use data2vec_core::{Batch, Data2Vec, FeatureEncoder, Mask, Objective, Tokens};
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor};
 
-use crate::tiny::difference;
+use crate::tiny::{max_abs_diff, regress};
 
-/// Rows of `len` tokens of which those named are hidden.
+/// Returns a mask of rows of `len` tokens; `rows` lists the masked tokens of each.
 ///
 /// # Panics
-/// If nothing is hidden.
+/// Panics if no token is masked.
 pub fn mask(len: usize, rows: &[&[usize]]) -> Mask {
-    let hidden = Array2::from_shape_fn((rows.len(), len), |(row, t)| rows[row].contains(&t));
-    Mask::new(hidden).expect("something hidden")
+    let masked = Array2::from_shape_fn((rows.len(), len), |(row, t)| rows[row].contains(&t));
+    Mask::new(masked).expect("masked tokens")
 }
 
 fn objective<F: FeatureEncoder>(
     model: &Data2Vec<F>,
     batch: &Batch,
     tokens: &Tokens,
-    hidden: &[&[usize]],
+    masked: &[&[usize]],
     noise: &Tensor,
 ) -> Objective {
-    let target = model.target(batch, tokens).expect("a good batch");
-    let mask = mask(tokens.num_tokens() as usize, hidden);
-    model.regress(tokens, &mask, &target, Some(noise), None)
+    let target = model.target(batch, tokens).expect("a valid batch");
+    let mask = mask(tokens.num_tokens() as usize, masked);
+    regress(model, tokens, &mask, &target, Some(noise), None)
 }
 
-/// Rows of `inputs`, of which `lengths` are real, give the same in one batch as each alone: features
-/// of all blocks, targets, predictions and loss. `hidden` names the hidden tokens of each row.
+/// Asserts that padding does not change results: the rows of `inputs`, of which `lengths` are valid,
+/// give the same features of all blocks, targets, predictions and loss in one batch as alone.
+///
+/// `masked` lists the masked tokens of each row.
 ///
 /// # Panics
-/// If something differs by more than `gate`.
+/// Panics if a value differs by more than `tolerance`.
 #[track_caller]
-pub fn assert_rows_are_as_alone<F: FeatureEncoder>(
+pub fn assert_padding_has_no_effect<F: FeatureEncoder>(
     version: &str,
     model: &Data2Vec<F>,
     inputs: &Tensor,
     lengths: &[i64],
-    hidden: &[&[usize]],
-    gate: f64,
+    masked: &[&[usize]],
+    tolerance: f64,
 ) {
     let batch = Batch::padded(inputs.shallow_clone(), lengths.to_vec()).expect("a batch");
-    let tokens = model.student().embed(&batch, false).expect("a good batch");
-    assert!(tokens.padding.is_some(), "something is padded");
+    let tokens = model.student().embed(&batch, false).expect("a valid batch");
+    assert!(tokens.padding.is_some(), "a row is padded");
     let noise = Tensor::randn(tokens.x.size(), (Kind::Float, Device::Cpu));
-    let layers = model.student().forward(&batch).expect("a good batch").layers;
-    let together = objective(model, &batch, &tokens, hidden, &noise);
+    let layers = model.student().forward(&batch).expect("a valid batch").layers;
+    let batched = objective(model, &batch, &tokens, masked, &noise);
     let (mut start, mut loss) = (0, 0.0);
-    for (row, (&len, &hidden)) in lengths.iter().zip(hidden).enumerate() {
-        let real = tokens.lengths()[row];
+    for (row, (&len, &masked)) in lengths.iter().zip(masked).enumerate() {
+        let num_tokens = tokens.lengths()[row];
         let row = row as i64;
-        let of_row = |x: &Tensor, len| x.narrow(0, row, 1).narrow(1, 0, len);
+        let slice_row = |x: &Tensor, len| x.narrow(0, row, 1).narrow(1, 0, len);
         let assert_same = |what: &str, x: &Tensor, alone: &Tensor| {
-            let off = difference(x, alone);
-            assert!(off < gate, "{version}: {what} of row {row} off by {off}");
+            let diff = max_abs_diff(x, alone);
+            assert!(diff < tolerance, "{version}: {what} of row {row} differs by {diff}");
         };
 
-        let batch = Batch::new(of_row(inputs, len)).expect("a batch");
-        let alone = model.student().forward(&batch).expect("a good batch").layers;
+        let batch = Batch::new(slice_row(inputs, len)).expect("a batch");
+        let alone = model.student().forward(&batch).expect("a valid batch").layers;
         assert_eq!(alone.len(), layers.len());
-        for (together, alone) in layers.iter().zip(&alone) {
-            assert_same("features", &of_row(&together.out, real), &alone.out);
-            assert_same("an MLP's output", &of_row(&together.ffn, real), &alone.ffn);
+        for (batched, alone) in layers.iter().zip(&alone) {
+            assert_same("features", &slice_row(&batched.out, num_tokens), &alone.out);
+            assert_same("MLP output", &slice_row(&batched.ffn, num_tokens), &alone.ffn);
         }
-        let tokens = model.student().embed(&batch, false).expect("a good batch");
+        let tokens = model.student().embed(&batch, false).expect("a valid batch");
         assert!(tokens.padding.is_none());
-        let alone = objective(model, &batch, &tokens, &[hidden], &of_row(&noise, real));
-        let count = alone.num_hidden;
-        assert_same("target", &together.target.narrow(0, start, count), &alone.target);
-        assert_same("prediction", &together.prediction.narrow(0, start, count), &alone.prediction);
+        let alone = objective(model, &batch, &tokens, &[masked], &slice_row(&noise, num_tokens));
+        let count = alone.num_masked;
+        assert_same("target", &batched.target.narrow(0, start, count), &alone.target);
+        assert_same("prediction", &batched.prediction.narrow(0, start, count), &alone.prediction);
         start += count;
         loss += alone.loss.double_value(&[]);
     }
-    assert_eq!(start, together.num_hidden);
-    let sum = together.loss.double_value(&[]);
+    assert_eq!(start, batched.num_masked);
+    let sum = batched.loss.double_value(&[]);
     assert!((sum / loss - 1.0).abs() < 1e-5, "{version}: loss {sum}, alone {loss}");
 }

@@ -1,37 +1,38 @@
-//! What every comparison with a reference implementation does. Gates: `goldens/README.md`.
+//! Comparison with a reference implementation. Tolerances: see `goldens/README.md`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 
-use data2vec_core::nn::{Init, LayerNorm};
-use data2vec_core::optim::OptimizerCompat;
+use data2vec_core::model::nn::{Init, LayerNorm};
+use data2vec_core::train::optim::OptimizerCompat;
 use data2vec_core::{
-    AdamW, AdamWConfig, Data2Vec, Decoder, DecoderConfig, FeatureEncoder, Gradients, Mask,
+    AdamW, AdamWConfig, Data2Vec, Decode, Decoder, DecoderConfig, FeatureEncoder, Gradients, Mask,
     Objective, Tokens,
 };
 use ndarray::Array2;
 use tch::{Device, Kind, Tensor, nn};
 
 use crate::reference::{Tensors, golden};
-use crate::tiny::difference;
+use crate::tiny::max_abs_diff;
 
-/// Gate of values.
-pub const VALUES: f64 = 2e-5;
-const WEIGHTS: f64 = 5e-5;
+/// Largest accepted difference of activations, targets and predictions.
+pub const VALUE_TOLERANCE: f64 = 2e-5;
+/// Largest accepted difference of weights after training steps.
+const WEIGHT_TOLERANCE: f64 = 5e-5;
 
-/// How a reference names our variables.
+/// Maps our variable names to those of a reference.
 pub trait Names {
-    /// Our variable `name`, of the given size, among tensors with the reference's names behind
-    /// `prefix`.
+    /// Returns the value of our variable `name`, of shape `size`, from tensors under the reference's
+    /// names, which follow `prefix` and a dot.
     fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, size: &[i64]) -> Option<Tensor>;
 
-    /// Whether the teacher takes what variable `name` makes from the student, and the reference has
-    /// no copy of it.
-    fn students_own(&self, _name: &str) -> bool {
+    /// Returns true if the teacher uses the student's variable `name`; the reference's teacher has no
+    /// copy of it.
+    fn is_shared_with_student(&self, _name: &str) -> bool {
         false
     }
 
-    /// Which of the reference's files holds the tensors behind `prefix`.
+    /// Returns the golden file with the tensors of `prefix`.
     fn file<'a>(&self, prefix: &'a str) -> &'a str {
         match prefix {
             "student" | "teacher" => "weights",
@@ -41,53 +42,53 @@ pub trait Names {
         }
     }
 
-    /// Largest difference between our variable `name` and the reference's.
-    fn difference(&self, _name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
-        difference(ours, theirs)
+    /// Returns the largest absolute difference between our variable `name` and the reference's.
+    fn max_abs_diff(&self, _name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
+        max_abs_diff(ours, theirs)
     }
 }
 
-/// Numbers of a reference.
+/// Values that a reference computed, of one model.
 pub struct Goldens<N> {
     name: &'static str,
-    /// Input, mask, intermediate values, targets, predictions and losses.
+    /// Inputs, mask, intermediate values, targets, predictions and losses.
     pub forward: Tensors,
     names: N,
-    /// Hidden tokens that its loss is a sum over; 1: it is a mean.
-    summed: f64,
-    /// Intermediate values that were compared.
-    seen: RefCell<BTreeSet<String>>,
+    /// Number of masked tokens that the reference's loss sums over; 1 if its loss is a mean.
+    loss_tokens: f64,
+    /// Names of the intermediate values compared so far.
+    compared: RefCell<BTreeSet<String>>,
 }
 
 impl<N: Names> Goldens<N> {
-    /// Those in `goldens/NAME.….safetensors`, whose losses are sums over `summed` hidden tokens.
-    pub fn new(name: &'static str, names: N, summed: f64) -> Self {
+    /// Reads `goldens/NAME.*.safetensors`, whose losses are sums over `loss_tokens` masked tokens.
+    pub fn new(name: &'static str, names: N, loss_tokens: f64) -> Self {
         let forward = golden(&format!("{name}.forward"));
-        Self { name, forward, names, summed, seen: RefCell::default() }
+        Self { name, forward, names, loss_tokens, compared: RefCell::default() }
     }
 
     fn file(&self, prefix: &str) -> Tensors {
         golden(&format!("{}.{}", self.name, self.names.file(prefix)))
     }
 
-    /// The reference's `mask`: `(rows, …)` of 0 and 1, flattened to a row of tokens each.
+    /// Returns the reference's mask: 0 or 1 in shape `(rows, …)`, flattened to `(rows, T)`.
     ///
     /// # Panics
-    /// If it is no mask.
+    /// Panics if it is not a mask.
     pub fn mask(&self) -> Mask {
-        let hidden = &self.forward["mask"];
-        let rows = hidden.size()[0] as usize;
-        let flat = Vec::<i64>::try_from(hidden.to_kind(Kind::Int64).flatten(0, -1));
-        let flat: Vec<bool> = flat.expect("integers").iter().map(|&h| h != 0).collect();
-        let hidden = Array2::from_shape_vec((rows, flat.len() / rows), flat).expect("equal rows");
-        Mask::new(hidden).expect("something hidden")
+        let mask = &self.forward["mask"];
+        let rows = mask.size()[0] as usize;
+        let flat = Vec::<i64>::try_from(mask.to_kind(Kind::Int64).flatten(0, -1));
+        let flat: Vec<bool> = flat.expect("integers").iter().map(|&m| m != 0).collect();
+        let masked = Array2::from_shape_vec((rows, flat.len() / rows), flat).expect("equal rows");
+        Mask::new(masked).expect("masked tokens")
     }
 
-    /// Gives `vars` the reference's values behind `prefix`.
+    /// Copies the reference's values of `prefix` to `vars`.
     ///
     /// # Panics
-    /// If one is missing.
-    pub fn set(&self, vars: HashMap<String, Tensor>, prefix: &str) {
+    /// Panics if one is missing.
+    pub fn load_into(&self, vars: HashMap<String, Tensor>, prefix: &str) {
         let tensors = self.file(prefix);
         for (name, mut var) in vars {
             if let Some(value) = self.expected(&tensors, prefix, &name, &var) {
@@ -96,7 +97,7 @@ impl<N: Names> Goldens<N> {
         }
     }
 
-    /// `None` for a teacher's variable of which the reference has no copy.
+    /// Returns the reference's value; `None` for a teacher's variable that it shares with the student.
     fn expected(
         &self,
         tensors: &Tensors,
@@ -104,47 +105,49 @@ impl<N: Names> Goldens<N> {
         name: &str,
         var: &Tensor,
     ) -> Option<Tensor> {
-        if prefix.ends_with("teacher") && self.names.students_own(name) {
+        if prefix.ends_with("teacher") && self.names.is_shared_with_student(name) {
             return None;
         }
         let found = self.names.tensor(tensors, prefix, name, &var.size());
-        Some(found.unwrap_or_else(|| panic!("{}: no {prefix} of {name}", self.name)))
+        Some(found.unwrap_or_else(|| panic!("{}: {prefix} has no {name}", self.name)))
     }
 
-    /// The reference's intermediate value `name`, which counts as compared.
+    /// Returns the reference's intermediate value `name` and marks it as compared.
     ///
     /// # Panics
-    /// If there is none.
-    pub fn mid(&self, name: &str) -> Tensor {
+    /// Panics if it does not exist.
+    pub fn intermediate(&self, name: &str) -> Tensor {
         let name = format!("mid.{name}");
         let value = self.forward.get(&name).unwrap_or_else(|| panic!("no {name}")).shallow_clone();
-        self.seen.borrow_mut().insert(name);
+        self.compared.borrow_mut().insert(name);
         value
     }
 
-    /// `ours` is the reference's intermediate value `name`.
+    /// Asserts that `ours` is close to the reference's intermediate value `name`.
     ///
     /// # Panics
-    /// Unless it is.
+    /// Panics if it is not.
     #[track_caller]
-    pub fn assert_mid(&self, name: &str, ours: &Tensor) {
-        self.assert_value(name, ours, &self.mid(name));
+    pub fn assert_intermediate(&self, name: &str, ours: &Tensor) {
+        self.assert_value(name, ours, &self.intermediate(name));
     }
 
-    /// `ours` is `theirs`, within the gate of values.
+    /// Asserts that `ours` and `theirs` differ by less than [`VALUE_TOLERANCE`].
     ///
     /// # Panics
-    /// Unless it is.
+    /// Panics if they do not.
     #[track_caller]
     pub fn assert_value(&self, what: &str, ours: &Tensor, theirs: &Tensor) {
-        let off = difference(ours, theirs);
-        assert!(off < VALUES, "{}: {what} is off by {off}", self.name);
+        let diff = max_abs_diff(ours, theirs);
+        assert!(diff < VALUE_TOLERANCE, "{}: {what} differs by {diff}", self.name);
     }
 
-    /// 2.0's decoder, convolution by convolution, of features `tokens`; the reference calls it `name`.
+    /// Compares 2.0's decoder with the reference's, which is named `name`, layer by layer.
+    ///
+    /// `tokens` are the features of all tokens, with noise at masked ones.
     ///
     /// # Panics
-    /// If something is not the reference's.
+    /// Panics if a value differs.
     pub fn assert_decoder<F: FeatureEncoder>(
         &self,
         name: &str,
@@ -164,101 +167,112 @@ impl<N: Names> Goldens<N> {
             (Decoder::Conv2d(conv), DecoderConfig::Conv2d { residual, .. }) => {
                 (conv.layers(tokens).collect(), *residual)
             }
-            _ => panic!("{name} has no convolutions"),
+            _ => panic!("{name} is not a convolutional decoder"),
         };
         let mut input = &tokens.x;
         for (i, layer) in layers.iter().enumerate() {
-            let theirs = self.mid(&format!("{name}.blocks.{i}")); // (B, dim, T) or (B, dim, h, w)
+            let theirs = self.intermediate(&format!("{name}.blocks.{i}")); // (B, dim, T) or (B, dim, h, w)
             let ours = if residual { layer - input } else { layer.shallow_clone() };
             self.assert_value("convolution", &ours, &theirs.flatten(2, -1).transpose(1, 2));
             input = layer;
         }
-        let visible = Mask::new(mask.hidden().mapv(|hidden| !hidden)).expect("something visible");
+        let visible = Mask::new(mask.masked().mapv(|masked| !masked)).expect("visible tokens");
         for mask in [mask, &visible] {
-            let theirs = mask.gather(&self.mid(name), 1);
+            let theirs = mask.gather(&self.intermediate(name), 1);
             self.assert_value(name, &decoder.forward(tokens, mask), &theirs);
         }
     }
 
-    /// No intermediate value of the reference was left out.
+    /// Asserts that every intermediate value of the reference was compared.
     ///
     /// # Panics
-    /// If some were.
-    pub fn assert_all_mids_seen(&self) {
-        let seen = self.seen.borrow();
-        let left: Vec<_> = self.forward.keys().filter(|k| k.starts_with("mid.")).collect();
-        let left: Vec<_> = left.into_iter().filter(|&k| !seen.contains(k)).collect();
-        assert!(left.is_empty() && !seen.is_empty(), "{} has more: {left:?}", self.name);
+    /// Panics if one was not.
+    pub fn assert_all_intermediates_compared(&self) {
+        let compared = self.compared.borrow();
+        let all = self.forward.keys().filter(|name| name.starts_with("mid."));
+        let missing: Vec<_> = all.filter(|&name| !compared.contains(name)).collect();
+        assert!(
+            missing.is_empty() && !compared.is_empty(),
+            "{}: not compared: {missing:?}",
+            self.name
+        );
     }
 
-    /// Targets, predictions and loss of the first step.
+    /// Compares targets, predictions and loss of the first step.
     ///
     /// # Panics
-    /// If one is not the reference's.
+    /// Panics if one differs.
     pub fn assert_objective(&self, objective: &Objective) {
         self.assert_value("target", &objective.target, &self.forward["target.regression"]);
         self.assert_value("prediction", &objective.prediction, &self.forward["pred.regression"]);
-        let loss = objective.loss.double_value(&[]) / objective.num_hidden as f64;
-        let expected = self.forward["loss.sum"].double_value(&[]) / self.summed;
-        assert!((loss / expected - 1.0).abs() < 1e-5, "{}: {loss} is not {expected}", self.name);
+        let loss = objective.loss.double_value(&[]) / objective.num_masked as f64;
+        let expected = self.forward["loss.sum"].double_value(&[]) / self.loss_tokens;
+        assert!(
+            (loss / expected - 1.0).abs() < 1e-5,
+            "{}: loss {loss}, expected {expected}",
+            self.name
+        );
     }
 
-    /// The gradients of `vars`, of a loss summed over `hidden` tokens.
+    /// Compares the gradients of `vars`, of a loss summed over `num_masked` tokens.
     ///
     /// # Panics
-    /// If one is not the reference's.
-    pub fn assert_gradients(&self, vars: HashMap<String, Tensor>, hidden: i64) {
+    /// Panics if one differs.
+    pub fn assert_gradients(&self, vars: HashMap<String, Tensor>, num_masked: i64) {
         let grads = self.file("grad");
         for (name, var) in vars {
             let Some(expected) = self.expected(&grads, "grad", &name, &var) else { continue };
-            let gate = 1e-5 + 1e-4 * expected.abs().max().double_value(&[]);
-            let off = difference(&(var.grad() / hidden as f64), &expected);
-            assert!(off < gate, "{}: gradient of {name} is off by {off}", self.name);
+            let tolerance = 1e-5 + 1e-4 * expected.abs().max().double_value(&[]);
+            let diff = max_abs_diff(&(var.grad() / num_masked as f64), &expected);
+            assert!(diff < tolerance, "{}: gradient of {name} differs by {diff}", self.name);
         }
     }
 
-    /// `vars` are the reference's values behind `prefix`.
+    /// Compares `vars` with the reference's values of `prefix`.
     ///
     /// # Panics
-    /// Unless they are.
+    /// Panics if one differs by [`WEIGHT_TOLERANCE`] or more.
     #[track_caller]
     pub fn assert_weights(&self, vars: HashMap<String, Tensor>, prefix: &str) {
         let tensors = self.file(prefix);
         for (name, var) in vars {
             let Some(expected) = self.expected(&tensors, prefix, &name, &var) else { continue };
-            let off = self.names.difference(&name, &var, &expected);
-            assert!(off < WEIGHTS, "{}: {prefix} {name} is off by {off}", self.name);
+            let diff = self.names.max_abs_diff(&name, &var, &expected);
+            assert!(diff < WEIGHT_TOLERANCE, "{}: {prefix} {name} differs by {diff}", self.name);
         }
     }
 
-    /// Five steps of `state` by `step`, which takes the step's number from 0 and gives loss and
-    /// gradient norm, both for each hidden token. The reference's teacher has moved `moves` times.
+    /// Runs five steps and compares losses, gradient norms and weights.
+    ///
+    /// `step` takes the step's number from 0, and returns loss and gradient norm, both divided by the
+    /// number of masked tokens. `teacher_updates` is the number of EMA updates in the reference's
+    /// final state.
     ///
     /// # Panics
-    /// If they are not the reference's.
+    /// Panics if a value differs.
     pub fn assert_five_steps<S, F: FeatureEncoder>(
         &self,
         mut state: S,
         model: impl Fn(&S) -> &Data2Vec<F>,
         mut step: impl FnMut(&mut S, usize) -> (f64, f64),
-        moves: usize,
+        teacher_updates: usize,
     ) {
         for i in 0..5 {
             let (loss, norm) = step(&mut state, i);
             let theirs = |name: &str| self.forward[name].double_value(&[i as i64]);
             for (what, ours, theirs) in [
-                ("loss", loss, theirs("traj.loss") / self.summed),
+                ("loss", loss, theirs("traj.loss") / self.loss_tokens),
                 ("gradient norm", norm, theirs("traj.grad_norm")),
             ] {
                 let close = (ours / theirs - 1.0).abs() < 1e-4;
-                assert!(close, "{} step {i}: {what} {ours} is not {theirs}", self.name);
+                assert!(close, "{} step {i}: {what} {ours}, expected {theirs}", self.name);
             }
             let model = model(&state);
             if i == 0 {
                 self.assert_weights(model.vars().variables(), "after_student");
                 self.assert_weights(model.teacher().variables(), "after_teacher");
             }
-            if i + 1 == moves {
+            if i + 1 == teacher_updates {
                 self.assert_weights(model.teacher().variables(), "final_teacher");
             }
         }
@@ -266,26 +280,27 @@ impl<N: Names> Goldens<N> {
     }
 }
 
-/// Gives `vars` the values of `theirs` whose names are `prefix` and theirs.
-fn copy(vars: &nn::VarStore, theirs: &HashMap<String, Tensor>, prefix: &str) {
+/// Copies to each of `vars` the value in `values` whose name is `prefix` and its own.
+fn copy(vars: &nn::VarStore, values: &HashMap<String, Tensor>, prefix: &str) {
     for (name, mut var) in vars.variables() {
-        tch::no_grad(|| var.copy_(&theirs[&format!("{prefix}{name}")]));
+        tch::no_grad(|| var.copy_(&values[&format!("{prefix}{name}")]));
     }
 }
 
-/// What the layer norm whose variables are below `name` makes of `x`.
-pub fn normed(vars: &HashMap<String, Tensor>, name: &str, x: &Tensor, eps: f64) -> Tensor {
-    let own = nn::VarStore::new(Device::Cpu);
+/// Applies the layer norm `name` of `vars` to `x`.
+pub fn layer_norm(vars: &HashMap<String, Tensor>, name: &str, x: &Tensor, eps: f64) -> Tensor {
+    let store = nn::VarStore::new(Device::Cpu);
     let dim = x.size().last().copied().unwrap_or(1);
-    let norm = LayerNorm::new(&own.root(), dim, eps);
-    copy(&own, vars, &format!("{name}."));
+    let norm = LayerNorm::new(&store.root(), dim, eps);
+    copy(&store, vars, &format!("{name}."));
     norm.forward(x)
 }
 
-/// Backward, optimizer, teacher. Returns loss and gradient norm, both for each hidden token.
+/// Trains one step: backward pass, optimizer, teacher update. Returns loss and gradient norm, both
+/// divided by the number of masked tokens.
 ///
 /// # Panics
-/// If LibTorch refuses.
+/// Panics if the step fails.
 pub fn step<F: FeatureEncoder>(
     model: &mut Data2Vec<F>,
     optimizer: &mut AdamW,
@@ -293,7 +308,7 @@ pub fn step<F: FeatureEncoder>(
     step: usize,
     clip: f64,
 ) -> (f64, f64) {
-    let (count, step) = (objective.num_hidden as f64, step as u64 + 1);
+    let (count, step) = (objective.num_masked as f64, step as u64 + 1);
     let gradients = optimizer
         .gradients((1, step), &[(0, objective)], |objective, _, _| {
             Ok(objective.loss.shallow_clone())
@@ -306,13 +321,13 @@ pub fn step<F: FeatureEncoder>(
     (objective.loss.double_value(&[]) / count, norm / count)
 }
 
-/// fairseq's Adam.
-pub fn fairseq(config: AdamWConfig) -> AdamWConfig {
+/// Makes the optimizer behave like fairseq's Adam.
+pub fn fairseq_adam(config: AdamWConfig) -> AdamWConfig {
     let compat = vec![OptimizerCompat::FairseqEpsilon, OptimizerCompat::DecayEverything];
     AdamWConfig { compat, ..config }
 }
 
-/// PyTorch's AdamW, with decay of everything.
-pub fn pytorch(config: AdamWConfig) -> AdamWConfig {
+/// Makes the optimizer behave like PyTorch's AdamW with weight decay on all parameters.
+pub fn pytorch_adamw(config: AdamWConfig) -> AdamWConfig {
     AdamWConfig { compat: vec![OptimizerCompat::DecayEverything], ..config }
 }

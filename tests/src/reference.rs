@@ -1,9 +1,9 @@
-//! fairseq's names for our variables.
+//! Reference values, and fairseq's names of our speech variables.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use data2vec_core::checkpoint::read_tensors;
+use data2vec_core::io::checkpoint::read_tensors;
 use tch::Tensor;
 
 use crate::parity::Names;
@@ -11,17 +11,19 @@ use crate::parity::Names;
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// The tensors of `goldens/NAME.safetensors`.
+/// Reads the tensors of `goldens/NAME.safetensors`.
 ///
 /// # Panics
-/// If the file is missing or broken.
+/// Panics if the file is missing or invalid.
 pub fn golden(name: &str) -> Tensors {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens");
     read_tensors(&dir.join(format!("{name}.safetensors"))).expect("a golden file")
 }
 
-/// What data2vec 1.0's speech model calls our variable `name`; `None` for ours alone. Names of the
-/// query, key and value maps hold a `*` for `q`, `k`, `v`: ours is the three stacked.
+/// Returns the name of our variable `name` in fairseq's data2vec 1.0; `None` if it has none.
+///
+/// Our query, key and value projections are one stacked tensor: the returned name has a `*` in place
+/// of `q`, `k`, `v`.
 fn speech_v1_name(name: &str) -> Option<String> {
     if name == "mask_token" {
         return Some("mask_emb".into());
@@ -61,14 +63,14 @@ fn speech_v1_name(name: &str) -> Option<String> {
     Some(format!("encoder.layers.{i}.{theirs}.{kind}"))
 }
 
-/// data2vec 1.0 for speech, of fairseq.
+/// Variable names of fairseq's data2vec 1.0 for speech.
 #[derive(Clone, Copy, Debug)]
 pub struct SpeechV1;
 
 impl Names for SpeechV1 {
     fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, _: &[i64]) -> Option<Tensor> {
         let theirs = speech_v1_name(name)?;
-        // The teacher's names are relative to what is averaged, the encoder.
+        // The teacher's names are relative to the encoder, which is what the EMA covers.
         let theirs = match prefix.contains("teacher") {
             true => theirs.strip_prefix("encoder.")?,
             false => &theirs,
@@ -81,7 +83,7 @@ impl Names for SpeechV1 {
         get(theirs)
     }
 
-    fn students_own(&self, name: &str) -> bool {
+    fn is_shared_with_student(&self, name: &str) -> bool {
         name.starts_with("encoder.features.embed.")
     }
 }

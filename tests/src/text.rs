@@ -1,4 +1,4 @@
-//! A tiny text model, and the reference's names for its variables.
+//! Tiny text models, and fairseq's names of their variables.
 
 use data2vec_core::{
     Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig, RegressionLoss,
@@ -10,7 +10,7 @@ use crate::parity::Names;
 use crate::reference::Tensors;
 use crate::tiny;
 
-/// data2vec 2.0 for text at the sizes of `goldens/v2_text`, without dropout.
+/// Returns the config of data2vec 2.0 for text at the sizes of `goldens/v2_text`, without dropout.
 pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
     let speech = tiny::speech_v1();
     let mut transformer = speech.transformer;
@@ -27,7 +27,7 @@ pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
             early_positions: true,
         },
         transformer,
-        target: speech.target, // the last three blocks, instance norm
+        target: speech.target, // top 3 blocks, instance norm
         loss: RegressionLoss { beta: 0.0, scale: Some(1.0), cls: None },
         decoder: DecoderConfig::Conv1d {
             dim: 48,
@@ -42,7 +42,7 @@ pub fn v2() -> Data2VecConfig<TokenEncoderConfig> {
     }
 }
 
-/// data2vec 1.0 for text: replaced tokens, positions after hiding, a small MLP as decoder.
+/// Returns the config of data2vec 1.0 for text: replaced tokens, late positions, an MLP decoder.
 pub fn v1() -> Data2VecConfig<TokenEncoderConfig> {
     let mut config = v2();
     config.model = ModelConfig { masked_input: MaskedInput::Replace, copies: 1, ..config.model };
@@ -52,7 +52,7 @@ pub fn v1() -> Data2VecConfig<TokenEncoderConfig> {
     config
 }
 
-/// What data2vec 2.0's text model calls our variable `name`.
+/// Returns the name of our variable `name` in fairseq's data2vec 2.0.
 fn v2_name(name: &str) -> Option<String> {
     if let Some(block) = name.strip_prefix("encoder.transformer.") {
         return Some(block.to_owned());
@@ -61,7 +61,7 @@ fn v2_name(name: &str) -> Option<String> {
         let mut parts: Vec<String> = rest.split('.').map(str::to_owned).collect();
         match parts[0].as_str() {
             "blocks" => parts.insert(2, "0".into()),
-            // Between two linear maps stands a GELU, which has a number, too.
+            // The GELUs between the linear layers are numbered too.
             _ => parts[1] = (2 * parts[1].parse::<usize>().ok()?).to_string(),
         }
         return Some(format!("modality_encoders.TEXT.decoder.{}", parts.join(".")));
@@ -76,14 +76,14 @@ fn v2_name(name: &str) -> Option<String> {
     Some(format!("modality_encoders.TEXT.local_encoder.{theirs}"))
 }
 
-/// data2vec 2.0 for text, of fairseq.
+/// Variable names of fairseq's data2vec 2.0 for text.
 #[derive(Clone, Copy, Debug)]
 pub struct TextV2;
 
 impl Names for TextV2 {
     fn tensor(&self, tensors: &Tensors, prefix: &str, name: &str, _: &[i64]) -> Option<Tensor> {
         let theirs = v2_name(name)?;
-        // The teacher's names are relative to what is averaged, the blocks.
+        // The teacher's names are relative to the blocks, which is what the EMA covers.
         let theirs = match prefix.contains("teacher") {
             true => theirs.strip_prefix("blocks.")?,
             false => &theirs,
@@ -91,7 +91,7 @@ impl Names for TextV2 {
         tensors.get(&format!("{prefix}.{theirs}")).map(Tensor::shallow_clone)
     }
 
-    fn students_own(&self, name: &str) -> bool {
+    fn is_shared_with_student(&self, name: &str) -> bool {
         name.starts_with("encoder.features.")
     }
 }

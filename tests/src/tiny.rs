@@ -1,20 +1,21 @@
-//! Models small enough for a test.
+//! Tiny speech models, and helpers to train and compare models.
 
 use data2vec_core::{
-    AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, Mask, MaskStrategy,
-    MaskedInput, ModelConfig, NormPlacement, Precision, RegressionLoss, Result, Schedule,
-    StepConfig, TargetConfig, TargetNorm, TargetSource, TrainState, TransformerConfig, WeightInit,
+    AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, FeatureEncoder,
+    Mask, MaskStrategy, MaskedInput, ModelConfig, NormPlacement, Objective, Precision,
+    RegressionLoss, Result, Schedule, StepConfig, StudentInput, TargetConfig, TargetNorm,
+    TargetSource, Tokens, TrainState, TransformerConfig, WeightInit,
 };
 use data2vec_speech::{ConvNorm, WaveEncoder, WaveEncoderConfig};
 use rand::rngs::StdRng;
 use tch::{Device, Kind, Tensor};
 
-/// A learning rate that never changes.
+/// Returns a schedule with the constant learning rate `lr`.
 pub fn constant(lr: f64) -> Schedule {
     Schedule::TriStage { lr, init_scale: 1.0, final_scale: 1.0, phases: [0.0, 1.0, 0.0] }
 }
 
-/// Always the same mask, whatever is asked for.
+/// Returns the same mask for every batch.
 #[derive(Debug)]
 pub struct FixedMask(pub Mask);
 
@@ -24,7 +25,7 @@ impl MaskStrategy for FixedMask {
     }
 }
 
-/// data2vec 1.0 for speech at the sizes of `goldens/v1_audio`, without dropout.
+/// Returns the config of data2vec 1.0 for speech at the sizes of `goldens/v1_audio`, without dropout.
 pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
     Data2VecConfig {
         model: ModelConfig {
@@ -74,7 +75,7 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
     }
 }
 
-/// What all of 2.0's tiny models do with their input.
+/// Returns the config that all tiny 2.0 models share.
 pub fn v2() -> ModelConfig {
     ModelConfig {
         masked_input: MaskedInput::Drop,
@@ -86,7 +87,8 @@ pub fn v2() -> ModelConfig {
     }
 }
 
-/// data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a convolutional decoder.
+/// Returns the config of data2vec 2.0 for speech: dropped tokens, three copies, ALiBi, a
+/// convolutional decoder.
 pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
     let mut config = speech_v1();
     config.model = v2();
@@ -104,7 +106,7 @@ pub fn speech_v2() -> Data2VecConfig<WaveEncoderConfig> {
     config
 }
 
-/// The same with every kind of dropout on.
+/// Turns on every kind of dropout.
 pub fn with_dropout(
     mut config: Data2VecConfig<WaveEncoderConfig>,
 ) -> Data2VecConfig<WaveEncoderConfig> {
@@ -117,36 +119,59 @@ pub fn with_dropout(
     config
 }
 
-/// A model on the CPU with the given masks.
+/// Creates a model on the CPU.
 ///
 /// # Panics
-/// If the settings are impossible.
+/// Panics if the config is invalid.
 pub fn model(
     config: Data2VecConfig<WaveEncoderConfig>,
     masking: impl MaskStrategy + 'static,
 ) -> Data2Vec<WaveEncoder> {
-    Data2Vec::new(config, Box::new(masking), Device::Cpu, 1).expect("possible settings")
+    Data2Vec::new(config, Box::new(masking), Device::Cpu, 1).expect("a valid config")
 }
 
-/// The optimizer of the goldens, without the reference's oddities.
+/// Returns the optimizer config of the speech and text goldens, without compatibility options.
 pub fn adamw() -> AdamWConfig {
     AdamWConfig { betas: [0.9, 0.98], eps: 1e-6, weight_decay: 0.01, compat: vec![] }
 }
 
-/// A state before the first step.
+/// Creates the training state before the first step.
 ///
 /// # Panics
-/// If the settings are impossible.
+/// Panics if the config is invalid.
 pub fn state(model: Data2Vec<WaveEncoder>, optimizer: &AdamWConfig) -> TrainState<WaveEncoder> {
     let config = StepConfig { steps: 100, clip_norm: Some(0.5), seed: 1 };
-    TrainState::new(model, optimizer, constant(1e-3), config).expect("possible settings")
+    TrainState::new(model, optimizer, constant(1e-3), config).expect("a valid config")
 }
 
-/// Largest absolute difference.
+/// Returns the largest absolute difference of two tensors.
 ///
 /// # Panics
-/// If the shapes differ.
-pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
+/// Panics if the shapes differ.
+pub fn max_abs_diff(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+/// Computes the student's objective with the given mask, targets and noise.
+///
+/// `tokens` has a row per copy; `rng` is the source of dropout.
+///
+/// # Panics
+/// Panics if the forward pass fails.
+pub fn regress<F: FeatureEncoder>(
+    model: &Data2Vec<F>,
+    tokens: &Tokens,
+    mask: &Mask,
+    target: &Tensor,
+    noise: Option<&Tensor>,
+    rng: Option<&mut StdRng>,
+) -> Objective {
+    let input = StudentInput {
+        tokens: tokens.with_x(tokens.x.shallow_clone()),
+        mask: mask.clone(),
+        target: target.shallow_clone(),
+        noise: noise.map(Tensor::shallow_clone),
+    };
+    model.student_forward(&input, rng).expect("a forward pass")
 }

@@ -1,4 +1,4 @@
-//! Tiny vision models, and the references' names for their variables.
+//! Tiny vision models, and the references' names of their variables.
 
 use data2vec_core::{
     AdamWConfig, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, MaskedInput, ModelConfig,
@@ -11,10 +11,10 @@ use crate::parity::Names;
 use crate::reference::Tensors;
 use crate::tiny;
 
-/// Blocks before the main ones in `goldens/v2_image`; they give no target.
-const PRENET: usize = 1;
+/// Number of blocks of the modality encoder in `goldens/v2_image`, which give no targets.
+const MODALITY_BLOCKS: usize = 1;
 
-/// data2vec 2.0 for images at the sizes of `goldens/v2_image`.
+/// Returns the config of data2vec 2.0 for images at the sizes of `goldens/v2_image`.
 pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
     let mut transformer = tiny::speech_v1().transformer;
     (transformer.depth, transformer.mlp_ratio, transformer.norm_eps) = (4, 4.0, 1e-6);
@@ -35,7 +35,7 @@ pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
             layer_norm: TargetNorm::Instance,
             target_norm: TargetNorm::Layer,
         },
-        // 0.01 for each of the six rows.
+        // 0.01 for each of the 6 rows.
         loss: RegressionLoss { beta: 0.0, scale: None, cls: Some(0.06) },
         decoder: DecoderConfig::Conv2d {
             dim: 48,
@@ -49,7 +49,7 @@ pub fn v2() -> Data2VecConfig<PatchEncoderConfig> {
     }
 }
 
-/// data2vec 1.0 for images at the sizes of `goldens/v1_image`.
+/// Returns the config of data2vec 1.0 for images at the sizes of `goldens/v1_image`.
 pub fn v1() -> Data2VecConfig<PatchEncoderConfig> {
     let mut config = v2();
     config.model = ModelConfig { masked_input: MaskedInput::Replace, copies: 1, ..config.model };
@@ -59,17 +59,17 @@ pub fn v1() -> Data2VecConfig<PatchEncoderConfig> {
     (t.init, t.layer_scale) = (WeightInit::Beit, Some(0.1));
     config.target.source = TargetSource::Block;
     config.target.layer_norm = TargetNorm::Layer;
-    config.loss = RegressionLoss { beta: 2.0, scale: Some(1.0 / 48.0), cls: None }; // a mean
+    config.loss = RegressionLoss { beta: 2.0, scale: Some(1.0 / 48.0), cls: None }; // mean over D
     config.decoder = DecoderConfig::Mlp { layers: 1, norm_eps: Some(1e-6) };
     config
 }
 
-/// The optimizer of `goldens/v1_image`.
+/// Returns the optimizer config of `goldens/v1_image`.
 pub fn v1_adamw() -> AdamWConfig {
     AdamWConfig { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05, compat: vec![] }
 }
 
-/// What fairseq's data2vec 2.0 calls our variable `name`.
+/// Returns the name of our variable `name` in fairseq's data2vec 2.0.
 fn v2_name(name: &str) -> Option<String> {
     let image = |rest: &str| Some(format!("modality_encoders.IMAGE.{rest}"));
     if let Some(rest) = name.strip_prefix("decoder.") {
@@ -92,13 +92,13 @@ fn v2_name(name: &str) -> Option<String> {
         return image(&format!("context_encoder.norm.{kind}"));
     }
     let (i, part) = rest.strip_prefix("blocks.")?.split_once('.')?;
-    match i.parse::<usize>().ok()?.checked_sub(PRENET) {
+    match i.parse::<usize>().ok()?.checked_sub(MODALITY_BLOCKS) {
         Some(i) => Some(format!("blocks.{i}.{part}")),
         None => image(&format!("context_encoder.blocks.{i}.{part}")),
     }
 }
 
-/// What BEiT's fork calls our variable `name`.
+/// Returns the name of our variable `name` in the BEiT fork.
 fn v1_name(name: &str) -> Option<String> {
     let known = [
         ("mask_token", "mask_token"),
@@ -114,12 +114,12 @@ fn v1_name(name: &str) -> Option<String> {
     Some(name.replace(".scale1", ".gamma_1").replace(".scale2", ".gamma_2"))
 }
 
-/// Which reference.
+/// Reference implementation of images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// fairseq's data2vec 2.0.
     V2,
-    /// The BEiT fork that data2vec 1.0's images were made with.
+    /// The BEiT fork with data2vec 1.0 for images.
     V1,
 }
 
@@ -130,7 +130,7 @@ impl Names for Reference {
             Self::V2 => v2_name(name)?,
             Self::V1 => v1_name(name)?,
         };
-        // BEiT has no bias of keys.
+        // BEiT has no key bias.
         if *self == Self::V1 && theirs.ends_with("attn.qkv.bias") {
             let part = |part: &str| get(&theirs.replace("qkv.bias", part));
             let (q, v) = (part("q_bias")?, part("v_bias")?);
@@ -139,7 +139,7 @@ impl Names for Reference {
         get(&theirs).map(|tensor| tensor.reshape(size))
     }
 
-    /// Student and teacher have files of their own.
+    // Student and teacher are in separate files.
     fn file<'a>(&self, prefix: &'a str) -> &'a str {
         match prefix {
             "grad" => "grads",
@@ -148,13 +148,13 @@ impl Names for Reference {
         }
     }
 
-    fn difference(&self, name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
+    fn max_abs_diff(&self, name: &str, ours: &Tensor, theirs: &Tensor) -> f64 {
         if *self == Self::V1 && name.ends_with("attn.qkv.bias") {
             let dim = ours.size()[0] / 3;
             let without_keys =
                 |x: &Tensor| Tensor::cat(&[x.narrow(0, 0, dim), x.narrow(0, 2 * dim, dim)], 0);
-            return tiny::difference(&without_keys(ours), &without_keys(theirs));
+            return tiny::max_abs_diff(&without_keys(ours), &without_keys(theirs));
         }
-        tiny::difference(ours, theirs)
+        tiny::max_abs_diff(ours, theirs)
     }
 }

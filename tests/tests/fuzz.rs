@@ -1,4 +1,4 @@
-//! Parsers and mutations of good files: see `data2vec_tests::fuzz`.
+//! Fuzzes every parser with mutations of valid files, see `data2vec_tests::fuzz`.
 
 use data2vec_tests::fuzz::fuzz;
 use data2vec_tests::parsers::{NAMES, parser};
@@ -13,7 +13,7 @@ macro_rules! parsers {
         )*
 
         #[test]
-        fn all_are_here() {
+        fn every_parser_is_tested() {
             assert_eq!(NAMES, [$(stringify!($name)),*]);
         }
     };

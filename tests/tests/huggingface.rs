@@ -1,4 +1,5 @@
-//! Equal to Hugging Face's transformers, layer by layer, padding included: `goldens/make.py`.
+//! Encoders match those of Hugging Face's transformers layer by layer, with padding; see
+//! `goldens/make.py`.
 
 use std::collections::HashMap;
 
@@ -6,14 +7,14 @@ use data2vec_core::{Batch, Encoder, FeatureEncoder, TransformerConfig};
 use data2vec_nlp::TokenEncoder;
 use data2vec_speech::{WaveCompat, WaveEncoder};
 use data2vec_tests::reference::{Tensors, golden};
-use data2vec_tests::tiny::{self, difference};
+use data2vec_tests::tiny::{self, max_abs_diff};
 use data2vec_tests::{text, vision};
 use data2vec_vision::PatchEncoder;
 use tch::{Device, Kind, Tensor, nn};
 
-const VALUES: f64 = 1e-5;
+const TOLERANCE: f64 = 1e-5;
 
-/// An encoder with the weights that `theirs` finds by our names.
+/// Creates an encoder; `theirs` returns the weight of each of our variables.
 fn encoder<F: FeatureEncoder>(
     features: &F::Config,
     transformer: &TransformerConfig,
@@ -22,13 +23,13 @@ fn encoder<F: FeatureEncoder>(
     let vars = nn::VarStore::new(Device::Cpu);
     let encoder = Encoder::new(&(vars.root() / "encoder"), features, transformer);
     for (name, mut var) in vars.variables() {
-        let value = theirs(&name).unwrap_or_else(|| panic!("nothing for {name}"));
+        let value = theirs(&name).unwrap_or_else(|| panic!("no weight for {name}"));
         tch::no_grad(|| var.copy_(&value.reshape(var.size())));
     }
-    encoder.expect("possible settings")
+    encoder.expect("a valid config")
 }
 
-/// Our variable `name` among Hugging Face's: its part after `prefix` renamed by the first that fits.
+/// Looks up our variable `name` after renaming it by the first entry of `names` that is a prefix.
 fn renamed(weights: &Tensors, name: &str, names: &[(&str, &str)]) -> Option<Tensor> {
     let name = name.strip_prefix("encoder.")?;
     let (ours, theirs) = names.iter().find(|(ours, _)| name.starts_with(ours))?;
@@ -36,8 +37,10 @@ fn renamed(weights: &Tensors, name: &str, names: &[(&str, &str)]) -> Option<Tens
     weights.get(&name).map(Tensor::shallow_clone)
 }
 
-/// The parts of block `encoder.transformer.blocks.I.`, under Hugging Face's names in order: norm1,
-/// attention (query, key, value), its output, norm2, both maps of the MLP, both scales.
+/// Looks up a variable of a block.
+///
+/// `parts` are Hugging Face's names of norm1, the attention's query, key and value, its output
+/// projection, norm2, the two linear layers of the MLP and the two layer scales.
 fn block(weights: &Tensors, name: &str, layers: &str, parts: [&str; 8]) -> Option<Tensor> {
     let (i, part) = name.strip_prefix("encoder.transformer.blocks.")?.split_once('.')?;
     let get =
@@ -45,7 +48,7 @@ fn block(weights: &Tensors, name: &str, layers: &str, parts: [&str; 8]) -> Optio
     if let Some(kind) = part.strip_prefix("attn.qkv") {
         let part = |which: usize| get(parts[1].split(' ').nth(which)?, kind);
         let (q, v) = (part(0)?, part(2)?);
-        let zero = q.zeros_like(); // BEiT's keys have no bias
+        let zero = q.zeros_like(); // BEiT has no key bias
         return Some(Tensor::cat(&[q, part(1).unwrap_or(&zero), v], 0));
     }
     let ours = ["norm1", "-", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "scale1", "scale2"];
@@ -53,27 +56,27 @@ fn block(weights: &Tensors, name: &str, layers: &str, parts: [&str; 8]) -> Optio
     get(parts[at], &part[ours[at].len()..]).map(Tensor::shallow_clone)
 }
 
-/// `hidden.1` on: what came out of each block, compared where it is real.
+/// Compares the output of each block with `hidden.1`, `hidden.2`, …, without padding.
 fn assert_layers<F: FeatureEncoder>(
     encoder: &Encoder<F>,
     batch: &Batch,
     tensors: &HashMap<String, Tensor>,
 ) {
-    let hidden = encoder.forward(batch).expect("a good batch");
-    assert_eq!(hidden.layers.len(), 3);
-    for (i, layer) in hidden.layers.iter().enumerate() {
+    let output = encoder.forward(batch).expect("a valid batch");
+    assert_eq!(output.layers.len(), 3);
+    for (i, layer) in output.layers.iter().enumerate() {
         let expected = &tensors[&format!("hidden.{}", i + 1)];
-        // Hugging Face keeps CLS with the rest.
+        // Hugging Face's output includes the CLS token.
         let prefix = expected.size()[1] - layer.out.size()[1];
-        for (row, &len) in hidden.lengths.iter().enumerate() {
+        for (row, &len) in output.lengths.iter().enumerate() {
             let expected = expected.get(row as i64).narrow(0, prefix, len);
-            let off = difference(&layer.out.get(row as i64).narrow(0, 0, len), &expected);
-            assert!(off < VALUES, "layer {i}, row {row} is off by {off}");
+            let diff = max_abs_diff(&layer.out.get(row as i64).narrow(0, 0, len), &expected);
+            assert!(diff < TOLERANCE, "layer {i}, row {row} differs by {diff}");
         }
     }
 }
 
-/// All tensors but weights, without `prefix`.
+/// Returns the tensors whose names begin with `prefix`, without it.
 fn values(tensors: &Tensors, prefix: &str) -> HashMap<String, Tensor> {
     let named = |(name, t): (&String, &Tensor)| {
         Some((name.strip_prefix(prefix)?.to_owned(), t.shallow_clone()))
@@ -86,7 +89,7 @@ fn lengths(mask: &Tensor) -> Vec<i64> {
 }
 
 #[test]
-fn audio() {
+fn audio_encoder_matches() {
     let tensors = golden("hf_audio");
     let mut config = tiny::speech_v1();
     config.features.conv_layers = vec![[32, 10, 5], [32, 3, 2], [32, 3, 2], [32, 2, 2]];
@@ -124,7 +127,7 @@ fn audio() {
 }
 
 #[test]
-fn vision() {
+fn vision_encoder_matches() {
     let tensors = golden("hf_vision");
     let mut config = vision::v1();
     (config.transformer.depth, config.transformer.mlp_ratio) = (3, 2.0);
@@ -156,7 +159,7 @@ fn vision() {
 }
 
 #[test]
-fn text() {
+fn text_encoder_matches() {
     let tensors = golden("hf_text");
     let mut config = text::v1();
     config.transformer.mlp_ratio = 2.0;
@@ -177,7 +180,7 @@ fn text() {
     ];
     let theirs = |name: &str| {
         let value = renamed(&tensors, name, &names);
-        // Its one token type adds the same to every token.
+        // There is one token type, whose embedding is added to every token.
         let kind = &tensors["weights.embeddings.token_type_embeddings.weight"];
         let value = value.map(|v| if name.ends_with("positions.table") { v + kind } else { v });
         value.or_else(|| block(&tensors, name, "encoder.layer", parts))

@@ -1,12 +1,13 @@
 //! What must hold whatever the weights: ARCHITECTURE.md, invariants 4 to 7 and 10.
 
-use data2vec_core::checkpoint::read_tensors;
-use data2vec_core::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
+use data2vec_core::io::checkpoint::read_tensors;
+use data2vec_core::model::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Precision, Tokens};
 use data2vec_speech::{SpeechEncoder, WaveEncoder, WaveEncoderConfig};
-use data2vec_tests::padding::{assert_rows_are_as_alone, mask};
-use data2vec_tests::tiny::{self, FixedMask, difference};
+use data2vec_core::train::chunks::forward_in_chunks;
+use data2vec_tests::padding::{assert_padding_has_no_effect, mask};
+use data2vec_tests::tiny::{self, FixedMask, max_abs_diff};
 use tch::{Device, Kind, Tensor};
 
 /// Samples that give `frames` tokens with the tiny convolutions: hop 40, receptive field 60.
@@ -42,7 +43,7 @@ fn targets_do_not_depend_on_the_mask() {
     let shared = [(0, 2), (0, 9), (1, 9)];
     let row_of = |mask: &Mask, (row, token): (usize, usize)| {
         let before =
-            mask.hidden().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
+            mask.masked().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
         before as i64
     };
     for (name, config) in both() {
@@ -53,7 +54,7 @@ fn targets_do_not_depend_on_the_mask() {
         });
         for at in shared {
             let [x, y] = [(&targets[0], &a), (&targets[1], &b)].map(|(t, m)| t.get(row_of(m, at)));
-            assert_eq!(difference(&x, &y), 0.0, "{name} at {at:?}");
+            assert_eq!(max_abs_diff(&x, &y), 0.0, "{name} at {at:?}");
         }
     }
 }
@@ -88,20 +89,20 @@ fn hidden_content_cannot_reach_the_student() {
                 model.student().embed(&Batch::new(samples.copy()).expect("a batch"), false);
             let tokens = tokens.expect("long enough");
             let target = tokens.x.zeros_like();
-            let seen = model.regress(&tokens, &mask, &target, Some(&noise), None).prediction;
+            let seen = regress(&model, &tokens, &mask, &target, Some(&noise), None).prediction;
             (seen, tokens.x)
         };
         let ((a, tokens), (b, changed)) = (predict(&before), predict(&after));
-        assert_eq!(difference(&a, &b), 0.0, "{name}");
+        assert_eq!(max_abs_diff(&a, &b), 0.0, "{name}");
         // It was the hidden tokens that changed.
-        assert!(difference(&tokens.narrow(1, 5, 5), &changed.narrow(1, 5, 5)) > 0.1);
+        assert!(max_abs_diff(&tokens.narrow(1, 5, 5), &changed.narrow(1, 5, 5)) > 0.1);
     }
 }
 
 #[test]
 fn dropping_a_token_is_the_same_as_its_being_padding() {
-    // `Replace` and `Drop` share everything but how hidden tokens leave: with the last token hidden,
-    // the visible ones' features are those of a sequence that ends before it.
+    // `Replace` and `Drop` share everything but how hidden tokens leave: with the last token
+    // hidden, the visible ones' features are those of a sequence that ends before it.
     let mut config = tiny::speech_v2();
     config.features.pos_layers = 1; // a second one sees what the first made of the hidden token
     let model = tiny::model(config, FixedMask(mask(12, &[&[11], &[11]])));
@@ -109,10 +110,12 @@ fn dropping_a_token_is_the_same_as_its_being_padding() {
     let _ = tokens.narrow(1, 11, 1).fill_(0.0);
     let whole = Tokens::new(tokens.copy(), None);
     let visible = mask(12, &[&[11], &[11]]).visible(whole.lengths(), Device::Cpu);
-    let dropped = model.student().contextualize(&whole, Some(&visible), None).x; // (2, 11, 48)
+    let dropped = model.student().contextualize(&whole, Some(&visible), None);
+    let dropped = dropped.expect("positions").x; // (2, 11, 48)
     let padded = Tokens::new(tokens, Some(vec![11, 11]));
-    let kept = model.student().contextualize(&padded, None, None).x; // (2, 12, 48)
-    assert!(difference(&dropped, &kept.narrow(1, 0, 11)) < 1e-5);
+    let kept = model.student().contextualize(&padded, None, None);
+    let kept = kept.expect("positions").x; // (2, 12, 48)
+    assert!(max_abs_diff(&dropped, &kept.narrow(1, 0, 11)) < 1e-5);
 }
 
 #[test]
@@ -136,7 +139,7 @@ fn a_longer_padding_changes_nothing() {
                 let target = model.target(&batch, &tokens).expect("long enough");
                 let noise = noise.narrow(1, 0, frames);
                 let o =
-                    model.regress(&tokens, &mask_of(frames as usize), &target, Some(&noise), None);
+                    regress(&model, &tokens, &mask_of(frames as usize), &target, Some(&noise), None);
                 let hidden = model.student().forward(&batch).expect("long enough");
                 let rows = [hidden.x.get(0).narrow(0, 0, 20), hidden.x.get(1).narrow(0, 0, 13)];
                 (o.loss, o.prediction, o.target, Tensor::cat(&rows, 0))
@@ -145,7 +148,7 @@ fn a_longer_padding_changes_nothing() {
             for (what, x, y) in
                 [("prediction", &a.1, &b.1), ("target", &a.2, &b.2), ("features", &a.3, &b.3)]
             {
-                let off = difference(x, y);
+                let off = max_abs_diff(x, y);
                 assert!(off < 2e-5, "{name} {norm:?}: {what} off by {off}");
             }
             let (x, y) = (a.0.double_value(&[]), b.0.double_value(&[]));
@@ -162,14 +165,15 @@ fn a_row_in_a_padded_batch_is_as_alone() {
         for norm in [data2vec_speech::ConvNorm::Layer, data2vec_speech::ConvNorm::Group] {
             config.features.conv_norm = norm;
             let model = model(config.clone(), &mask(20, &[&[1]]));
-            assert_rows_are_as_alone(name, &model, &wave(3, 20), &lengths, &hidden, 1e-5);
+            assert_padding_has_no_effect(name, &model, &wave(3, 20), &lengths, &hidden, 1e-5);
         }
     }
 }
 
 #[test]
 fn parts_of_a_batch_add_up_to_it() {
-    // Rows hide unlike numbers, one nothing; the last example is shorter than the others. In 2.0 there are two, twice each.
+    // Rows hide unlike numbers, one nothing; the last example is shorter than the others. In 2.0
+    // there are two, twice each.
     let hidden: [&[usize]; 4] = [&[2, 3, 4, 9], &[], &[1, 9, 15], &[0, 5, 12]];
     for ((name, mut config), layer_drop) in
         both().into_iter().flat_map(|c| [(c.clone(), 0.0), (c, 0.5)])
@@ -188,7 +192,7 @@ fn parts_of_a_batch_add_up_to_it() {
                 loss_of.backward();
             };
             let mut rng = stream(1, Purpose::Step, &[0]);
-            let last = model.forward_in_parts(&batch, &mut rng, tokens, |part| {
+            let last = forward_in_chunks(&model, &batch, &mut rng, tokens, |part| {
                 parts += 1;
                 take(&part.loss);
                 Ok(())
@@ -215,7 +219,7 @@ fn parts_of_a_batch_add_up_to_it() {
             assert_eq!(grads.len(), expected.2.len());
             for ((name, a), (_, b)) in expected.2.iter().zip(grads) {
                 let largest = a.abs().max().double_value(&[]);
-                assert!(difference(a, b) < 1e-4 * largest.max(1e-3), "{name}");
+                assert!(max_abs_diff(a, b) < 1e-4 * largest.max(1e-3), "{name}");
             }
         }
     }
@@ -223,9 +227,9 @@ fn parts_of_a_batch_add_up_to_it() {
 
 #[test]
 fn an_exported_encoder_is_the_student_and_nothing_else() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
-    model.export(dir.path()).expect("space");
+    model.export(dir.path()).expect("written");
     let tensors = read_tensors(&dir.path().join(ENCODER_WEIGHTS)).expect("a whole file");
     assert!(tensors.keys().all(|name| name.starts_with("encoder.")), "{:?}", tensors.keys());
     let student = model.vars().variables();
@@ -237,7 +241,7 @@ fn an_exported_encoder_is_the_student_and_nothing_else() {
         Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder");
     assert_eq!(config.features, model.config().features);
     let [a, b] = [&encoder, model.student()].map(|e| e.forward(&batch).expect("long enough").x);
-    assert_eq!(difference(&a, &b), 0.0);
+    assert_eq!(max_abs_diff(&a, &b), 0.0);
 
     // The same through the speech crate, from plain samples.
     let samples = Vec::<f32>::try_from(batch.inputs.flatten(0, 1)).expect("floats");
@@ -250,26 +254,26 @@ fn an_exported_encoder_is_the_student_and_nothing_else() {
 #[test]
 fn weights_rounded_once_give_what_rounding_at_each_product_gives() {
     for config in [tiny::speech_v1(), tiny::speech_v2()] {
-        let dir = tempfile::tempdir().expect("a folder");
+        let dir = tempfile::tempdir().expect("a directory");
         let model = tiny::model(config, FixedMask(mask(20, &[&[1]])));
-        model.export(dir.path()).expect("space");
+        model.export(dir.path()).expect("written");
         let load = || Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder").0;
         let batch = Batch::new(wave(2, 20)).expect("a batch");
         let each = Precision::Bf16.run(Device::Cpu, || load().forward(&batch));
         let each = each.expect("autocast").expect("long enough").x;
-        let once = load().in_precision(Precision::Bf16).forward(&batch).expect("long enough").x;
-        assert_eq!(difference(&each, &once), 0.0);
-        let full = load().in_precision(Precision::F32).forward(&batch).expect("long enough").x;
-        let error = difference(&full, &once) / full.abs().max().double_value(&[]);
+        let once = load().with_precision(Precision::Bf16).forward(&batch).expect("long enough").x;
+        assert_eq!(max_abs_diff(&each, &once), 0.0);
+        let full = load().with_precision(Precision::F32).forward(&batch).expect("long enough").x;
+        let error = max_abs_diff(&full, &once) / full.abs().max().double_value(&[]);
         assert!(error > 0.0 && error < 0.05, "{error}");
     }
 }
 
 #[test]
 fn a_broken_export_is_an_error_that_names_the_file() {
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
-    model.export(dir.path()).expect("space");
+    model.export(dir.path()).expect("written");
     let weights = dir.path().join(ENCODER_WEIGHTS);
     let config = dir.path().join(ENCODER_CONFIG);
     let load = || {
@@ -277,14 +281,14 @@ fn a_broken_export_is_an_error_that_names_the_file() {
         error.to_string()
     };
     let bytes = std::fs::read(&weights).expect("a file");
-    std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("space");
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).expect("written");
     assert!(load().contains("encoder.safetensors"), "{}", load());
-    std::fs::write(&weights, &bytes).expect("space");
+    std::fs::write(&weights, &bytes).expect("written");
     let text = std::fs::read_to_string(&config).expect("text");
-    std::fs::write(&config, text.replace("dim = 48", "dim = 44")).expect("space");
+    std::fs::write(&config, text.replace("dim = 48", "dim = 44")).expect("written");
     assert!(load().contains("has shape"), "{}", load());
-    std::fs::write(&config, text.replace("\"wave\"", "\"patch\"")).expect("space");
-    assert!(load().contains("not a `wave` one"), "{}", load());
+    std::fs::write(&config, text.replace("\"wave\"", "\"patch\"")).expect("written");
+    assert!(load().contains("not a `wave` encoder"), "{}", load());
     std::fs::remove_file(&config).expect("a file");
     assert!(load().contains("encoder.toml"), "{}", load());
 }

@@ -1,20 +1,23 @@
-//! Every recipe of the repository: complete, possible, and of the size that was published.
+//! Every recipe of the repository is complete, valid, and of the published size.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use data2vec_core::Data2Vec;
+use data2vec_core::io::toml::toml_error;
+use data2vec_core::{
+    AdamWConfig, Data2Vec, DecoderConfig, EmaConfig, FinetuneModality, Modality, ModelConfig,
+    RegressionLoss, Schedule, TargetConfig, TransformerConfig,
+};
+use data2vec_nlp::Nlp;
+use data2vec_speech::Speech;
+use data2vec_tests::fuzz;
+use data2vec_train::recipe::{FinetuneRecipe, Recipe, read};
+use data2vec_vision::Vision;
 use tch::Device;
+use Table;
 
-use crate::modality::{Modality, Nlp, Speech, Vision};
-use crate::recipe::{Recipe, read, toml_error};
-use crate::tune_recipe::TuneRecipe;
-
-#[path = "../../../tests/src/fuzz.rs"]
-mod fuzz;
-
-/// Parameters of the encoder alone and of all that is trained, as counted on the reference's models.
-/// 1.0's mask token is among the latter here; of 1.0's images, our bias of keys is among both.
+/// Number of parameters of the encoder and of everything trained, counted on the reference's models.
+/// The latter include 1.0's mask token here; for 1.0's images, both include our bias of keys.
 const PUBLISHED: [(&str, usize, usize); 12] = [
     ("vision", 85_647_360, 88_233_216),
     ("vision-large", 303_099_904, 309_067_776),
@@ -30,8 +33,8 @@ const PUBLISHED: [(&str, usize, usize); 12] = [
     ("nlp-v1", 124_054_272, 126_415_872),
 ];
 
-/// Encoder and whole model's parameters at the recipe's full size. Blocks are alike, so two shallow
-/// models tell what a deep one has, without its memory.
+/// Counts the parameters of encoder and model at the recipe's full size. Blocks are alike, so two
+/// shallow models suffice, without the memory of a deep one.
 fn parameters<M: Modality>(recipe: &Recipe<M>) -> Result<(usize, usize)> {
     let at = |depth: usize| {
         let mut config = recipe.model();
@@ -51,7 +54,7 @@ fn parameters<M: Modality>(recipe: &Recipe<M>) -> Result<(usize, usize)> {
     Ok((full(one.0, two.0), full(one.1, two.1)))
 }
 
-fn check<M: Modality>(path: &std::path::Path, table: toml::Table) -> Result<(usize, usize)> {
+fn check<M: Modality>(path: &Path, table: Table) -> Result<(usize, usize)> {
     let recipe = Recipe::<M>::from_table(path, table)?;
     recipe.schedule.validate(recipe.train.steps)?;
     recipe.target.validate(&recipe.transformer)?;
@@ -60,22 +63,22 @@ fn check<M: Modality>(path: &std::path::Path, table: toml::Table) -> Result<(usi
 }
 
 #[test]
-fn recipes_are_possible_and_of_the_published_sizes() {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let (mut sized, mut tuned) = (0, 0);
-    for entry in std::fs::read_dir(&dir).expect("the folder of recipes") {
+fn recipes_are_valid_and_of_the_published_sizes() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+    let (mut sized, mut finetuned) = (0, 0);
+    for entry in std::fs::read_dir(&dir).expect("the directory of recipes") {
         let path = entry.expect("a recipe").path();
         let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
         let table = read(&path, None, &[]).expect("TOML");
         if name.starts_with("finetune-") {
-            let possible = match table["modality"].as_str().expect("a modality") {
-                "speech" => TuneRecipe::<Speech>::from_table(&path, table).map(drop),
-                "vision" => TuneRecipe::<Vision>::from_table(&path, table).map(drop),
-                "nlp" => TuneRecipe::<Nlp>::from_table(&path, table).map(drop),
+            let valid = match table["modality"].as_str().expect("a modality") {
+                "speech" => FinetuneRecipe::<Speech>::from_table(&path, table).map(drop),
+                "vision" => FinetuneRecipe::<Vision>::from_table(&path, table).map(drop),
+                "nlp" => FinetuneRecipe::<Nlp>::from_table(&path, table).map(drop),
                 other => panic!("{name}: {other} has no test"),
             };
-            possible.unwrap_or_else(|e| panic!("{name}: {e:#}"));
-            tuned += 1;
+            valid.unwrap_or_else(|e| panic!("{name}: {e:#}"));
+            finetuned += 1;
             continue;
         }
         let counts = match table["modality"].as_str().expect("a modality") {
@@ -91,21 +94,21 @@ fn recipes_are_possible_and_of_the_published_sizes() {
         }
     }
     assert_eq!(sized, PUBLISHED.len(), "every published size has its recipe");
-    assert!(tuned > 20, "{tuned} recipes for fine-tuning");
+    assert!(finetuned > 20, "{finetuned} recipes for fine-tuning");
 }
 
-/// As [`read`] does, but for the file.
-fn of_use(bytes: &[u8]) -> bool {
-    fn either<M: crate::modality::Tunable>(path: &std::path::Path, table: toml::Table) -> bool {
+/// Parses the bytes of a recipe; returns whether it is valid.
+fn parse(bytes: &[u8]) -> bool {
+    fn either<M: FinetuneModality>(path: &Path, table: Table) -> bool {
         match table.contains_key("tune") {
-            true => TuneRecipe::<M>::from_table(path, table).is_ok(),
+            true => FinetuneRecipe::<M>::from_table(path, table).is_ok(),
             false => Recipe::<M>::from_table(path, table).is_ok(),
         }
     }
     let (Ok(text), path) = (std::str::from_utf8(bytes), PathBuf::from("recipe.toml")) else {
         return false;
     };
-    let table = match text.parse::<toml::Table>() {
+    let table = match text.parse::<Table>() {
         Ok(table) => table,
         Err(error) => {
             assert!(toml_error(text, &error).starts_with("line "));
@@ -122,5 +125,21 @@ fn of_use(bytes: &[u8]) -> bool {
 
 #[test]
 fn mutations_of_recipes() {
-    fuzz::fuzz("recipe", of_use);
+    fuzz::fuzz("recipe", parse);
+}
+
+/// The defaults of settings are those of 2.0 Base for speech.
+#[test]
+fn defaults_are_those_of_the_base_recipe() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../recipes/speech.toml");
+    let recipe = Recipe::<Speech>::from_table(&path, read(&path, None, &[]).expect("TOML"));
+    let recipe = recipe.expect("a recipe");
+    assert_eq!(recipe.model, ModelConfig::default());
+    assert_eq!(recipe.transformer, TransformerConfig::default());
+    assert_eq!(recipe.target, TargetConfig::default());
+    assert_eq!(recipe.loss, RegressionLoss::default());
+    assert_eq!(recipe.decoder, DecoderConfig::default());
+    assert_eq!(recipe.ema, EmaConfig::default());
+    assert_eq!(recipe.optimizer, AdamWConfig::default());
+    assert_eq!(recipe.schedule, Schedule::default());
 }

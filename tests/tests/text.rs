@@ -8,15 +8,15 @@ use data2vec_core::{
     Result, Substitute, TargetNorm,
 };
 use data2vec_nlp::{TextEncoder, TokenEncoder, TokenEncoderConfig, Tokenizer};
-use data2vec_tests::padding::{assert_rows_are_as_alone, mask};
+use data2vec_tests::padding::{assert_padding_has_no_effect, mask};
 use data2vec_tests::text;
-use data2vec_tests::tiny::{FixedMask, difference};
+use data2vec_tests::tiny::{FixedMask, max_abs_diff};
 use tch::{Device, Kind, Tensor};
 
 /// A model whose teacher differs from its student.
 fn model(config: &Data2VecConfig<TokenEncoderConfig>, mask: &Mask) -> Data2Vec<TokenEncoder> {
     let masking = Box::new(FixedMask(mask.clone()));
-    let model = Data2Vec::new(config.clone(), masking, Device::Cpu, 1).expect("possible settings");
+    let model = Data2Vec::new(config.clone(), masking, Device::Cpu, 1).expect("a valid config");
     tch::no_grad(|| {
         // By name: two models of the same settings get the same teacher.
         for (_, mut tensor) in BTreeMap::from_iter(model.teacher().variables()) {
@@ -51,7 +51,7 @@ fn hidden_words_cannot_reach_the_student() {
         let other = seen.masked_fill(&mask.to_tensor(Device::Cpu), 9);
         let predictions =
             [seen, other].map(|ids| forward(&model, &Batch::new(ids).expect("a batch")).prediction);
-        assert!(difference(&predictions[0], &predictions[1]) == 0.0);
+        assert!(max_abs_diff(&predictions[0], &predictions[1]) == 0.0);
     }
 }
 
@@ -70,7 +70,7 @@ fn a_longer_padding_changes_neither_values_nor_loss() {
             let tokens = model.student().embed(&batch, false).expect("known words");
             let target = model.target(&batch, &tokens).expect("known words");
             let noise = tokens.x.zeros_like();
-            model.regress(&tokens, &mask, &target, Some(&noise), None).loss.double_value(&[])
+            regress(&model, &tokens, &mask, &target, Some(&noise), None).loss.double_value(&[])
         });
         assert!((losses[0] / losses[1] - 1.0).abs() < 1e-5, "{losses:?}");
     }
@@ -81,7 +81,7 @@ fn a_row_in_a_padded_batch_is_as_alone() {
     let hidden: [&[usize]; 3] = [&[1, 4, 5, 13], &[0, 2], &[5, 8]];
     for (name, config) in ["1.0", "2.0"].into_iter().zip(both()) {
         let model = model(&config, &mask(14, &[&[1]]));
-        assert_rows_are_as_alone(name, &model, &ids(3, 14), &[14, 6, 9], &hidden, 1e-5);
+        assert_padding_has_no_effect(name, &model, &ids(3, 14), &[14, 6, 9], &hidden, 1e-5);
     }
 }
 
@@ -98,8 +98,8 @@ fn one_dot_zero_hides_by_the_word_mask() {
     let tokens = tokens.expect("known words");
     let places = mask.to_tensor(Device::Cpu).unsqueeze(-1);
     let word = model.mask_token().expect("a word").where_self(&places, &tokens.x);
-    let again = model.student().contextualize(&tokens.with(word), None, None);
-    assert!(difference(&again.x, &seen.x) < 1e-6);
+    let again = model.student().contextualize(&tokens.with_x(word), None, None).expect("positions");
+    assert!(max_abs_diff(&again.x, &seen.x) < 1e-6);
     hidden.loss.backward();
     let grad = model.vars().variables()["encoder.features.embed.words"].grad();
     assert!(grad.get(63).abs().max().double_value(&[]) > 0.0, "`<mask>` learns");
@@ -109,7 +109,7 @@ fn one_dot_zero_hides_by_the_word_mask() {
 #[test]
 fn other_words_can_be_shown_and_are_not_predicted() {
     let hidden = mask(8, &[&[2, 5]]);
-    let swap = Substitute { row: 0, token: 3, entry: 40 };
+    let swap = Substitute { row: 0, token: 3, id: 40 };
     let swapped = hidden.clone().with_substitutes(vec![swap]).expect("a visible place");
     let mut config = text::v1();
     let [plain, other] = [&hidden, &swapped].map(|mask| {
@@ -118,13 +118,13 @@ fn other_words_can_be_shown_and_are_not_predicted() {
     });
     let words = ids(1, 8);
     let objective = forward(&other, &Batch::new(words.shallow_clone()).expect("a batch"));
-    assert_eq!(objective.num_hidden, 2);
+    assert_eq!(objective.num_masked, 2);
     let changed = words.copy();
     let _ = changed.select(1, 3).fill_(40);
     let expected = forward(&plain, &Batch::new(changed).expect("a batch"));
-    assert!(difference(&objective.prediction, &expected.prediction) == 0.0);
+    assert!(max_abs_diff(&objective.prediction, &expected.prediction) == 0.0);
     assert!(
-        difference(&objective.target, &expected.target) > 1e-3,
+        max_abs_diff(&objective.target, &expected.target) > 1e-3,
         "the teacher sees the real one"
     );
 
@@ -153,10 +153,10 @@ fn the_released_teacher_sees_the_hidden_words_alone() {
         let alone = words.get(b).index_select(0, &Tensor::from_slice(&places)).unsqueeze(0);
         let batch = Batch::new(alone).expect("a batch");
         let tokens = model.student().embed(&batch, false).expect("known words");
-        let layers = teacher.contextualize(&tokens, None, None).layers;
+        let layers = teacher.contextualize(&tokens, None, None).expect("positions").layers;
         let expected = config.target.build(&layers, None).squeeze_dim(0);
         let len = places.len() as i64;
-        assert!(difference(&target.narrow(0, row, len), &expected) < 2e-6, "row {b}");
+        assert!(max_abs_diff(&target.narrow(0, row, len), &expected) < 2e-6, "row {b}");
         row += len;
     }
     config.model.masked_input = MaskedInput::Drop;
@@ -171,7 +171,7 @@ fn an_exported_encoder_goes_with_its_tokenizer_alone() {
     let mut config = text::v2();
     (config.features.vocabulary, config.features.mask) = (270, 269);
     let model = model(&config, &mask(4, &[&[1]]));
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a directory");
     model.export(folder.path()).expect("written");
     assert!(TextEncoder::load(folder.path(), Device::Cpu).is_err(), "no tokenizer");
     tokenizer.save(folder.path()).expect("written");
@@ -186,7 +186,7 @@ fn an_exported_encoder_goes_with_its_tokenizer_alone() {
     let hidden = raw.forward(&Batch::new(inputs).expect("a batch")).expect("a pass");
     let features = encoder.features("a few\n\nmore words").expect("text");
     let features = Tensor::try_from(features).expect("an array").unsqueeze(0);
-    assert!(difference(&features, &hidden.x) == 0.0);
+    assert!(max_abs_diff(&features, &hidden.x) == 0.0);
     assert_eq!(encoder.features("").expect("no text").dim(), (1, 48));
 
     let long = "a few words ".repeat(50);
@@ -226,7 +226,7 @@ fn masks_of_text_fit_the_model() -> Result<()> {
         let model = Data2Vec::<TokenEncoder>::new(config, masking, Device::Cpu, 1)?;
         let batch = Batch::padded(ids(3, 20), vec![20, 9, 2])?;
         let objective = forward(&model, &batch);
-        assert!(objective.loss.double_value(&[]).is_finite() && objective.num_hidden >= 3);
+        assert!(objective.loss.double_value(&[]).is_finite() && objective.num_masked >= 3);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use data2vec_core::{Batch, Checkpoints, Data2VecConfig, Position, Precision, TrainState};
 use data2vec_speech::{BlockMask, SpeechMaskConfig, WaveEncoder, WaveEncoderConfig};
-use data2vec_tests::tiny::{self, difference};
+use data2vec_tests::tiny::{self, max_abs_diff};
 use tch::{Device, Kind, Tensor};
 
 /// LibTorch has one generator for the whole process: tests that draw from it take turns.
@@ -49,14 +49,14 @@ fn assert_same(a: &TrainState<WaveEncoder>, b: &TrainState<WaveEncoder>) {
     let (a, b) = (everything(a), everything(b));
     assert_eq!(a.len(), b.len());
     for ((name, x), (_, y)) in a.iter().zip(&b) {
-        assert!(x.equal(y), "{name} differs by {}", difference(x, y));
+        assert!(x.equal(y), "{name} differs by {}", max_abs_diff(x, y));
     }
 }
 
 #[test]
 fn resuming_changes_no_bit() {
     let _turn = GENERATOR.lock();
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     let mut half = tiny::speech_v2();
     half.model.precision = Precision::Bf16;
     let configs = [("1.0", tiny::speech_v1()), ("2.0", tiny::speech_v2()), ("2.0 in bf16", half)];
@@ -70,18 +70,18 @@ fn resuming_changes_no_bit() {
         };
         let reports: Vec<_> = (0..6).map(|_| step(&mut straight)).collect();
 
-        let checkpoints = Checkpoints::new(dir.path().join(name), 2, None).expect("a folder");
+        let checkpoints = Checkpoints::new(dir.path().join(name), 2, None).expect("a directory");
         let mut first = state(config.clone());
         for expected in &reports[..3] {
             assert_eq!(step(&mut first), *expected, "{name}: a step repeats");
         }
         let position = Position { step: 3, next_batch: 6 };
-        checkpoints.save(position, |dir| first.snapshot()?.write(dir)).expect("space");
+        checkpoints.save(position, |dir| first.snapshot()?.write(dir)).expect("written");
         let teacher: Vec<_> = everything(&first);
         drop(first);
         tch::manual_seed(99); // whatever happened meanwhile
 
-        let (found, path) = checkpoints.newest().expect("a folder").good.expect("a checkpoint");
+        let (found, path) = checkpoints.newest_up_to(u64::MAX).expect("a directory").good.expect("a checkpoint");
         assert_eq!(found, position);
         let mut second = state(config);
         second.load(&path, found.step).expect("a whole checkpoint");
@@ -171,13 +171,13 @@ fn micro_batches_add_up_to_one_large_batch() {
         let b = four.step(&parts).expect("a step");
         assert!((a.loss / b.loss - 1.0).abs() < 1e-5, "{} and {}", a.loss, b.loss);
         assert!((a.grad_norm / b.grad_norm - 1.0).abs() < 1e-4);
-        assert!((a.target_var - b.target_var).abs() < 1e-5);
+        assert!((a.target_std - b.target_std).abs() < 1e-5);
     }
     // One EMA step an optimizer step: the teachers agree too.
     for ((name, x), (_, y)) in everything(&one).iter().zip(&everything(&four)) {
         // Adam's first steps are sign-like: where a gradient is all rounding, so is the step.
         let gate = if name.contains("attn.qkv.bias") { 5e-3 } else { 2e-4 };
-        assert!(difference(x, y) < gate, "{name}: {}", difference(x, y));
+        assert!(max_abs_diff(x, y) < gate, "{name}: {}", max_abs_diff(x, y));
     }
 }
 
@@ -194,7 +194,7 @@ fn the_teacher_moves_by_the_decay_alone() {
             true => student[name].copy(), // 2.0 shares the feature encoder
             false => before * 0.9 + &student[name] * 0.1,
         };
-        assert!(difference(&moved[name], &expected) < 1e-6, "{name}");
+        assert!(max_abs_diff(&moved[name], &expected) < 1e-6, "{name}");
         assert!(!moved[name].requires_grad());
     }
 }
@@ -234,19 +234,19 @@ fn a_batch_that_is_not_finite_changes_nothing() {
 #[test]
 fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
     let _turn = GENERATOR.lock();
-    let dir = tempfile::tempdir().expect("a folder");
-    let checkpoints = Checkpoints::new(dir.path(), 2, None).expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
+    let checkpoints = Checkpoints::new(dir.path(), 2, None).expect("a directory");
     let mut s = state(tiny::speech_v1());
     for step in 1..=3 {
         s.step(&[batch(step, 2)]).expect("a step");
         let position = Position { step, next_batch: step };
-        checkpoints.save(position, |dir| s.snapshot()?.write(dir)).expect("space");
+        checkpoints.save(position, |dir| s.snapshot()?.write(dir)).expect("written");
     }
-    assert_eq!(checkpoints.steps().expect("a folder"), [3, 2], "the last two are kept");
+    assert_eq!(checkpoints.steps().expect("a directory"), [3, 2], "the last two are kept");
 
     let newest = dir.path().join("step-00000003");
     let good = || {
-        let newest = checkpoints.newest().expect("a folder");
+        let newest = checkpoints.newest_up_to(u64::MAX).expect("a directory");
         (newest.good.map(|(position, _)| position.step), newest.damaged.len())
     };
     assert_eq!(good(), (Some(3), 0));
@@ -260,16 +260,16 @@ fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
                 "flip" => broken[bytes.len() / 2] ^= 1,
                 _ => {}
             }
-            std::fs::write(&path, broken).expect("space");
+            std::fs::write(&path, broken).expect("written");
             if damage == "gone" {
                 std::fs::remove_file(&path).expect("a file");
             }
             assert_eq!(good(), (Some(2), 1), "{file} {damage}");
         }
-        std::fs::write(&path, bytes).expect("space");
+        std::fs::write(&path, bytes).expect("written");
     }
     assert_eq!(good(), (Some(3), 0));
-    std::fs::write(newest.join("checkpoint.json"), "{").expect("space");
+    std::fs::write(newest.join("checkpoint.json"), "{").expect("written");
     assert_eq!(good(), (Some(2), 1));
 
     // A crash while writing leaves an unfinished folder, which is never read and later removed.
@@ -277,9 +277,9 @@ fn damaged_checkpoints_are_found_out_and_the_one_before_is_used() {
         Err(data2vec_core::Error::Input("no space".into()))
     });
     assert!(failing.is_err());
-    std::fs::create_dir(dir.path().join(".unfinished-5")).expect("space");
-    let again = Checkpoints::new(dir.path(), 2, None).expect("a folder");
-    assert_eq!(again.steps().expect("a folder"), [3, 2]);
+    std::fs::create_dir(dir.path().join(".unfinished-5")).expect("written");
+    let again = Checkpoints::new(dir.path(), 2, None).expect("a directory");
+    assert_eq!(again.steps().expect("a directory"), [3, 2]);
     assert!(
         !dir.path().join(".unfinished-5").exists() && !dir.path().join(".unfinished-4").exists()
     );

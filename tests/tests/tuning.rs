@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use data2vec_core::checkpoint::read_tensors;
-use data2vec_core::head::{Activation, DenseConfig, HeadInit};
-use data2vec_core::tune::TuneMasks;
+use data2vec_core::io::checkpoint::read_tensors;
+use data2vec_core::model::head::{Activation, DenseConfig, HeadInit};
+use data2vec_core::train::finetune::FinetuneMasks;
 use data2vec_core::{
     Batch, Data2Vec, Data2VecConfig, FeatureEncoder, HeadConfig, HeadTask, LabelledBatch,
-    MaskStrategy, Pool, Precision, StepConfig, Targets, TuneConfig, TuneState, Tuned,
-};
+    MaskStrategy, Pool, Precision, StepConfig, Targets, FinetuneConfig, FinetuneState, FinetunedModel};
 use data2vec_nlp::TokenEncoder;
 use data2vec_speech::{SpanMask, SpeechMaskConfig, WaveEncoder};
 use data2vec_tests::tiny::{self, FixedMask};
@@ -17,8 +16,8 @@ use data2vec_vision::PatchEncoder;
 use ndarray::array;
 use tch::{Device, Kind, Tensor};
 
-fn config() -> TuneConfig {
-    TuneConfig {
+fn config() -> FinetuneConfig {
+    FinetuneConfig {
         freeze_steps: 1,
         freeze_local: false,
         layer_decay: 0.9,
@@ -50,8 +49,8 @@ fn head(task: HeadTask, pool: Pool, labels: usize) -> HeadConfig {
 fn pretrained<F: FeatureEncoder>(config: Data2VecConfig<F::Config>) -> tempfile::TempDir {
     let mask = data2vec_core::Mask::new(array![[true, false]]).expect("a mask");
     let model = Data2Vec::<F>::new(config, Box::new(FixedMask(mask)), Device::Cpu, 3);
-    let dir = tempfile::tempdir().expect("a folder");
-    model.expect("a possible model").export(dir.path()).expect("space");
+    let dir = tempfile::tempdir().expect("a directory");
+    model.expect("a possible model").export(dir.path()).expect("written");
     dir
 }
 
@@ -59,17 +58,17 @@ fn pretrained<F: FeatureEncoder>(config: Data2VecConfig<F::Config>) -> tempfile:
 struct Case {
     head: HeadConfig,
     batches: Vec<LabelledBatch>,
-    masks: fn() -> TuneMasks,
-    config: TuneConfig,
+    masks: fn() -> FinetuneMasks,
+    config: FinetuneConfig,
 }
 
 impl Case {
-    fn state<F: FeatureEncoder>(&self, dir: &Path) -> TuneState<F> {
+    fn state<F: FeatureEncoder>(&self, dir: &Path) -> FinetuneState<F> {
         let steps = StepConfig { steps: 100, clip_norm: Some(1.0), seed: 7 };
         let adamw = tiny::adamw();
         let optimizer = (&adamw, tiny::constant(3e-3), steps);
         let (head, masks, config) = (self.head.clone(), (self.masks)(), self.config.clone());
-        TuneState::new(dir, false, head, masks, config, optimizer, Device::Cpu).expect("a state")
+        FinetuneState::new(dir, false, head, masks, config, optimizer, Device::Cpu).expect("a state")
     }
 
     /// 2n steps equal n, a stop, and n more; what is written for users scores as what was trained.
@@ -80,7 +79,7 @@ impl Case {
         let first = whole.step(&self.batches).expect("a step").loss;
         halves.step(&self.batches).expect("a step");
         // Frozen: only the head has moved.
-        halves.export(dir.join("frozen").as_path()).expect("space");
+        halves.export(dir.join("frozen").as_path()).expect("written");
         let frozen = read_tensors(&dir.join("frozen/encoder.safetensors")).expect("the encoder");
         for (name, tensor) in &frozen {
             // Some settings give what was shared to each block.
@@ -88,10 +87,10 @@ impl Case {
         }
         halves.step(&self.batches).expect("a step");
         let saved = dir.join("saved");
-        std::fs::create_dir(&saved).expect("space");
-        halves.snapshot().expect("memory").write(&saved).expect("space");
+        std::fs::create_dir(&saved).expect("written");
+        halves.snapshot().expect("memory").write(&saved).expect("written");
         let mut resumed = self.state::<F>(dir);
-        resumed.load(&saved, 2).expect("what was saved");
+        resumed.load(&saved, 2).expect("saved tensors");
         let mut last = first;
         for step in 2..=30 {
             last = whole.step(&self.batches).expect("a step").loss;
@@ -103,8 +102,8 @@ impl Case {
         assert!(last < 0.9 * first, "{first} → {last}");
 
         let model = dir.join("model");
-        whole.export(&model).expect("space");
-        let tuned = Tuned::<F>::load(&model, Device::Cpu).expect("a model");
+        whole.export(&model).expect("written");
+        let tuned = FinetunedModel::<F>::load(&model, Device::Cpu).expect("a model");
         for batch in &self.batches {
             let [ours, theirs] = [whole.score(batch, None), tuned.score(batch)];
             assert_eq!(ours.expect("scores").scores, theirs.expect("scores").scores);
@@ -124,14 +123,14 @@ fn recordings_are_transcribed() {
             let spans = SpanMask { probability: 0.2, length, min_spans: 1, same_count: false };
             Some(Box::new(SpeechMaskConfig::Spans(spans)))
         };
-        TuneMasks { tokens: spans(2), channels: spans(4) }
+        FinetuneMasks { tokens: spans(2), channels: spans(4) }
     };
     let targets =
         Targets::Sequences { ids: Tensor::from_slice(&[1_i64, 2, 2, 3]), lengths: vec![3, 1] };
     let batch = Batch::padded(random(&[2, 1600]), vec![1600, 900]).expect("a batch");
     let head = head(HeadTask::Ctc, Pool::None, 5);
     let batches = vec![LabelledBatch { batch, targets }];
-    let case = Case { head, batches, masks, config: TuneConfig { freeze_local: true, ..config() } };
+    let case = Case { head, batches, masks, config: FinetuneConfig { freeze_local: true, ..config() } };
     // 1.0 has a token for what is hidden, 2.0 puts noise there.
     for model in [tiny::speech_v1(), tiny::speech_v2()] {
         case.check::<WaveEncoder>(pretrained::<WaveEncoder>(model).path());
@@ -152,7 +151,7 @@ fn images_are_classified() {
         let batches = vec![
             LabelledBatch {
                 batch: Batch::new(random(&size)).expect("a batch"),
-                targets: Targets::Shares(shares),
+                targets: Targets::SoftLabels(shares),
             },
             LabelledBatch {
                 batch: Batch::new(random(&size)).expect("a batch"),
@@ -160,9 +159,9 @@ fn images_are_classified() {
             },
         ];
         let head = head(HeadTask::Classification, pool, 3);
-        let config = TuneConfig { precision, ..config() };
+        let config = FinetuneConfig { precision, ..config() };
         // In bf16, what trains and what is loaded differ in precision.
-        let case = Case { head, batches, masks: TuneMasks::default, config };
+        let case = Case { head, batches, masks: FinetuneMasks::default, config };
         if precision == Precision::F32 {
             case.check::<PatchEncoder>(pretrained::<PatchEncoder>(model).path());
         } else {
@@ -190,7 +189,7 @@ fn texts_get_numbers() {
         let case = Case {
             head: head(HeadTask::Regression, Pool::First, 1),
             batches: vec![LabelledBatch { batch, targets }],
-            masks: TuneMasks::default,
+            masks: FinetuneMasks::default,
             config: config(),
         };
         case.check::<TokenEncoder>(pretrained::<TokenEncoder>(model).path());
@@ -204,7 +203,7 @@ fn micro_batches_add_up() {
     let [height, width] = model.features.image_size;
     let images = random(&[4, model.features.channels, height, width]);
     let dir = pretrained::<PatchEncoder>(model);
-    let still = TuneConfig {
+    let still = FinetuneConfig {
         freeze_steps: 0,
         dropout: 0.0,
         attention_dropout: 0.0,
@@ -221,7 +220,7 @@ fn micro_batches_add_up() {
     };
     let reports = [vec![part(0, 4)], vec![part(0, 1), part(1, 3)]].map(|batches| {
         let case =
-            Case { head: head.clone(), batches, masks: TuneMasks::default, config: still.clone() };
+            Case { head: head.clone(), batches, masks: FinetuneMasks::default, config: still.clone() };
         let mut state = case.state::<PatchEncoder>(dir.path());
         state.step(&case.batches).expect("a step")
     });
@@ -238,17 +237,17 @@ fn a_batch_that_is_not_finite_changes_nothing() {
     let case = Case {
         head: head(HeadTask::Regression, Pool::First, 1),
         batches: vec![LabelledBatch { batch, targets }],
-        masks: TuneMasks::default,
-        config: TuneConfig { freeze_steps: 0, ..config() },
+        masks: FinetuneMasks::default,
+        config: FinetuneConfig { freeze_steps: 0, ..config() },
     };
     let dir = pretrained::<TokenEncoder>(text::v2());
     let mut state = case.state::<TokenEncoder>(dir.path());
-    let saved = |state: &TuneState<TokenEncoder>, name: &str| {
+    let saved = |state: &FinetuneState<TokenEncoder>, name: &str| {
         let out = dir.path().join(name);
-        std::fs::create_dir(&out).expect("space");
-        state.snapshot().expect("memory").write(&out).expect("space");
+        std::fs::create_dir(&out).expect("written");
+        state.snapshot().expect("memory").write(&out).expect("written");
         ["model.safetensors", "optimizer.safetensors"]
-            .map(|file| read_tensors(&out.join(file)).expect("what was saved"))
+            .map(|file| read_tensors(&out.join(file)).expect("saved tensors"))
     };
     let before = saved(&state, "before");
     let report = state.step(&case.batches).expect("no error");
