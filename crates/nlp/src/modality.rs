@@ -50,7 +50,7 @@ impl Modality for Nlp {
 
     fn validate(data: &Self::Data, features: &TokenEncoderConfig) -> Result<()> {
         data.validate()?;
-        Ok(data.validate_for(features)?)
+        data.validate_for(features)
     }
 
     fn open(source: &Source<Self>, on_progress: OnProgress) -> Result<Splits<TextDataset>> {
@@ -115,7 +115,7 @@ impl Modality for Nlp {
 
     fn random_batch(features: &TokenEncoderConfig, rows: i64, size: f64) -> Result<Batch> {
         let (vocabulary, kind) = (features.vocabulary, (Kind::Int64, Device::Cpu));
-        Ok(Batch::new(Tensor::randint(vocabulary, [rows, size as i64], kind))?)
+        Batch::new(Tensor::randint(vocabulary, [rows, size as i64], kind))
     }
 
     fn fingerprint(dataset: &TextDataset) -> Option<&str> {
@@ -137,7 +137,7 @@ impl Modality for Nlp {
     }
 
     fn export(dataset: &TextDataset, dir: &Path) -> Result<()> {
-        Ok(dataset.tokenizer().save_with_encoder(dir)?)
+        dataset.tokenizer().save_with_encoder(dir)
     }
 }
 
@@ -153,7 +153,7 @@ impl FinetuneModality for Nlp {
                 "must be \"classification\" or \"regression\" for texts",
             ));
         }
-        Ok(data.validate()?)
+        data.validate()
     }
 
     fn default_data(
@@ -197,7 +197,7 @@ impl FinetuneModality for Nlp {
     }
 
     fn export_labelled(dataset: &LabelledTexts, dir: &Path) -> Result<()> {
-        Ok(dataset.tokenizer().save_with_encoder(dir)?)
+        dataset.tokenizer().save_with_encoder(dir)
     }
 }
 

@@ -48,7 +48,7 @@ impl Modality for Vision {
     }
 
     fn validate(data: &Self::Data, _: &PatchEncoderConfig) -> Result<()> {
-        Ok(data.validate()?)
+        data.validate()
     }
 
     fn open(source: &Source<Self>, _: OnProgress) -> Result<Splits<VisionDataset>> {
@@ -73,7 +73,9 @@ impl Modality for Vision {
         let all = Arc::new(Images::open(path, None)?);
         let (files, broken) = (all.len(), all.skipped());
         let classes = Arc::new(all.class_names()?);
-        let shard_entry: std::result::Result<ShardEntries, String> = match has_validation_split(path)? {
+        let shard_entry: std::result::Result<ShardEntries, String> = match has_validation_split(
+            path,
+        )? {
             true => {
                 let reason = "has training and validation images; pack each directory by itself, into \
                               a directory of the same name";
@@ -86,7 +88,7 @@ impl Modality for Vision {
                     Ok(ShardEntry {
                         path: portable_path(&path)?,
                         field: path.extension().unwrap_or_default().to_string_lossy().into_owned(),
-                        content: content.into(),
+                        content,
                         sidecars: classes[at]
                             .clone()
                             .map(|class| ("cls", class))
@@ -122,7 +124,7 @@ impl Modality for Vision {
     fn random_batch(features: &PatchEncoderConfig, rows: i64, _size: f64) -> Result<Batch> {
         let [height, width] = features.image_size;
         let size = [rows, features.channels, height, width];
-        Ok(Batch::new(Tensor::randn(size, (Kind::Float, Device::Cpu)))?)
+        Batch::new(Tensor::randn(size, (Kind::Float, Device::Cpu)))
     }
 
     fn preview(
@@ -157,7 +159,7 @@ impl FinetuneModality for Vision {
         if task != HeadTask::Classification {
             return Err(Error::config("head.task", "must be \"classification\" for images"));
         }
-        Ok(data.validate()?)
+        data.validate()
     }
 
     fn default_data(_: &EncoderConfig<PatchEncoderConfig>, _: HeadTask) -> Result<AugmentConfig> {
@@ -196,7 +198,7 @@ impl FinetuneModality for Vision {
     }
 
     fn export_labelled(dataset: &LabelledImages, dir: &Path) -> Result<()> {
-        Ok(dataset.export(dir)?)
+        dataset.export(dir)
     }
 }
 

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use snapshot::Snapshot;
+pub(crate) use tensors::filter_by_prefix;
 pub(crate) use tensors::write_tensors_with_metadata;
 pub use tensors::{assign, read_tensors, write_tensors};
-pub(crate) use tensors::filter_by_prefix;
 
 use crate::io::file::UNFINISHED;
 use crate::{Error, Result};

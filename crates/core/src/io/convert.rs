@@ -18,9 +18,7 @@ use tch::{Device, Kind, Tensor, nn};
 
 use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors};
 use crate::model::encoder::{ENCODER_WEIGHTS, read_config};
-use crate::model::finetuned::{
-    HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, save_model,
-};
+use crate::model::finetuned::{HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, save_model};
 use crate::model::head::Head;
 use crate::{
     Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, NormPlacement, Result,

@@ -199,8 +199,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
                 let shown = tokens.with_x(visible.zero_masked(&tokens.x)); // (B·M, T, D)
                 let output = student.contextualize(&shown, Some(&visible), rng)?; // (B·M, K, D)
                 let x = decoder.drop_input(&output.x, train);
-                let drawn = || torch_ext::noise(&tokens.x.size(), self.config.model.noise_std, device);
-                let noise = noise.as_ref().map_or_else(|| expect_torch(drawn()), Tensor::shallow_clone);
+                let drawn =
+                    || torch_ext::noise(&tokens.x.size(), self.config.model.noise_std, device);
+                let noise =
+                    noise.as_ref().map_or_else(|| expect_torch(drawn()), Tensor::shallow_clone);
                 let x = visible.restore(&x, &noise); // (B·M, T, D)
                 Ok((decoder.forward(&tokens.with_x(x), mask), output.prefix)) // (N, D)
             }

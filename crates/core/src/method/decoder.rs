@@ -9,8 +9,8 @@ use crate::data::batch::Tokens;
 use crate::error::{Error, Result};
 use crate::method::mask::Mask;
 use crate::model::nn::{
-    Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout, padding_to_float,
-    norm_gelu,
+    Conv1d, Conv1dShape, Conv2d, Init, LayerNorm, Linear, conv_block, dropout, norm_gelu,
+    padding_to_float,
 };
 
 /// Kind and sizes of the decoder.

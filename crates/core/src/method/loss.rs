@@ -106,7 +106,9 @@ impl Loss for RegressionLoss {
 /// # Errors
 /// [`Error::Input`] if there are no batches, [`Error::Torch`] if their widths differ.
 pub fn mean_std(batches: &[Tensor]) -> Result<f64> {
-    let first = batches.first().ok_or_else(|| Error::Input("no batches to take the standard deviation of".into()))?;
+    let first = batches
+        .first()
+        .ok_or_else(|| Error::Input("no batches to take the standard deviation of".into()))?;
     let mut sums = Tensor::zeros([1 + 2 * first.size2()?.1], (Kind::Double, first.device()));
     for batch in batches {
         sums += data2vec_torch_ext::moments(batch)?;

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::model::nn::{instance_norm, layer_norm_no_affine};
 use crate::error::{Error, Result};
+use crate::model::nn::{instance_norm, layer_norm_no_affine};
 use crate::model::transformer::{Layer, TransformerConfig};
 
 /// Epsilon of every target normalisation; independent of the model's.
@@ -71,7 +71,6 @@ impl TargetConfig {
         }
         Ok(())
     }
-
 }
 
 /// Builds regression targets. [`TargetConfig`] is the paper's; implement it for targets of your own

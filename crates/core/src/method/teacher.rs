@@ -9,7 +9,7 @@ use tch::{Device, Tensor, nn};
 use crate::io::checkpoint::{assign, read_tensors};
 use crate::model::encoder::Encoder;
 use crate::model::transformer::Layer;
-use crate::{Batch, Error, FeatureEncoder, World, Result, Tokens, TransformerConfig};
+use crate::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, World};
 
 mod shard;
 

@@ -23,10 +23,7 @@ pub struct Extractor {
 impl Extractor {
     /// Creates an extractor of `depth` blocks from a function that returns the output `(T, D)` of
     /// each block for a file.
-    pub fn new(
-        depth: usize,
-        layers: impl Fn(&Path) -> Result<Vec<Array2<f32>>> + 'static,
-    ) -> Self {
+    pub fn new(depth: usize, layers: impl Fn(&Path) -> Result<Vec<Array2<f32>>> + 'static) -> Self {
         Self { depth, layers: Box::new(layers) }
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use tch::{Kind, Tensor};
 
 use crate::io::checkpoint::assign;
-use crate::{World, Result};
+use crate::{Result, World};
 
 /// The sharded weights.
 #[derive(Debug)]
