@@ -47,7 +47,7 @@ enum Command {
     ///
     /// The exit code is 0 if they are the same, 1 if they differ, 2 on an error.
     Diff(diff::Args),
-    /// Diagnose a run: check for collapse, divergence and slow progress
+    /// Diagnose a run: check for collapse, divergence and failure to learn
     ///
     /// The exit code is 0 if nothing severe was found, 1 if the run has collapsed or diverged, 2 on
     /// an error.

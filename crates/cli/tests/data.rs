@@ -108,7 +108,7 @@ fn reports_images() {
 #[test]
 fn reports_texts() {
     let dir = temp_dir();
-    let texts: PathBuf = support::texts(dir.path());
+    let texts: PathBuf = texts(dir.path());
     let (json, _, _) = stats(&texts, "nlp", &[]);
     assert_eq!((&json["examples"], &json["kinds"]["txt"]), (&12.into(), &12.into()));
     fs::write(texts.join("x.jsonl"), "{\"text\": \"one\"}\n{\"text\": 1}\n{\"text\": \"four\"}\n")

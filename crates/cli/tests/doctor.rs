@@ -95,7 +95,9 @@ fn rejects_directory_without_run() {
     let dir = temp_dir();
     let output = output(program(&["doctor"]).arg(dir.path()));
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).starts_with("error: ") && stderr(&output).contains("not a run directory"));
+    assert!(
+        stderr(&output).starts_with("error: ") && stderr(&output).contains("not a run directory")
+    );
     assert_eq!(stderr(&output).lines().count(), 1);
 }
 

@@ -214,16 +214,16 @@ fn overwrite(path: &Path, bytes: &[u8]) {
 fn survives_random_faults() {
     let kills = std::env::var("DATA2VEC_KILLS").map_or(16, |n| n.parse().unwrap());
     let mut run = FaultyRun::new(20);
-    while victim.kills() < kills {
-        match victim.rng.random_range(0..10) {
-            0 => victim.fill_the_disk(),
-            1 => victim.hide_the_data(),
-            2 => victim.damage(),
-            _ => victim.kill(),
+    while run.kills() < kills {
+        match run.rng.random_range(0..10) {
+            0 => run.fill_the_disk(),
+            1 => run.hide_the_data(),
+            2 => run.damage(),
+            _ => run.kill(),
         }
     }
-    eprintln!("{:#?}, {} completed runs", victim.tally, victim.run);
-    succeed(&mut victim.command());
-    assert_same(&undisturbed().run(), &victim.out());
-    assert!(!unfinished(&victim.out()), "incomplete checkpoints are removed");
+    eprintln!("{:#?}, {} completed runs", run.tally, run.run);
+    succeed(&mut run.command());
+    assert_same(&undisturbed().run(), &run.out());
+    assert!(!unfinished(&run.out()), "incomplete checkpoints are removed");
 }

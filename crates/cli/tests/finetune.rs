@@ -195,7 +195,7 @@ fn reports_mistakes_in_one_line() {
         command
     };
     fail(&mut by("finetune-nlp-tiny"), &["encoder.toml", "`patch`", "`token`"]);
-    fail(&mut by("vision-tiny"), &["for pretraining", "finetune"]);
+    fail(&mut by("vision-tiny"), &["a pretraining recipe", "finetune"]);
     fail(&mut evaluate(&run.encoder(), &[]), &["without a head", "fine-tune"]);
 
     // Other options in the directory of a run.

@@ -106,7 +106,9 @@ fn supports_random_encoder_test_data_limit_and_layers() {
     assert!(other.contains("9 training examples, 9 test examples"), "{other}");
 
     fail(&mut probe(&encoder, &data, &["--layers", "7"]), &["--layers 7", "1 to 1"]);
-    fail(&mut probe(&encoder, &data, &["--limit", "0"]), &["--limit 0"]);
+    let result = output(&mut probe(&encoder, &data, &["--limit", "0"]));
+    assert_eq!(result.status.code(), Some(2));
+    assert!(stderr(&result).contains("'--limit <LIMIT>': must be at least 1"));
     fail(&mut probe(&encoder, &data, &["--test-share", "0"]), &["--test-share"]);
     fail(&mut probe(&encoder, &data.join("dark"), &[]), &["0.png has no label", "labels.tsv"]);
     fail(&mut probe(&data, &data, &[]), &["encoder.toml"]);
@@ -140,6 +142,12 @@ fn classifies_files() {
         "{printed}"
     );
 
+    // Commands that do not train print on every rank of a job.
+    let mut on_rank1 = classify(&[&dark], &[]);
+    on_rank1.envs([("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")]);
+    on_rank1.envs([("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "1")]);
+    assert_eq!(stdout_of(&mut on_rank1), printed);
+
     // A broken file is skipped.
     let (broken, bright) = (dir.path().join("broken.png"), image("brightness-1.37.png"));
     fs::write(&broken, "no picture").unwrap();
@@ -162,7 +170,9 @@ fn classifies_files() {
     assert!(stdout_of(&mut piped(&dark)).starts_with("standard input: dark "));
     fail(&mut piped(&broken), &["error: standard input: is not an image of a supported format"]);
 
-    fail(&mut classify(&[&dark], &["--top", "0"]), &["--top 0"]);
+    let result = support::output(&mut classify(&[&dark], &["--top", "0"]));
+    assert_eq!(result.status.code(), Some(2));
+    assert!(stderr(&result).contains("'--top <TOP>': must be at least 1"));
     let mut headless = program(&["classify", "--device", "cpu", "--model"]);
     headless.arg(run.join("encoder")).arg(&dark);
     fail(&mut headless, &["encoder without a head", "fine-tune it first"]);

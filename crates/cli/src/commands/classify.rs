@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::commands::shared::ComputeArgs;
+use crate::commands::shared::{ComputeArgs, count};
 use crate::registry::{self, ModalityTask};
 use crate::terminal::{check_failed, each_file, out};
 
@@ -26,8 +26,8 @@ pub struct Args {
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Number of classes to print
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    top: u64,
+    #[arg(long, default_value_t = 5, value_parser = count)]
+    top: usize,
     /// Output format: one line of text or one JSON object per file
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let read = |file: &Path| classes(&classify, file).with_context(|| name(file));
     let write = |file: &Path, classes: Vec<(String, f64)>| {
-        let top = classes.len().min(args.top as usize);
+        let top = classes.len().min(args.top);
         print(&name(file), &classes[..top], args.format)
     };
     // No bar: results are printed one by one.

@@ -14,19 +14,20 @@ use crate::commands::shared::check_empty;
 use crate::registry::{self, ModalityTask};
 use crate::terminal::out;
 
+/// The layouts that `import` detects.
+const LAYOUTS: &str = "\
+Supported checkpoints, detected by their tensor names:
+  Hugging Face  Data2VecAudio, Data2VecVision, Data2VecText, also with heads (ForCTC,
+                ForSequenceClassification, ForImageClassification)
+  fairseq       data2vec 1.0 and 2.0, pretrained and fine-tuned
+  BEiT's fork   data2vec 1.0 for images
+
+Pickles are read as data: nothing in them is executed. The model directory is like that of
+`pretrain`, or like that of `finetune` if the checkpoint has a head.";
+
 /// Arguments of `import`.
-///
-/// Supported checkpoints, detected by their tensor names:
-///   Hugging Face: Data2VecAudio, Data2VecVision, Data2VecText, also with heads (ForCTC,
-///     ForSequenceClassification, ForImageClassification)
-///   fairseq: data2vec 1.0 and 2.0, pretrained and fine-tuned
-///   BEiT's fork: data2vec 1.0 for images
-/// Pickles are read as data; nothing in them is executed.
-///
-/// Writes a model directory like that of `pretrain`, or like that of `finetune` if the checkpoint
-/// has a head. `data2vec extract --encoder DIR` and the crates read it.
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = LAYOUTS)]
 pub struct Args {
     /// Checkpoint: a directory with config.json and model.safetensors or pytorch_model.bin; a .pt,
     /// .pth, .bin or .safetensors file; or a name on the hub, as in

@@ -8,6 +8,7 @@ use data2vec_core::ConvertModality;
 use data2vec_train::probe::{ProbeOptions, probe};
 use data2vec_train::{device, run_dir};
 
+use crate::commands::shared::count;
 use crate::registry::{self, ModalityTask};
 use crate::terminal::{Bar, out};
 
@@ -30,11 +31,11 @@ pub struct Args {
     #[arg(long, default_value = "all")]
     layers: String,
     /// Maximum number of training examples, and of test examples [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    #[arg(long, value_parser = count)]
+    limit: Option<usize>,
     /// Number of nearest neighbours
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    k: u64,
+    #[arg(long, default_value_t = 10, value_parser = count)]
+    k: usize,
     /// Probe an untrained encoder of the same sizes, as a baseline
     #[arg(long)]
     random: bool,
@@ -64,8 +65,8 @@ impl ModalityTask for &Args {
             test: self.test.clone(),
             test_share: self.test_share,
             layers: self.layers.clone(),
-            limit: self.limit.map(|limit| limit as usize),
-            k: self.k as usize,
+            limit: self.limit,
+            k: self.k,
             random: self.random,
             seed: self.seed,
             device: device::choose(self.device.as_deref())?,

@@ -42,6 +42,15 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
     PossibleValuesParser::new(["f32", "bf16"]).map(precision)
 }
 
+/// Parses a number of at least 1.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Arguments of every run.
 #[derive(clap::Args)]
 pub struct RunArgs {

@@ -219,7 +219,11 @@ pub fn each_file<T>(
 /// # Errors
 /// If `failed` of them could not.
 pub fn check_failed(failed: usize, files: &[PathBuf]) -> Result<()> {
-    ensure!(failed == 0, "{failed} of {} files could not be used", files.len());
+    ensure!(
+        failed == 0,
+        "{failed} of {} files could not be used; see the warnings above",
+        files.len()
+    );
     Ok(())
 }
 
