@@ -58,11 +58,10 @@ def checkpoints():
     position = {"step": 1, "next_batch": 12}
     digest = hashlib.sha256(b"weights").hexdigest()
     files = {"model.safetensors": {"bytes": 7, "sha256": digest}}
-    first = {"format": 1, "position": position, "files": files}
-    write("checkpoint/format-1", json.dumps(first, indent=2).encode())
     sealed = json.dumps([2, position, files], separators=(",", ":")).encode()
-    second = {**first, "format": 2, "sha256": hashlib.sha256(sealed).hexdigest()}
-    write("checkpoint/format-2", json.dumps(second, indent=2).encode())
+    digest = hashlib.sha256(sealed).hexdigest()
+    manifest = {"format": 2, "position": position, "files": files, "sha256": digest}
+    write("checkpoint/format-2", json.dumps(manifest, indent=2).encode())
 
 
 def images():

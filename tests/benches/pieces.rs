@@ -1,5 +1,6 @@
-//! The pieces of a step that are ours rather than LibTorch's, at the sizes of the base models:
-//! `cargo bench -p data2vec-tests`. Whole steps: `cargo xtask bench`.
+//! Benchmarks of the parts of a step that this project implements, at the sizes of the base models.
+//!
+//! Run with `cargo bench -p data2vec-tests`. `cargo xtask bench` measures complete steps.
 
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
-    AdamW, AdamWConfig, Checkpoints, Layer, MaskStrategy, Position, Snapshot, TargetConfig,
-    TargetNorm, TargetSource};
+    AdamW, AdamWConfig, Checkpoints, Layer, MaskStrategy, Position, Snapshot, Target, TargetConfig,
+    TargetNorm, TargetSource,
+};
 use data2vec_nlp::TextMaskConfig;
 use data2vec_speech::{SpeechMaskConfig, audio};
 use data2vec_vision::{Pixels, VisionMaskConfig};
@@ -21,7 +23,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The mask section of a recipe.
+/// Reads the mask section of a recipe.
 fn mask_of<M: DeserializeOwned>(recipe: &str) -> M {
     let text = std::fs::read_to_string(root().join("recipes").join(recipe)).expect("a recipe");
     let table: toml::Table = text.parse().expect("TOML");
@@ -66,7 +68,7 @@ fn targets(c: &mut Criterion) {
     }
 }
 
-/// As many values as a base model, in tensors as large as its own.
+/// Creates parameters of the number and sizes of a base model.
 fn parameters(vars: &nn::VarStore) -> Vec<Tensor> {
     (0..12)
         .flat_map(|i| {
@@ -100,7 +102,7 @@ fn updates(c: &mut Criterion) {
     });
 }
 
-/// What a step waits for when a checkpoint is due, and what then goes on beside the next steps.
+/// Measures the copy of a checkpoint, which blocks training, and its write, which does not.
 fn checkpoints(c: &mut Criterion) {
     let vars = nn::VarStore::new(Device::Cpu);
     parameters(&vars);
@@ -111,15 +113,15 @@ fn checkpoints(c: &mut Criterion) {
         }
         snapshot
     };
-    let dir = tempfile::tempdir().expect("a folder");
-    let checkpoints = Checkpoints::new(dir.path(), 1, None).expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
+    let checkpoints = Checkpoints::new(dir.path(), 1, None).expect("a directory");
     let snapshot = copy();
     let mut group = c.benchmark_group("checkpoint");
     group.sample_size(10);
     group.bench_function("copy", |b| b.iter(copy));
     group.bench_function("write", |b| {
         let position = Position { step: 1, next_batch: 1 };
-        b.iter(|| checkpoints.save(position, |dir| snapshot.write(dir)).expect("space"));
+        b.iter(|| checkpoints.save(position, |dir| snapshot.write(dir)).expect("written"));
     });
 }
 
@@ -143,7 +145,7 @@ fn decoding(c: &mut Criterion) {
         group.throughput(Throughput::Elements(samples as u64));
         group.bench_function(name, |b| b.iter(|| audio::read(black_box(&path)).expect("audio")));
     }
-    let dir = tempfile::tempdir().expect("a folder");
+    let dir = tempfile::tempdir().expect("a directory");
     let pixels = image::RgbImage::from_fn(500, 375, |x, y| {
         image::Rgb([(x % 256) as u8, (y % 256) as u8, ((x * y) % 256) as u8])
     });

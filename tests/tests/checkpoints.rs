@@ -132,7 +132,11 @@ fn imports_fairseq_text() {
     let output = forward::<TokenEncoder>(&teacher, &goldens.forward["input.source"]);
     assert_eq!(output.layers.len(), 3);
     for (i, layer) in output.layers.iter().enumerate() {
-        goldens.assert_value("teacher", &layer.out, &goldens.intermediate(&format!("teacher.{i}.0")));
+        goldens.assert_value(
+            "teacher",
+            &layer.out,
+            &goldens.intermediate(&format!("teacher.{i}.0")),
+        );
     }
 }
 
@@ -153,7 +157,8 @@ fn model<F: FeatureEncoder>(
         }
         None => {
             let path = store.root() / "encoder";
-            Encoder::<F>::new(&path, &config.features, &config.transformer).expect("a valid config");
+            Encoder::<F>::new(&path, &config.features, &config.transformer)
+                .expect("a valid config");
         }
     }
     let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu));
@@ -177,7 +182,7 @@ fn assert_round_trip<C>(
         std::fs::write(&path, text).expect("written");
         path
     });
-    let options = ImportOptions { heads: Some(4), labels, teacher: false };
+    let options = ImportOptions { heads: Some(4), labels, ..ImportOptions::default() };
     let mut source = Source::open(dir.path()).expect("an export");
     let back = import(&mut source, &options).expect(what).expect("a known layout");
     assert_eq!(back.model.head.is_some(), model.head.is_some(), "{what}");
@@ -229,9 +234,9 @@ fn speech_layouts_round_trip() {
     for (head, labels) in [(None, None), (Some(ctc), dictionary)] {
         let model = model::<WaveEncoder>(v2.features.clone(), v2.transformer.clone(), head, false);
         assert_round_trip("fairseq 2", &model, to_fairseq, speech, labels);
-        let refused = to_hugging_face(&model).unwrap_err().to_string();
-        assert!(refused.contains("transformers supports only data2vec 1.0"), "{refused}");
-        assert!(refused.contains("--to fairseq or --to safetensors"), "{refused}");
+        let error = to_hugging_face(&model).unwrap_err().to_string();
+        assert!(error.contains("transformers supports only data2vec 1.0"), "{error}");
+        assert!(error.contains("--to fairseq or --to safetensors"), "{error}");
     }
 }
 
@@ -255,7 +260,8 @@ fn image_layouts_round_trip() {
                 }
             }
             let all = [("HF", to_hugging_face as Export<_>), ("BEiT", to_fairseq)];
-            for (what, export) in all.into_iter().chain([("native", Model::to_native as Export<_>)]) {
+            for (what, export) in all.into_iter().chain([("native", Model::to_native as Export<_>)])
+            {
                 let back = assert_round_trip(what, &model, export, images, None);
                 assert_eq!(back.model.config.features.positions, positions);
             }
@@ -266,7 +272,7 @@ fn image_layouts_round_trip() {
     for head in [None, Some(classes)] {
         let model = model::<PatchEncoder>(v2.features.clone(), v2.transformer.clone(), head, false);
         assert_round_trip("fairseq 2", &model, to_fairseq, images, None);
-        assert!(to_hugging_face(&model).unwrap_err().to_string().contains("1.0 alone"));
+        assert!(to_hugging_face(&model).unwrap_err().to_string().contains("only data2vec 1.0"));
     }
 }
 
@@ -295,7 +301,7 @@ fn missing_or_invalid_tensors_are_named() {
     let model = model::<WaveEncoder>(config.features, config.transformer, None, true);
     let exported = data2vec_speech::convert::to_hugging_face(&model).expect("1.0");
     let name = "encoder.layers.2.attention.k_proj.bias";
-    let refused = |change: &dyn Fn(&mut ExportedModel)| {
+    let error_of = |change: &dyn Fn(&mut ExportedModel)| {
         let mut exported = ExportedModel {
             tensors: exported.tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect(),
             files: exported.files.clone(),
@@ -304,9 +310,9 @@ fn missing_or_invalid_tensors_are_named() {
         change(&mut exported);
         exported.write(dir.path()).expect("written");
         let mut source = Source::open(dir.path()).expect("tensors");
-        speech(&mut source, &options(false)).expect_err("broken").to_string()
+        speech(&mut source, &options(false)).expect_err("invalid").to_string()
     };
-    let text = refused(&|e| {
+    let text = error_of(&|e| {
         let bias = e.tensors.remove(name).expect("a bias");
         e.tensors.insert("encoder.layers.2.attention.k_proj.bais".into(), bias);
     });
@@ -315,11 +321,11 @@ fn missing_or_invalid_tensors_are_named() {
         text.contains("most similar names are `encoder.layers.2.attention.k_proj.bais`"),
         "{text}"
     );
-    let text = refused(&|e| {
+    let text = error_of(&|e| {
         e.metadata.insert("encoder".into(), "encoder = \"wave\"\nfeatures = 3".into());
     });
     assert!(text.contains("metadata entry `encoder` is invalid"), "{text}");
-    let text = refused(&|e| {
+    let text = error_of(&|e| {
         e.tensors.insert(name.into(), Tensor::zeros([7], (Kind::Float, Device::Cpu)));
     });
     assert!(text.contains(&format!("`{name}`: has shape [7], not [48]")), "{text}");
@@ -330,8 +336,8 @@ fn sharded_weights_equal_a_single_file() {
     let config = tiny::speech_v1();
     let model = model::<WaveEncoder>(config.features, config.transformer, None, true);
     let exported = data2vec_speech::convert::to_hugging_face(&model).expect("1.0");
-    let [single, sharded] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
-    exported.write(single.path()).expect("written");
+    let [single_dir, sharded_dir] = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    exported.write(single_dir.path()).expect("written");
     let mut map = serde_json::Map::new();
     let names: Vec<&String> = exported.tensors.keys().collect();
     for (i, names) in names.chunks(names.len() / 2 + 1).enumerate() {
@@ -339,32 +345,36 @@ fn sharded_weights_equal_a_single_file() {
         let part = names.iter().map(|&name| (name.clone(), exported.tensors[name].shallow_clone()));
         let files = exported.files.clone();
         let part = ExportedModel { tensors: part.collect(), files, ..ExportedModel::default() };
-        part.write(sharded.path()).expect("written");
-        std::fs::rename(sharded.path().join("model.safetensors"), sharded.path().join(&file))
-            .expect("a shard");
+        part.write(sharded_dir.path()).expect("written");
+        std::fs::rename(
+            sharded_dir.path().join("model.safetensors"),
+            sharded_dir.path().join(&file),
+        )
+        .expect("a shard");
         map.extend(names.iter().map(|&name| (name.clone(), file.clone().into())));
     }
-    let index = sharded.path().join("model.safetensors.index.json");
+    let index = sharded_dir.path().join("model.safetensors.index.json");
     let write = |map| std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string());
     write(map.clone()).expect("written");
 
     let read = |dir: &Path| -> Result<Imported<WaveEncoderConfig>> {
         Ok(speech(&mut Source::open(dir)?, &options(false))?.expect("a known layout"))
     };
-    let [single, sharded] = [single.path(), sharded_dir.path()].map(|dir| read(dir).expect("weights"));
+    let [single, sharded] =
+        [single_dir.path(), sharded_dir.path()].map(|dir| read(dir).expect("weights"));
     assert_eq!(single.model.config, sharded.model.config);
     for (name, tensor) in &single.model.vars {
         assert!(tensor == &sharded.model.vars[name], "{name}");
     }
 
-    let refused = |map| {
+    let error_of = |map| {
         write(map).expect("written");
-        read(sharded.path()).expect_err("a broken index").to_string()
+        read(sharded_dir.path()).expect_err("an invalid index").to_string()
     };
     let mut outside = map.clone();
     outside.insert("x".into(), "../model.safetensors".into());
-    assert!(refused(outside).contains("not in the same directory"));
-    assert!(refused(serde_json::Map::new()).contains("lists no files"));
+    assert!(error_of(outside).contains("not in the same directory"));
+    assert!(error_of(serde_json::Map::new()).contains("lists no files"));
     map.insert("x".into(), "model-00003-of-00002.safetensors".into());
-    assert!(refused(map).contains("model-00003-of-00002.safetensors"));
+    assert!(error_of(map).contains("model-00003-of-00002.safetensors"));
 }

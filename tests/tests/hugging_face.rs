@@ -11,7 +11,9 @@ use std::process::Command;
 use data2vec_core::io::checkpoint::{read_tensors, write_tensors};
 use data2vec_core::io::convert::{ExportedModel, ImportOptions, Imported, Model, Source};
 use data2vec_core::{
-    Batch, Data2Vec, Data2VecConfig, Encoder, FeatureEncoder, EncoderOutput, Mask, Result, FinetunedModel};
+    Batch, Data2Vec, Data2VecConfig, Encoder, EncoderOutput, FeatureEncoder, FinetunedModel, Mask,
+    Result,
+};
 use data2vec_nlp::{TokenEncoder, Tokenizer};
 use data2vec_speech::WaveEncoder;
 use data2vec_tests::reference::Tensors;
@@ -128,32 +130,17 @@ fn transformers_models_round_trip() {
     for name in ["audio", "audio_ctc", "audio_classifier"] {
         use data2vec_speech::convert::{import, to_hugging_face};
         let import = |source: &mut Source| import(source, &options);
-        round_trip::<WaveEncoder>(
-            &theirs.join(name),
-            &back.join(name),
-            import,
-            to_hugging_face,
-        );
+        round_trip::<WaveEncoder>(&theirs.join(name), &back.join(name), import, to_hugging_face);
     }
     for name in ["vision", "vision_classifier", "vision_cls_classifier"] {
         use data2vec_vision::convert::{import, to_hugging_face};
         let import = |source: &mut Source| import(source, &options);
-        round_trip::<PatchEncoder>(
-            &theirs.join(name),
-            &back.join(name),
-            import,
-            to_hugging_face,
-        );
+        round_trip::<PatchEncoder>(&theirs.join(name), &back.join(name), import, to_hugging_face);
     }
     for name in ["text", "text_classifier", "text_regression"] {
         use data2vec_nlp::convert::{import, to_hugging_face};
         let import = |source: &mut Source| import(source, &options, None);
-        round_trip::<TokenEncoder>(
-            &theirs.join(name),
-            &back.join(name),
-            import,
-            to_hugging_face,
-        );
+        round_trip::<TokenEncoder>(&theirs.join(name), &back.join(name), import, to_hugging_face);
     }
     run(&python, "check", &back);
 }
@@ -181,7 +168,10 @@ fn export_random<F: FeatureEncoder>(
         .with_extension("made")
         .join(dir.file_name().expect("a name"));
     model.export(&native).expect("an encoder");
-    export(&Model::read::<F>(&native).expect("a model")).expect("1.0").write(dir).expect("a directory");
+    export(&Model::read::<F>(&native).expect("a model"))
+        .expect("1.0")
+        .write(dir)
+        .expect("a directory");
     let mut tensors: Tensors = [(format!("input.{input}"), values)].into();
     let (output, _) = outputs::<F>(&native, &inputs(&tensors));
     let cls = i64::from(output.prefix.is_some());
@@ -218,7 +208,7 @@ fn transformers_loads_our_exports() {
     export_random::<TokenEncoder>(config, ids, &dir.join("text"), to);
     data2vec_nlp::convert::save_tokenizer(&tokenizer, &dir.join("text")).expect("files");
     let special = tokenizer.special();
-    let expected = [vec![special.begin], tokenizer.encode(words).expect("ids"), vec![special.end]];
+    let expected = [vec![special.bos], tokenizer.encode(words).expect("ids"), vec![special.eos]];
     let ids: Vec<String> = expected.concat().iter().map(i64::to_string).collect();
     std::fs::write(dir.join("text/text.txt"), words).expect("a file");
     std::fs::write(dir.join("text/ids.txt"), ids.join(" ")).expect("a file");

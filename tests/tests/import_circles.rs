@@ -63,9 +63,9 @@ fn expand(path: &str) -> Vec<String> {
 /// Paths of `use` declarations; of those that re-export if `public`.
 fn uses(code: &str, public: bool) -> Vec<String> {
     let statements = code.split(';').filter_map(|statement| {
-        let at = statement.rfind("use ").filter(|&at| {
-            at == 0 || statement[..at].ends_with(|c: char| c.is_whitespace())
-        })?;
+        let at = statement
+            .rfind("use ")
+            .filter(|&at| at == 0 || statement[..at].ends_with(|c: char| c.is_whitespace()))?;
         let is_public = statement[..at].trim_end().ends_with("pub")
             || statement[..at].trim_end().ends_with(')');
         (!public || is_public).then(|| statement[at + 4..].to_owned())
@@ -128,7 +128,8 @@ impl Crate {
     fn imports(&self) -> BTreeMap<Module, BTreeSet<Module>> {
         let of = |(module, code): (&Module, &String)| {
             let paths = uses(code, false);
-            let local = paths.iter().filter(|p| p.starts_with("crate::") || p.starts_with("super::"));
+            let local =
+                paths.iter().filter(|p| p.starts_with("crate::") || p.starts_with("super::"));
             let found = local.filter_map(|path| self.resolve(module, path, 0));
             (module.clone(), found.filter(|other| other != module).collect())
         };

@@ -1,16 +1,16 @@
-//! What must hold whatever the weights: ARCHITECTURE.md, invariants 4 to 7 and 10.
+//! Properties that hold for any weights: targets, masking, padding, chunks and exported encoders.
 
 use data2vec_core::io::checkpoint::read_tensors;
 use data2vec_core::model::encoder::{ENCODER_CONFIG, ENCODER_WEIGHTS};
 use data2vec_core::random::{Purpose, stream};
-use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Precision, Tokens};
-use data2vec_speech::{SpeechEncoder, WaveEncoder, WaveEncoderConfig};
 use data2vec_core::train::chunks::forward_in_chunks;
+use data2vec_core::{Batch, Data2Vec, Data2VecConfig, Encoder, Mask, Precision, Tokens};
+use data2vec_speech::{ConvNorm, SpeechEncoder, WaveEncoder, WaveEncoderConfig};
 use data2vec_tests::padding::{assert_padding_has_no_effect, mask};
-use data2vec_tests::tiny::{self, FixedMask, max_abs_diff};
+use data2vec_tests::tiny::{self, FixedMask, max_abs_diff, regress};
 use tch::{Device, Kind, Tensor};
 
-/// Samples that give `frames` tokens with the tiny convolutions: hop 40, receptive field 60.
+/// Returns the number of samples of `frames` tokens: the tiny model has hop 40, receptive field 60.
 fn samples(frames: i64) -> i64 {
     60 + 40 * (frames - 1)
 }
@@ -20,13 +20,13 @@ fn wave(rows: i64, frames: i64) -> Tensor {
     Tensor::randn([rows, samples(frames)], (Kind::Float, Device::Cpu))
 }
 
-fn both() -> [(&'static str, Data2VecConfig<WaveEncoderConfig>); 2] {
+fn both_versions() -> [(&'static str, Data2VecConfig<WaveEncoderConfig>); 2] {
     let mut v2 = tiny::speech_v2();
     v2.model.copies = 1;
     [("1.0", tiny::speech_v1()), ("2.0", v2)]
 }
 
-/// A model whose teacher differs from its student.
+/// Creates a model whose teacher differs from its student.
 fn model(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<WaveEncoder> {
     let model = tiny::model(config, FixedMask(mask.clone()));
     tch::no_grad(|| {
@@ -38,7 +38,7 @@ fn model(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<Wav
 }
 
 #[test]
-fn targets_do_not_depend_on_the_mask() {
+fn targets_do_not_depend_on_mask() {
     let (a, b) = (mask(20, &[&[2, 3, 4, 9], &[1, 9]]), mask(20, &[&[2, 7, 8, 9, 15], &[9, 12]]));
     let shared = [(0, 2), (0, 9), (1, 9)];
     let row_of = |mask: &Mask, (row, token): (usize, usize)| {
@@ -46,11 +46,14 @@ fn targets_do_not_depend_on_the_mask() {
             mask.masked().indexed_iter().filter(|&(at, &h)| h && at < (row, token)).count();
         before as i64
     };
-    for (name, config) in both() {
+    for (name, config) in both_versions() {
         let batch = Batch::new(wave(2, 20)).expect("a batch");
         let targets = [&a, &b].map(|mask| {
-            let model = model_with_seed(config.clone(), mask);
-            model.forward(&batch, &mut stream(1, Purpose::Step, &[0]), true).expect("a pass").target
+            let model = seeded_model(config.clone(), mask);
+            model
+                .forward(&batch, &mut stream(1, Purpose::Step, &[0]), true)
+                .expect("a forward pass")
+                .target
         });
         for at in shared {
             let [x, y] = [(&targets[0], &a), (&targets[1], &b)].map(|(t, m)| t.get(row_of(m, at)));
@@ -59,11 +62,8 @@ fn targets_do_not_depend_on_the_mask() {
     }
 }
 
-/// The same weights, teacher included, for every mask.
-fn model_with_seed(
-    config: Data2VecConfig<WaveEncoderConfig>,
-    mask: &Mask,
-) -> Data2Vec<WaveEncoder> {
+/// Creates a model with the same weights for every mask, whose teacher differs from its student.
+fn seeded_model(config: Data2VecConfig<WaveEncoderConfig>, mask: &Mask) -> Data2Vec<WaveEncoder> {
     let model = tiny::model(config, FixedMask(mask.clone()));
     tch::no_grad(|| {
         for (_, mut tensor) in model.teacher().variables() {
@@ -74,43 +74,44 @@ fn model_with_seed(
 }
 
 #[test]
-fn hidden_content_cannot_reach_the_student() {
+fn student_predictions_do_not_depend_on_masked_content() {
     let mask = mask(20, &[&[5, 6, 7, 8, 9]]);
-    for (name, config) in both() {
+    for (name, config) in both_versions() {
         let model = model(config, &mask);
         let noise = Tensor::zeros([1, 20, 48], (Kind::Float, Device::Cpu));
         let before = wave(1, 20);
-        // Samples that only hidden tokens see: token t sees 40·t to 40·t + 59.
+        // Samples in the receptive fields of masked tokens only: token t sees 40·t to 40·t + 59.
         let (from, to) = (4 * 40 + 60, 10 * 40);
         let after = before.copy();
         let _ = after.narrow(1, from, to - from).fill_(3.0);
         let predict = |samples: &Tensor| {
             let tokens =
                 model.student().embed(&Batch::new(samples.copy()).expect("a batch"), false);
-            let tokens = tokens.expect("long enough");
+            let tokens = tokens.expect("tokens");
             let target = tokens.x.zeros_like();
-            let seen = regress(&model, &tokens, &mask, &target, Some(&noise), None).prediction;
-            (seen, tokens.x)
+            let prediction =
+                regress(&model, &tokens, &mask, &target, Some(&noise), None).prediction;
+            (prediction, tokens.x)
         };
         let ((a, tokens), (b, changed)) = (predict(&before), predict(&after));
         assert_eq!(max_abs_diff(&a, &b), 0.0, "{name}");
-        // It was the hidden tokens that changed.
+        // The masked tokens did change.
         assert!(max_abs_diff(&tokens.narrow(1, 5, 5), &changed.narrow(1, 5, 5)) > 0.1);
     }
 }
 
 #[test]
-fn dropping_a_token_is_the_same_as_its_being_padding() {
-    // `Replace` and `Drop` share everything but how hidden tokens leave: with the last token
-    // hidden, the visible ones' features are those of a sequence that ends before it.
+fn dropped_token_is_equivalent_to_padding() {
+    // With the last token masked, the features of the visible ones equal those of a sequence that ends
+    // before it.
     let mut config = tiny::speech_v2();
-    config.features.pos_layers = 1; // a second one sees what the first made of the hidden token
+    config.features.pos_layers = 1; // a second layer would see the masked token through the first
     let model = tiny::model(config, FixedMask(mask(12, &[&[11], &[11]])));
     let tokens = Tensor::randn([2, 12, 48], (Kind::Float, Device::Cpu));
     let _ = tokens.narrow(1, 11, 1).fill_(0.0);
-    let whole = Tokens::new(tokens.copy(), None);
-    let visible = mask(12, &[&[11], &[11]]).visible(whole.lengths(), Device::Cpu);
-    let dropped = model.student().contextualize(&whole, Some(&visible), None);
+    let all = Tokens::new(tokens.copy(), None);
+    let visible = mask(12, &[&[11], &[11]]).visible(all.lengths(), Device::Cpu);
+    let dropped = model.student().contextualize(&all, Some(&visible), None);
     let dropped = dropped.expect("positions").x; // (2, 11, 48)
     let padded = Tokens::new(tokens, Some(vec![11, 11]));
     let kept = model.student().contextualize(&padded, None, None);
@@ -119,12 +120,12 @@ fn dropping_a_token_is_the_same_as_its_being_padding() {
 }
 
 #[test]
-fn a_longer_padding_changes_nothing() {
+fn more_padding_changes_nothing() {
     let lengths = [samples(20), samples(13)];
     let mask_of = |len| mask(len, &[&[2, 3, 4, 10, 19], &[1, 5, 6, 12]]);
     let noise = Tensor::randn([2, 30, 48], (Kind::Float, Device::Cpu));
-    for (name, mut config) in both() {
-        for norm in [data2vec_speech::ConvNorm::Layer, data2vec_speech::ConvNorm::Group] {
+    for (name, mut config) in both_versions() {
+        for norm in [ConvNorm::Layer, ConvNorm::Group] {
             config.features.conv_norm = norm;
             let model = model(config.clone(), &mask_of(20));
             let source = wave(2, 20);
@@ -135,21 +136,27 @@ fn a_longer_padding_changes_nothing() {
                     inputs.get(row).narrow(0, 0, len).copy_(&source.get(row).narrow(0, 0, len));
                 }
                 let batch = Batch::padded(inputs, lengths.to_vec()).expect("a batch");
-                let tokens = model.student().embed(&batch, false).expect("long enough");
-                let target = model.target(&batch, &tokens).expect("long enough");
+                let tokens = model.student().embed(&batch, false).expect("tokens");
+                let target = model.target(&batch, &tokens).expect("tokens");
                 let noise = noise.narrow(1, 0, frames);
-                let o =
-                    regress(&model, &tokens, &mask_of(frames as usize), &target, Some(&noise), None);
-                let hidden = model.student().forward(&batch).expect("long enough");
-                let rows = [hidden.x.get(0).narrow(0, 0, 20), hidden.x.get(1).narrow(0, 0, 13)];
+                let o = regress(
+                    &model,
+                    &tokens,
+                    &mask_of(frames as usize),
+                    &target,
+                    Some(&noise),
+                    None,
+                );
+                let output = model.student().forward(&batch).expect("tokens");
+                let rows = [output.x.get(0).narrow(0, 0, 20), output.x.get(1).narrow(0, 0, 13)];
                 (o.loss, o.prediction, o.target, Tensor::cat(&rows, 0))
             });
             let [a, b] = &results;
             for (what, x, y) in
                 [("prediction", &a.1, &b.1), ("target", &a.2, &b.2), ("features", &a.3, &b.3)]
             {
-                let off = max_abs_diff(x, y);
-                assert!(off < 2e-5, "{name} {norm:?}: {what} off by {off}");
+                let diff = max_abs_diff(x, y);
+                assert!(diff < 2e-5, "{name} {norm:?}: {what} differs by {diff}");
             }
             let (x, y) = (a.0.double_value(&[]), b.0.double_value(&[]));
             assert!((x / y - 1.0).abs() < 1e-5, "{name} {norm:?}: loss {x} and {y}");
@@ -158,46 +165,46 @@ fn a_longer_padding_changes_nothing() {
 }
 
 #[test]
-fn a_row_in_a_padded_batch_is_as_alone() {
-    let lengths = [samples(20), samples(9) + 17, samples(13)]; // the surplus gives no token
-    let hidden: [&[usize]; 3] = [&[2, 3, 4, 19], &[0, 5, 8], &[7, 12]];
-    for (name, mut config) in both() {
-        for norm in [data2vec_speech::ConvNorm::Layer, data2vec_speech::ConvNorm::Group] {
+fn padded_rows_equal_single_rows() {
+    let lengths = [samples(20), samples(9) + 17, samples(13)]; // the last 17 samples give no token
+    let masked: [&[usize]; 3] = [&[2, 3, 4, 19], &[0, 5, 8], &[7, 12]];
+    for (name, mut config) in both_versions() {
+        for norm in [ConvNorm::Layer, ConvNorm::Group] {
             config.features.conv_norm = norm;
             let model = model(config.clone(), &mask(20, &[&[1]]));
-            assert_padding_has_no_effect(name, &model, &wave(3, 20), &lengths, &hidden, 1e-5);
+            assert_padding_has_no_effect(name, &model, &wave(3, 20), &lengths, &masked, 1e-5);
         }
     }
 }
 
 #[test]
-fn parts_of_a_batch_add_up_to_it() {
-    // Rows hide unlike numbers, one nothing; the last example is shorter than the others. In 2.0
-    // there are two, twice each.
-    let hidden: [&[usize]; 4] = [&[2, 3, 4, 9], &[], &[1, 9, 15], &[0, 5, 12]];
+fn chunks_of_a_batch_add_up_to_it() {
+    // Rows have different numbers of masked tokens, one has none; the last example is shorter. 2.0 has
+    // two copies of two examples.
+    let masked: [&[usize]; 4] = [&[2, 3, 4, 9], &[], &[1, 9, 15], &[0, 5, 12]];
     for ((name, mut config), layer_drop) in
-        both().into_iter().flat_map(|c| [(c.clone(), 0.0), (c, 0.5)])
+        both_versions().into_iter().flat_map(|c| [(c.clone(), 0.0), (c, 0.5)])
     {
-        config.model.noise_std = 0.0; // parts draw other noise
+        config.model.noise_std = 0.0; // chunks sample different noise
         config.transformer.layer_drop = layer_drop;
         config.model.copies = if name == "1.0" { 1 } else { 2 };
         let rows = 4 / config.model.copies;
         let lengths = (1..=rows).map(|row| samples(if row < rows { 20 } else { 16 })).collect();
-        let model = model(config, &mask(20, &hidden));
+        let model = model(config, &mask(20, &masked));
         let batch = Batch::padded(wave(rows, 20), lengths).expect("a batch");
         let pass = |tokens: i64| {
-            let (mut loss, mut parts) = (0.0, 1);
-            let mut take = |loss_of: &Tensor| {
-                loss += loss_of.double_value(&[]);
-                loss_of.backward();
+            let (mut loss, mut chunks) = (0.0, 1);
+            let mut add = |chunk_loss: &Tensor| {
+                loss += chunk_loss.double_value(&[]);
+                chunk_loss.backward();
             };
             let mut rng = stream(1, Purpose::Step, &[0]);
-            let last = forward_in_chunks(&model, &batch, &mut rng, tokens, |part| {
-                parts += 1;
-                take(&part.loss);
+            let last = forward_in_chunks(&model, &batch, &mut rng, tokens, |chunk| {
+                chunks += 1;
+                add(&chunk.loss);
                 Ok(())
             });
-            take(&last.expect("a pass").loss);
+            add(&last.expect("a forward pass").loss);
             let mut grads: Vec<(String, Tensor)> = Vec::new();
             for (name, variable) in model.vars().variables() {
                 let grad = variable.grad();
@@ -207,12 +214,12 @@ fn parts_of_a_batch_add_up_to_it() {
                 variable.shallow_clone().zero_grad();
             }
             grads.sort_by(|a, b| a.0.cmp(&b.0));
-            (parts, loss, grads)
+            (chunks, loss, grads)
         };
         let whole = pass(i64::MAX);
         let [two, four] = [if name == "1.0" { 40 } else { 30 }, 10].map(pass);
         assert_eq!([whole.0, two.0, four.0], [1, 2, 4], "{name}");
-        // Parts of one batch drop the same blocks, if not those that it drops as a whole.
+        // Chunks of a batch share their dropped blocks, which differ from those of the whole batch.
         let expected = if layer_drop > 0.0 { &two } else { &whole };
         for (_, loss, grads) in [&two, &four] {
             assert!((loss / expected.1 - 1.0).abs() < 1e-5, "{name}: {loss} and {}", expected.1);
@@ -226,11 +233,11 @@ fn parts_of_a_batch_add_up_to_it() {
 }
 
 #[test]
-fn an_exported_encoder_is_the_student_and_nothing_else() {
+fn exported_encoder_equals_student() {
     let dir = tempfile::tempdir().expect("a directory");
     let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
     model.export(dir.path()).expect("written");
-    let tensors = read_tensors(&dir.path().join(ENCODER_WEIGHTS)).expect("a whole file");
+    let tensors = read_tensors(&dir.path().join(ENCODER_WEIGHTS)).expect("tensors");
     assert!(tensors.keys().all(|name| name.starts_with("encoder.")), "{:?}", tensors.keys());
     let student = model.vars().variables();
     let expected = student.keys().filter(|name| name.starts_with("encoder.")).count();
@@ -240,37 +247,37 @@ fn an_exported_encoder_is_the_student_and_nothing_else() {
     let (encoder, config) =
         Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder");
     assert_eq!(config.features, model.config().features);
-    let [a, b] = [&encoder, model.student()].map(|e| e.forward(&batch).expect("long enough").x);
+    let [a, b] = [&encoder, model.student()].map(|e| e.forward(&batch).expect("tokens").x);
     assert_eq!(max_abs_diff(&a, &b), 0.0);
 
-    // The same through the speech crate, from plain samples.
+    // `SpeechEncoder` gives the same features from plain samples.
     let samples = Vec::<f32>::try_from(batch.inputs.flatten(0, 1)).expect("floats");
     let speech = SpeechEncoder::load(dir.path(), Device::Cpu).expect("an encoder");
-    let features = speech.features(&samples).expect("long enough");
+    let features = speech.features(&samples).expect("tokens");
     assert_eq!(features.dim(), (20, 48));
     assert!((f64::from(features[[7, 5]]) - a.double_value(&[0, 7, 5])).abs() < 1e-6);
 }
 
 #[test]
-fn weights_rounded_once_give_what_rounding_at_each_product_gives() {
+fn bf16_weights_give_the_same_features_as_autocast() {
     for config in [tiny::speech_v1(), tiny::speech_v2()] {
         let dir = tempfile::tempdir().expect("a directory");
         let model = tiny::model(config, FixedMask(mask(20, &[&[1]])));
         model.export(dir.path()).expect("written");
         let load = || Encoder::<WaveEncoder>::load(dir.path(), Device::Cpu).expect("an encoder").0;
         let batch = Batch::new(wave(2, 20)).expect("a batch");
-        let each = Precision::Bf16.run(Device::Cpu, || load().forward(&batch));
-        let each = each.expect("autocast").expect("long enough").x;
-        let once = load().with_precision(Precision::Bf16).forward(&batch).expect("long enough").x;
-        assert_eq!(max_abs_diff(&each, &once), 0.0);
-        let full = load().with_precision(Precision::F32).forward(&batch).expect("long enough").x;
-        let error = max_abs_diff(&full, &once) / full.abs().max().double_value(&[]);
+        let autocast = Precision::Bf16.run(Device::Cpu, || load().forward(&batch));
+        let autocast = autocast.expect("autocast").expect("tokens").x;
+        let rounded = load().with_precision(Precision::Bf16).forward(&batch).expect("tokens").x;
+        assert_eq!(max_abs_diff(&autocast, &rounded), 0.0);
+        let full = load().with_precision(Precision::F32).forward(&batch).expect("tokens").x;
+        let error = max_abs_diff(&full, &rounded) / full.abs().max().double_value(&[]);
         assert!(error > 0.0 && error < 0.05, "{error}");
     }
 }
 
 #[test]
-fn a_broken_export_is_an_error_that_names_the_file() {
+fn invalid_export_is_an_error_with_the_file() {
     let dir = tempfile::tempdir().expect("a directory");
     let model = tiny::model(tiny::speech_v2(), FixedMask(mask(20, &[&[1]])));
     model.export(dir.path()).expect("written");
@@ -294,7 +301,7 @@ fn a_broken_export_is_an_error_that_names_the_file() {
 }
 
 #[test]
-fn batches_that_do_not_fit_are_errors() {
+fn invalid_batches_are_errors() {
     let model = tiny::model(tiny::speech_v1(), FixedMask(mask(20, &[&[1]])));
     let short = Batch::new(wave(1, 20).narrow(1, 0, 59)).expect("a batch");
     assert!(model.student().forward(&short).unwrap_err().to_string().contains("60"));

@@ -32,7 +32,12 @@ fn batches(speech: &Speech) -> [Batch; 1] {
 }
 
 /// Returns the output of the first `layers` positional convolutions of `who`.
-fn position_convs(goldens: &Goldens<SpeechV1>, who: &str, layers: usize, tokens: &Tokens) -> Tensor {
+fn position_convs(
+    goldens: &Goldens<SpeechV1>,
+    who: &str,
+    layers: usize,
+    tokens: &Tokens,
+) -> Tensor {
     let mut config = tiny::speech_v1();
     config.features.pos_layers = layers;
     let vars = nn::VarStore::new(Device::Cpu);

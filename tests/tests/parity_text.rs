@@ -75,7 +75,8 @@ fn intermediate_values_match() {
         t.goldens.assert_value(name, ours, &theirs);
     };
     assert_visible(&format!("{encoder}.context_encoder"), &visible.gather(&zeroed.x));
-    let student = t.model.student().contextualize(&zeroed, Some(&visible), None).expect("positions");
+    let student =
+        t.model.student().contextualize(&zeroed, Some(&visible), None).expect("positions");
     let teacher = t.model.teacher().layers(&t.batch, &tokens).expect("known token ids");
     assert_eq!((student.layers.len(), teacher.len()), (3, 3));
     for (i, (student, teacher)) in student.layers.iter().zip(&teacher).enumerate() {

@@ -14,7 +14,7 @@ use data2vec_tests::fuzz;
 use data2vec_train::recipe::{FinetuneRecipe, Recipe, read};
 use data2vec_vision::Vision;
 use tch::Device;
-use Table;
+use toml::Table;
 
 /// Number of parameters of the encoder and of everything trained, counted on the reference's models.
 /// The latter include 1.0's mask token here; for 1.0's images, both include our bias of keys.

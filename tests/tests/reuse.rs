@@ -1,4 +1,4 @@
-//! Each modality's crate used alone, by the programs of `reuse/`, which are no part of the workspace.
+//! Programs outside of the workspace, in `reuse/`, use each modality's crate on its own.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,9 +15,9 @@ use ndarray::{Array2, array};
 use tch::Device;
 use tempfile::TempDir;
 
-/// Neither the program that trains nor its command line is among what is linked, and all of that is of
-/// the workspace's versions.
-fn assert_lean(program: &Path, name: &str) {
+/// Asserts that a program depends on neither the training program nor clap, and that its dependencies
+/// have the workspace's versions.
+fn assert_dependencies(program: &Path, name: &str) {
     let mut tree = cargo(program);
     tree.args(["tree", "--offline", "--edges", "normal", "--prefix", "none", "--format", "{p}"]);
     let output = tree.output().expect("cargo");
@@ -42,11 +42,11 @@ fn assert_lean(program: &Path, name: &str) {
     }
 }
 
-/// What the program prints of a file: a line of numbers for each vector.
+/// Runs a program on a file; returns the vectors that it prints, one per line.
 fn printed(name: &str, encoder: &TempDir, file: &Path) -> Vec<Vec<f32>> {
     let program = root().join("tests/reuse").join(name);
     let binary = build(&program, &format!("reuse-{name}"));
-    assert_lean(&program, name);
+    assert_dependencies(&program, name);
     let output = Command::new(binary).arg(encoder.path()).arg(file).output().expect("built");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let lines = String::from_utf8(output.stdout).expect("text");
@@ -59,48 +59,48 @@ fn assert_equal(printed: &[Vec<f32>], features: &Array2<f32>) {
     assert_eq!(printed.len(), features.nrows());
     for (printed, vector) in printed.iter().zip(features.rows()) {
         assert_eq!(printed.len(), vector.len());
-        let off = printed.iter().zip(vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(off < 1e-5, "off by {off}");
+        let diff = printed.iter().zip(vector).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(diff < 1e-5, "differs by {diff}");
     }
 }
 
-/// A model's encoder in a folder.
+/// Exports the encoder of a random model.
 fn export<F: FeatureEncoder>(config: Data2VecConfig<F::Config>) -> TempDir {
-    let masking = FixedMask(Mask::new(array![[true, false]]).expect("something hidden"));
+    let masking = FixedMask(Mask::new(array![[true, false]]).expect("masked tokens"));
     let model = Data2Vec::<F>::new(config, Box::new(masking), Device::Cpu, 1);
-    let folder = tempfile::tempdir().expect("a directory");
-    model.expect("a valid config").export(folder.path()).expect("written");
-    folder
+    let dir = tempfile::tempdir().expect("a directory");
+    model.expect("a valid config").export(dir.path()).expect("written");
+    dir
 }
 
 #[test]
-fn speech_alone() {
-    let folder = export::<WaveEncoder>(tiny::speech_v2());
+fn speech_crate_works_alone() {
+    let dir = export::<WaveEncoder>(tiny::speech_v2());
     let file = root().join("data/fixtures/sweep.flac");
-    let encoder = SpeechEncoder::load(folder.path(), Device::Cpu).expect("an encoder");
-    let features = encoder.features(&audio::read(&file).expect("audio")).expect("long enough");
-    assert_equal(&printed("speech", &folder, &file), &features);
+    let encoder = SpeechEncoder::load(dir.path(), Device::Cpu).expect("an encoder");
+    let features = encoder.features(&audio::read(&file).expect("audio")).expect("features");
+    assert_equal(&printed("speech", &dir, &file), &features);
 }
 
 #[test]
-fn vision_alone() {
-    let folder = export::<PatchEncoder>(vision::v2());
+fn vision_crate_works_alone() {
+    let dir = export::<PatchEncoder>(vision::v2());
     let file = root().join("crates/vision/tests/fixtures/rgb.jpg");
-    let encoder = VisionEncoder::load(folder.path(), Device::Cpu).expect("an encoder");
-    let features = encoder.features(&Pixels::read(&file).expect("an image")).expect("colours");
-    assert_equal(&printed("vision", &folder, &file), &features);
+    let encoder = VisionEncoder::load(dir.path(), Device::Cpu).expect("an encoder");
+    let features = encoder.features(&Pixels::read(&file).expect("an image")).expect("an RGB image");
+    assert_equal(&printed("vision", &dir, &file), &features);
 }
 
 #[test]
-fn nlp_alone() {
+fn nlp_crate_works_alone() {
     let file = root().join("data/fixtures/README.md");
     let words = read_text(&file).expect("text");
     let mut config = text::v2();
     (config.features.vocabulary, config.features.mask) = (270, 269);
-    let folder = export::<TokenEncoder>(config);
+    let dir = export::<TokenEncoder>(config);
     let tokenizer = Tokenizer::train([words.as_str(); 9].into_iter(), 270).expect("enough text");
-    tokenizer.save(folder.path()).expect("written");
-    let encoder = TextEncoder::load(folder.path(), Device::Cpu).expect("an encoder");
+    tokenizer.save(dir.path()).expect("written");
+    let encoder = TextEncoder::load(dir.path(), Device::Cpu).expect("an encoder");
     let features = encoder.features(&words).expect("text");
-    assert_equal(&printed("nlp", &folder, &file), &features);
+    assert_equal(&printed("nlp", &dir, &file), &features);
 }

@@ -54,7 +54,11 @@ fn example_pretrains_resumes_extracts_and_probes() {
     }
     let (recipe, out) = (dir.path().join("recipe.toml"), dir.path().join("run"));
     let text = fs::read_to_string(program.join("recipe.toml")).expect("the recipe");
-    fs::write(&recipe, text.replace("steps = 60", "steps = 40")).expect("written");
+    fs::write(
+        &recipe,
+        text.replace("steps = 60", "steps = 40").replace("batch = 15.0", "batch = 3.0"),
+    )
+    .expect("written");
     let [recipe, data, out] = [&recipe, &data, &out].map(|path| path.to_str().expect("UTF-8"));
 
     run(&spectrogram, &["pretrain", recipe, data, out]);
@@ -64,7 +68,7 @@ fn example_pretrains_resumes_extracts_and_probes() {
     }
     let before = fs::read_to_string(run_dir.join("metrics.jsonl")).expect("metrics");
     let lines = metrics::parse(&before);
-    assert!(Diagnosis::of(&lines, 40).step == 40);
+    assert!(Diagnosis::new(&lines, 40).step == 40);
 
     // Without its last checkpoint, the run resumes from the one before, to the same numbers.
     fs::remove_dir_all(run_dir.join("checkpoints/step-00000040")).expect("the last checkpoint");

@@ -1,4 +1,4 @@
-//! Fine-tuning, whatever is encoded: exact resumption, exact accumulation, and that it learns what it is told.
+//! Fine-tuning of every modality: training, resuming, gradient accumulation, exported models.
 
 use std::path::Path;
 
@@ -6,8 +6,9 @@ use data2vec_core::io::checkpoint::read_tensors;
 use data2vec_core::model::head::{Activation, DenseConfig, HeadInit};
 use data2vec_core::train::finetune::FinetuneMasks;
 use data2vec_core::{
-    Batch, Data2Vec, Data2VecConfig, FeatureEncoder, HeadConfig, HeadTask, LabelledBatch,
-    MaskStrategy, Pool, Precision, StepConfig, Targets, FinetuneConfig, FinetuneState, FinetunedModel};
+    Batch, Data2Vec, Data2VecConfig, FeatureEncoder, FinetuneConfig, FinetuneState, FinetunedModel,
+    HeadConfig, HeadTask, LabelledBatch, MaskStrategy, Pool, Precision, StepConfig, Targets,
+};
 use data2vec_nlp::TokenEncoder;
 use data2vec_speech::{SpanMask, SpeechMaskConfig, WaveEncoder};
 use data2vec_tests::tiny::{self, FixedMask};
@@ -45,16 +46,16 @@ fn head(task: HeadTask, pool: Pool, labels: usize) -> HeadConfig {
     }
 }
 
-/// What pretraining leaves in a folder, of weights that nobody trained.
-fn pretrained<F: FeatureEncoder>(config: Data2VecConfig<F::Config>) -> tempfile::TempDir {
+/// Exports a randomly initialized encoder.
+fn export_encoder<F: FeatureEncoder>(config: Data2VecConfig<F::Config>) -> tempfile::TempDir {
     let mask = data2vec_core::Mask::new(array![[true, false]]).expect("a mask");
     let model = Data2Vec::<F>::new(config, Box::new(FixedMask(mask)), Device::Cpu, 3);
     let dir = tempfile::tempdir().expect("a directory");
-    model.expect("a possible model").export(dir.path()).expect("written");
+    model.expect("a valid config").export(dir.path()).expect("written");
     dir
 }
 
-/// What each case needs.
+/// A fine-tuning task.
 struct Case {
     head: HeadConfig,
     batches: Vec<LabelledBatch>,
@@ -68,32 +69,34 @@ impl Case {
         let adamw = tiny::adamw();
         let optimizer = (&adamw, tiny::constant(3e-3), steps);
         let (head, masks, config) = (self.head.clone(), (self.masks)(), self.config.clone());
-        FinetuneState::new(dir, false, head, masks, config, optimizer, Device::Cpu).expect("a state")
+        FinetuneState::new(dir, false, head, masks, config, optimizer, Device::Cpu)
+            .expect("a state")
     }
 
-    /// 2n steps equal n, a stop, and n more; what is written for users scores as what was trained.
+    /// Asserts that training reduces the loss, resumes exactly, keeps a frozen encoder, and that the
+    /// exported model gives the same scores.
     fn check<F: FeatureEncoder>(&self, dir: &Path) {
-        let mut whole = self.state::<F>(dir);
-        let mut halves = self.state::<F>(dir);
+        let mut uninterrupted = self.state::<F>(dir);
+        let mut interrupted = self.state::<F>(dir);
         let before = read_tensors(&dir.join("encoder.safetensors")).expect("the encoder");
-        let first = whole.step(&self.batches).expect("a step").loss;
-        halves.step(&self.batches).expect("a step");
-        // Frozen: only the head has moved.
-        halves.export(dir.join("frozen").as_path()).expect("written");
+        let first = uninterrupted.step(&self.batches).expect("a step").loss;
+        interrupted.step(&self.batches).expect("a step");
+        // While the encoder is frozen, only the head changes.
+        interrupted.export(dir.join("frozen").as_path()).expect("written");
         let frozen = read_tensors(&dir.join("frozen/encoder.safetensors")).expect("the encoder");
         for (name, tensor) in &frozen {
-            // Some settings give what was shared to each block.
+            // Variables that fine-tuning unshares between blocks have other names.
             assert!(before.get(name).is_none_or(|old| old == tensor), "{name}");
         }
-        halves.step(&self.batches).expect("a step");
+        interrupted.step(&self.batches).expect("a step");
         let saved = dir.join("saved");
         std::fs::create_dir(&saved).expect("written");
-        halves.snapshot().expect("memory").write(&saved).expect("written");
+        interrupted.snapshot().expect("memory").write(&saved).expect("written");
         let mut resumed = self.state::<F>(dir);
         resumed.load(&saved, 2).expect("saved tensors");
         let mut last = first;
         for step in 2..=30 {
-            last = whole.step(&self.batches).expect("a step").loss;
+            last = uninterrupted.step(&self.batches).expect("a step").loss;
             if step > 2 && step <= 5 {
                 let report = resumed.step(&self.batches).expect("a step");
                 assert_eq!((report.step, report.loss), (step, last));
@@ -102,10 +105,10 @@ impl Case {
         assert!(last < 0.9 * first, "{first} → {last}");
 
         let model = dir.join("model");
-        whole.export(&model).expect("written");
-        let tuned = FinetunedModel::<F>::load(&model, Device::Cpu).expect("a model");
+        uninterrupted.export(&model).expect("written");
+        let finetuned = FinetunedModel::<F>::load(&model, Device::Cpu).expect("a model");
         for batch in &self.batches {
-            let [ours, theirs] = [whole.score(batch, None), tuned.score(batch)];
+            let [ours, theirs] = [uninterrupted.score(batch, None), finetuned.score(batch)];
             assert_eq!(ours.expect("scores").scores, theirs.expect("scores").scores);
         }
     }
@@ -116,7 +119,7 @@ fn random(size: &[i64]) -> Tensor {
 }
 
 #[test]
-fn recordings_are_transcribed() {
+fn finetunes_speech_with_ctc() {
     tch::manual_seed(1);
     let masks = || {
         let spans = |length| -> Option<Box<dyn MaskStrategy>> {
@@ -130,15 +133,16 @@ fn recordings_are_transcribed() {
     let batch = Batch::padded(random(&[2, 1600]), vec![1600, 900]).expect("a batch");
     let head = head(HeadTask::Ctc, Pool::None, 5);
     let batches = vec![LabelledBatch { batch, targets }];
-    let case = Case { head, batches, masks, config: FinetuneConfig { freeze_local: true, ..config() } };
-    // 1.0 has a token for what is hidden, 2.0 puts noise there.
+    let case =
+        Case { head, batches, masks, config: FinetuneConfig { freeze_local: true, ..config() } };
+    // Masked frames get the mask token in 1.0 and noise in 2.0.
     for model in [tiny::speech_v1(), tiny::speech_v2()] {
-        case.check::<WaveEncoder>(pretrained::<WaveEncoder>(model).path());
+        case.check::<WaveEncoder>(export_encoder::<WaveEncoder>(model).path());
     }
 }
 
 #[test]
-fn images_are_classified() {
+fn finetunes_image_classifier() {
     tch::manual_seed(2);
     for (model, pool, precision) in [
         (vision::v1(), Pool::Mean, Precision::F32),
@@ -147,11 +151,11 @@ fn images_are_classified() {
     ] {
         let [height, width] = model.features.image_size;
         let size = [2, model.features.channels, height, width];
-        let shares = Tensor::from_slice2(&[[0.9_f32, 0.1, 0.0], [0.0, 0.3, 0.7]]);
+        let probabilities = Tensor::from_slice2(&[[0.9_f32, 0.1, 0.0], [0.0, 0.3, 0.7]]);
         let batches = vec![
             LabelledBatch {
                 batch: Batch::new(random(&size)).expect("a batch"),
-                targets: Targets::SoftLabels(shares),
+                targets: Targets::SoftLabels(probabilities),
             },
             LabelledBatch {
                 batch: Batch::new(random(&size)).expect("a batch"),
@@ -160,12 +164,12 @@ fn images_are_classified() {
         ];
         let head = head(HeadTask::Classification, pool, 3);
         let config = FinetuneConfig { precision, ..config() };
-        // In bf16, what trains and what is loaded differ in precision.
+        // In bf16 the loaded model, in f32, gives other scores.
         let case = Case { head, batches, masks: FinetuneMasks::default, config };
         if precision == Precision::F32 {
-            case.check::<PatchEncoder>(pretrained::<PatchEncoder>(model).path());
+            case.check::<PatchEncoder>(export_encoder::<PatchEncoder>(model).path());
         } else {
-            let dir = pretrained::<PatchEncoder>(model);
+            let dir = export_encoder::<PatchEncoder>(model);
             let mut state = case.state::<PatchEncoder>(dir.path());
             let losses: Vec<f64> =
                 (0..30).map(|_| state.step(&case.batches).expect("a step").loss).collect();
@@ -175,7 +179,7 @@ fn images_are_classified() {
 }
 
 #[test]
-fn texts_get_numbers() {
+fn finetunes_text_regression() {
     tch::manual_seed(3);
     for model in [text::v1(), text::v2()] {
         let ids = Tensor::randint_low(
@@ -192,18 +196,18 @@ fn texts_get_numbers() {
             masks: FinetuneMasks::default,
             config: config(),
         };
-        case.check::<TokenEncoder>(pretrained::<TokenEncoder>(model).path());
+        case.check::<TokenEncoder>(export_encoder::<TokenEncoder>(model).path());
     }
 }
 
 #[test]
-fn micro_batches_add_up() {
+fn micro_batches_equal_one_large_batch() {
     tch::manual_seed(4);
     let model = vision::v2();
     let [height, width] = model.features.image_size;
     let images = random(&[4, model.features.channels, height, width]);
-    let dir = pretrained::<PatchEncoder>(model);
-    let still = FinetuneConfig {
+    let dir = export_encoder::<PatchEncoder>(model);
+    let deterministic = FinetuneConfig {
         freeze_steps: 0,
         dropout: 0.0,
         attention_dropout: 0.0,
@@ -219,8 +223,12 @@ fn micro_batches_add_up() {
         targets: Targets::Classes(classes.narrow(0, from, len)),
     };
     let reports = [vec![part(0, 4)], vec![part(0, 1), part(1, 3)]].map(|batches| {
-        let case =
-            Case { head: head.clone(), batches, masks: FinetuneMasks::default, config: still.clone() };
+        let case = Case {
+            head: head.clone(),
+            batches,
+            masks: FinetuneMasks::default,
+            config: deterministic.clone(),
+        };
         let mut state = case.state::<PatchEncoder>(dir.path());
         state.step(&case.batches).expect("a step")
     });
@@ -229,7 +237,7 @@ fn micro_batches_add_up() {
 }
 
 #[test]
-fn a_batch_that_is_not_finite_changes_nothing() {
+fn step_with_nonfinite_loss_is_skipped() {
     tch::manual_seed(5);
     let ids = Tensor::randint_low(4, 9, [2, 6], (Kind::Int64, Device::Cpu));
     let batch = Batch::new(ids).expect("a batch");
@@ -240,7 +248,7 @@ fn a_batch_that_is_not_finite_changes_nothing() {
         masks: FinetuneMasks::default,
         config: FinetuneConfig { freeze_steps: 0, ..config() },
     };
-    let dir = pretrained::<TokenEncoder>(text::v2());
+    let dir = export_encoder::<TokenEncoder>(text::v2());
     let mut state = case.state::<TokenEncoder>(dir.path());
     let saved = |state: &FinetuneState<TokenEncoder>, name: &str| {
         let out = dir.path().join(name);

@@ -1,6 +1,5 @@
 //! Finds the texts at a path: a directory tree, one file, or shards.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -8,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
+use data2vec_core::io::walk::{Walk, walk};
 use data2vec_core::{Error, Result};
 use data2vec_source::{Files, has_shards, is_shard_path};
 
@@ -50,7 +50,7 @@ impl Listing {
         }
         let meta = fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if meta.is_dir() {
-            let listing = Self::walk(path)?;
+            let listing = Self::list_directory(path)?;
             // Shards often come with a README.
             let is_note = |file: &ListedFile| file.path.extension().is_some_and(|end| end == "md");
             if listing.files.iter().all(is_note) && listing.skipped.is_empty() && has_shards(path) {
@@ -120,40 +120,17 @@ impl Listing {
         }
     }
 
-    /// Lists all texts below `root`, sorted by name. Follows links, enters each directory once and
-    /// ignores hidden files and directories.
-    fn walk(root: &Path) -> Result<Self> {
-        let mut listing = Self { root: root.to_owned(), ..Self::default() };
-        let mut entered = HashSet::new();
-        let mut stack = vec![PathBuf::new()]; // relative to root; the next path is on top
-        while let Some(relative) = stack.pop() {
-            let path = root.join(&relative);
-            let is_root = relative.as_os_str().is_empty();
-            let visited = fs::metadata(&path).and_then(|meta| {
-                if !meta.is_dir() {
-                    if is_text(&relative) && meta.is_file() {
-                        listing.files.push(listed_file(relative.clone(), &meta));
-                    } else if is_text(&relative) {
-                        // Reading a pipe without a writer would block forever.
-                        listing.skipped.push((path.clone(), "is not a regular file".into()));
-                    }
-                } else if entered.insert(fs::canonicalize(&path)?) {
-                    let mut names = Vec::new();
-                    for entry in fs::read_dir(&path)? {
-                        let name = entry?.file_name();
-                        if !name.as_encoded_bytes().starts_with(b".") {
-                            names.push(name);
-                        }
-                    }
-                    names.sort();
-                    stack.extend(names.into_iter().rev().map(|name| relative.join(name)));
-                }
-                Ok(())
-            });
-            match visited {
-                Err(source) if is_root => return Err(Error::io(root, source)),
+    /// Lists all texts below `root`.
+    fn list_directory(root: &Path) -> Result<Self> {
+        let Walk { files, skipped } = walk(root, is_text)?;
+        let mut listing = Self { root: root.to_owned(), skipped, ..Self::default() };
+        for file in files {
+            let path = root.join(&file);
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_file() => listing.files.push(listed_file(file, &meta)),
+                // Reading a pipe without a writer would block forever.
+                Ok(_) => listing.skipped.push((path, "is not a regular file".into())),
                 Err(source) => listing.skipped.push((path, source.to_string())),
-                Ok(()) => {}
             }
         }
         Ok(listing)

@@ -1,11 +1,10 @@
 //! Finds the recordings at a path: a directory, a manifest or table, a file, or shards.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use data2vec_core::io::walk::{Walk, walk};
 use data2vec_core::{Error, Result};
 use data2vec_source::{has_shards, is_shard_path};
 
@@ -38,7 +37,7 @@ pub(crate) fn list(path: &Path, cache: Option<&Path>) -> Result<Listing> {
     }
     let meta = fs::metadata(path).map_err(|source| Error::io(path, source))?;
     if meta.is_dir() {
-        let listing = walk(path)?;
+        let listing = list_directory(path)?;
         let is_empty = listing.files.is_empty() && listing.skipped.is_empty();
         return if is_empty && has_shards(path) { shards(path, cache) } else { Ok(listing) };
     }
@@ -66,57 +65,11 @@ impl Listing {
     }
 }
 
-/// Lists all audio files below `root`, in the order of sorted names. Follows links, visits each
-/// directory once, and ignores hidden files and directories.
-fn walk(root: &Path) -> Result<Listing> {
-    let mut found = Listing::in_directory(root, Vec::new());
-    let mut visited = HashSet::new();
-    let mut stack = vec![PathBuf::new()]; // relative to root; the next one is on top
-    while let Some(relative) = stack.pop() {
-        let path = root.join(&relative);
-        let is_root = relative.as_os_str().is_empty();
-        let is_audio = has_extension(&relative, &EXTENSIONS);
-        let meta = match fs::metadata(&path) {
-            Ok(meta) => meta,
-            Err(source) if is_root => return Err(Error::io(root, source)),
-            Err(source) => {
-                if is_audio {
-                    found.skipped.push((path, source.to_string())); // a dangling link
-                }
-                continue;
-            }
-        };
-        if !meta.is_dir() {
-            if is_audio {
-                found.files.push((relative, None)); // others are transcripts, licences, covers
-            }
-            continue;
-        }
-        let names = fs::canonicalize(&path).and_then(|real| {
-            let is_new = visited.insert(real);
-            if is_new { sorted_names(&path) } else { Ok(Vec::new()) }
-        });
-        match names {
-            Ok(names) => stack.extend(names.into_iter().rev().map(|name| relative.join(name))),
-            Err(source) if is_root => return Err(Error::io(root, source)),
-            Err(source) => found.skipped.push((path, source.to_string())),
-        }
-    }
-    Ok(found)
-}
-
-/// Returns the sorted names in a directory, without hidden ones (macOS leaves `._name.wav` beside
-/// `name.wav`).
-fn sorted_names(directory: &Path) -> std::io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        if !name.as_encoded_bytes().starts_with(b".") {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+/// Lists all audio files below `root`; other files are transcripts, licences, covers.
+fn list_directory(root: &Path) -> Result<Listing> {
+    let Walk { files, skipped } = walk(root, |path| has_extension(path, &EXTENSIONS))?;
+    let files = files.into_iter().map(|file| (file, None)).collect();
+    Ok(Listing { skipped, ..Listing::in_directory(root, files) })
 }
 
 /// Kind of label in a `.tsv` table.

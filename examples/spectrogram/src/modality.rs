@@ -5,7 +5,7 @@ use std::path::Path;
 use data2vec_core::modality::{finetune, hold_out};
 use data2vec_core::model::nn::{Init, Linear};
 use data2vec_core::{
-    Batch, EncoderConfig, Error, Extractor, FeatureEncoder, FinetuneModality, HeadTask,
+    Batch, Dataset, EncoderConfig, Error, Extractor, FeatureEncoder, FinetuneModality, HeadTask,
     LabelledSource, LabelledSplits, MaskStrategy, Modality, NoMask, OnProgress, Precision, Result,
     Source, Splits, Tokens, TransformerConfig, Units,
 };

@@ -5,3 +5,4 @@ pub mod convert;
 pub mod file;
 pub mod pickle;
 pub mod toml;
+pub mod walk;

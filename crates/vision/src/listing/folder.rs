@@ -1,9 +1,10 @@
 //! Image files in a directory tree.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use data2vec_core::io::walk::{Walk, walk};
 use data2vec_core::{Error, Result};
 
 use crate::pixels::EXTENSIONS;
@@ -40,8 +41,8 @@ impl Folder {
             (found.root, found.files) = (parent.to_owned(), vec![name.into()]);
             return Ok(found);
         }
-        let mut entered = HashSet::new();
-        found.walk(Path::new(""), &mut entered)?;
+        let Walk { files, skipped } = walk(root, is_image)?;
+        (found.files, found.skipped) = (files, skipped);
         let classes: BTreeSet<String> =
             found.files.iter().filter_map(|file| top_directory(file)).collect();
         found.classes = classes.into_iter().collect();
@@ -56,57 +57,6 @@ impl Folder {
                 reason.push_str(&format!("; {}: {why}", path.display()));
             }
             return Err(Error::file(&self.root, reason));
-        }
-        Ok(())
-    }
-
-    /// Lists the directory `below`, a path relative to the root, recursively.
-    fn walk(&mut self, below: &Path, entered: &mut HashSet<PathBuf>) -> Result<()> {
-        let path = self.root.join(below);
-        let names = fs::canonicalize(&path).and_then(|real| {
-            if !entered.insert(real) {
-                return Ok(Vec::new()); // a link to a directory already listed
-            }
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&path)? {
-                let entry = entry?;
-                let hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
-                if !hidden {
-                    names.push((entry.file_name(), entry.file_type()?));
-                }
-            }
-            names.sort_by(|a, b| a.0.cmp(&b.0));
-            Ok(names)
-        });
-        let names = match names {
-            Ok(names) => names,
-            Err(source) if below.as_os_str().is_empty() => return Err(Error::io(path, source)),
-            Err(source) => {
-                self.skipped.push((path, source.to_string()));
-                return Ok(());
-            }
-        };
-        for (name, kind) in names {
-            let relative = below.join(name);
-            let path = self.root.join(&relative);
-            // Only links need a second system call; a dataset has millions of files.
-            let is_dir = if kind.is_symlink() {
-                match fs::metadata(&path) {
-                    Ok(meta) => meta.is_dir(),
-                    Err(_) if !is_image(&relative) => continue,
-                    Err(source) => {
-                        self.skipped.push((path, source.to_string()));
-                        continue;
-                    }
-                }
-            } else {
-                kind.is_dir()
-            };
-            if is_dir {
-                self.walk(&relative, entered)?;
-            } else if is_image(&relative) {
-                self.files.push(relative);
-            }
         }
         Ok(())
     }
