@@ -231,7 +231,7 @@ impl<N: Names> Goldens<N> {
     /// Compares `vars` with the reference's values of `prefix`.
     ///
     /// # Panics
-    /// Panics if one differs by [`WEIGHT_TOLERANCE`] or more.
+    /// Panics if one differs by `WEIGHT_TOLERANCE` or more.
     #[track_caller]
     pub fn assert_weights(&self, vars: HashMap<String, Tensor>, prefix: &str) {
         let tensors = self.file(prefix);

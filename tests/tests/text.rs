@@ -213,7 +213,7 @@ fn rejects_invalid_token_ids() {
     assert!(embed(of(&[0, 64])).contains("token id 64 is outside 0..64"));
     assert!(embed(of(&[-1, 6])).contains("token id -1"));
     assert!(embed(of(&[5; 33])).contains("33 tokens exceed features.max_tokens = 32"));
-    assert!(embed(of(&[5; 3]).to_kind(Kind::Float)).contains("64-bit token ids"));
+    assert!(embed(of(&[5; 3]).to_kind(Kind::Float)).contains("token ids must be (B, T) of Int64"));
 }
 
 #[test]

@@ -80,7 +80,8 @@ fn only_the_program_depends_on_all_crates() {
         }
     }
     let mut cli = own_dependencies("crates/cli");
-    (cli.sort(), all.sort());
+    cli.sort();
+    all.sort();
     assert_eq!(cli, all);
 }
 

@@ -56,7 +56,7 @@ fn classifies_texts() {
     let dir = temp_dir();
     let dir = dir.path();
     let run = dir.join("run");
-    succeed(&mut pretrain_texts(&support::texts(dir), &run, &["train.steps=4"]));
+    succeed(&mut pretrain_texts(&texts(dir), &run, &["train.steps=4"]));
     // The format of GLUE's SST-2.
     let mut table = "sentence\tlabel\n".to_owned();
     for i in 0..40 {

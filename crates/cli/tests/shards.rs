@@ -212,7 +212,7 @@ fn image_shards_keep_labels() {
 #[test]
 fn text_shards_equal_their_directory() {
     let dir = temp_dir();
-    let data = support::texts(dir.path());
+    let data = texts(dir.path());
     fs::create_dir_all(data.join("more.d")).unwrap();
     fs::write(
         data.join("more.d/lines.v2.jsonl"),
@@ -324,7 +324,7 @@ fn labelled_text_shards_equal_their_table() {
     let dir = temp_dir();
     let dir = dir.path();
     let run = dir.join("run");
-    succeed(&mut pretrain_texts(&support::texts(dir), &run, &["train.steps=4"]));
+    succeed(&mut pretrain_texts(&texts(dir), &run, &["train.steps=4"]));
     let rows: Vec<(String, &str)> = (0..40)
         .map(|i| match i % 2 {
             0 => (format!("a fine union and peace {i}"), "good"),

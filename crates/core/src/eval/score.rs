@@ -283,7 +283,7 @@ pub trait SequenceDecoder {
     /// Decodes the log-probabilities `(T, C)` of one example.
     ///
     /// # Errors
-    /// [`Error::Input`](crate::Error::Input) if C is not the number of labels.
+    /// [`Error::Input`] if C is not the number of labels.
     fn decode(&self, log_probs: ArrayView2<f32>) -> Result<String>;
 
     /// Spells the reference whose label ids are given.
