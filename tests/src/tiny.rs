@@ -2,9 +2,9 @@
 
 use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, EmaScope, FeatureEncoder,
-    Mask, MaskStrategy, MaskedInput, ModelConfig, NormPlacement, Objective, Precision,
-    RegressionLoss, Result, Schedule, StepConfig, StudentInput, TargetConfig, TargetNorm,
-    TargetSource, Tokens, TrainState, TransformerConfig, WeightInit,
+    Mask, MaskStrategy, MaskedInput, ModelConfig, Objective, Precision, RegressionLoss, Result,
+    Schedule, StepConfig, StudentInput, TargetConfig, TargetNorm, TargetSource, Tokens, TrainState,
+    TransformerConfig,
 };
 use data2vec_speech::{ConvNorm, WaveEncoder, WaveEncoderConfig};
 use rand::rngs::StdRng;
@@ -47,21 +47,8 @@ pub fn speech_v1() -> Data2VecConfig<WaveEncoderConfig> {
             compat: vec![],
         },
         transformer: TransformerConfig {
-            dim: 48,
-            depth: 4,
-            heads: 4,
-            mlp_ratio: 2.0,
-            norm: NormPlacement::Post,
-            norm_eps: 1e-5,
             input_norm: true,
-            init: WeightInit::Bert,
-            layer_scale: None,
-            input_dropout: 0.0,
-            dropout: 0.0,
-            attention_dropout: 0.0,
-            activation_dropout: 0.0,
-            layer_drop: 0.0,
-            drop_path: 0.0,
+            ..TransformerConfig::without_dropout(48, 4, 4, 96)
         },
         target: TargetConfig {
             top_k: 3,

@@ -33,7 +33,7 @@ fn all_tensors(state: &TrainState<WaveEncoder>) -> Vec<(String, Tensor)> {
     let parts: [(&str, Tensors); 3] = [
         ("student", state.model.vars().variables()),
         ("teacher", state.model.teacher().variables()),
-        ("optimizer", state.optimizer.state()),
+        ("optimizer", state.optim.optimizer.state()),
     ];
     let named = parts.into_iter().flat_map(|(part, tensors)| {
         tensors.into_iter().map(move |(name, tensor)| (format!("{part} {name}"), tensor.copy()))
@@ -45,7 +45,7 @@ fn all_tensors(state: &TrainState<WaveEncoder>) -> Vec<(String, Tensor)> {
 
 #[track_caller]
 fn assert_same(a: &TrainState<WaveEncoder>, b: &TrainState<WaveEncoder>) {
-    assert_eq!(a.step, b.step);
+    assert_eq!(a.optim.step, b.optim.step);
     let (a, b) = (all_tensors(a), all_tensors(b));
     assert_eq!(a.len(), b.len());
     for ((name, x), (_, y)) in a.iter().zip(&b) {
@@ -65,7 +65,7 @@ fn resuming_is_bit_exact() {
         let mut uninterrupted = state(config.clone());
         // Two micro-batches per step.
         let step = |s: &mut TrainState<WaveEncoder>| {
-            let n = 2 * s.step;
+            let n = 2 * s.optim.step;
             s.step(&[batch(n, 2), batch(n + 1, 2)]).expect("a step")
         };
         let reports: Vec<_> = (0..6).map(|_| step(&mut uninterrupted)).collect();

@@ -170,7 +170,8 @@ fn hugging_face(
     let transformer = TransformerConfig {
         dropout,
         attention_dropout: settings.probability("attention_probs_dropout_prob"),
-        ..convert::transformer(dim, source.count(block), heads, hidden, eps)
+        norm_eps: eps,
+        ..TransformerConfig::without_dropout(dim, source.count(block), heads, hidden)
     };
     let head = head(source, &settings, options, "classifier.")?;
     let class = if head.is_some() { "ForSequenceClassification" } else { "Model" };
@@ -263,12 +264,11 @@ fn fairseq1(
         attention_dropout: settings
             .probability("attention_dropout")
             .max(transformer_settings.probability("attention_dropout")),
-        ..convert::transformer(
+        ..TransformerConfig::without_dropout(
             dim,
             source.count(block),
             source.heads(options.heads.or(heads), dim)?,
             hidden,
-            1e-5,
         )
     };
     let head_prefix = fairseq_head(source, "");
@@ -307,7 +307,8 @@ fn fairseq2(
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("layerdrop"),
-        ..convert::transformer(dim, depth, heads, hidden, eps)
+        norm_eps: eps,
+        ..TransformerConfig::without_dropout(dim, depth, heads, hidden)
     };
     let head_prefix = fairseq_head(source, prefix);
     let head = head(source, &settings, options, &head_prefix)?;

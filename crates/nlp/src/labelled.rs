@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data2vec_core::data::split::{Amount, stratified_split};
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::random::hash;
 use data2vec_core::{Dataset, Error, HeadTask, LabelledBatch, Result, Targets};
 use data2vec_source::is_shard_path;
@@ -159,33 +160,6 @@ impl LabelledTexts {
         Ok(Self { corpus: Arc::new(corpus), chosen })
     }
 
-    /// Splits off about `share` of each class: returns (train, held out).
-    ///
-    /// The split depends only on the texts and `seed`; equal texts stay on the same side.
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if one side would be empty.
-    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        let (train, held_out) = self.take("train.held_out", Amount::Share(share), seed)?;
-        if train.is_empty() {
-            let reason = format!("{share} of {} texts leaves none to train on", self.len());
-            return Err(Error::config("train.held_out", reason));
-        }
-        Ok((train, held_out))
-    }
-
-    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
-    /// contain smaller ones.
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if the subset would be empty.
-    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
-        if amount == Amount::Share(1.0) {
-            return Ok(self.clone());
-        }
-        Ok(self.take("label_share", amount, seed)?.1)
-    }
-
     /// Takes an amount of each class: returns (rest, taken).
     fn take(&self, key: &str, amount: Amount, seed: u64) -> Result<(Self, Self)> {
         let valid = match amount {
@@ -279,6 +253,35 @@ impl LabelledTexts {
 
     fn example(&self, index: usize) -> &Example {
         &self.corpus.examples[self.chosen[index]]
+    }
+}
+
+impl Splittable for LabelledTexts {
+    /// Splits off about `share` of each class: returns (train, held out).
+    ///
+    /// The split depends only on the texts and `seed`; equal texts stay on the same side.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if one side would be empty.
+    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let (train, held_out) = self.take("train.held_out", Amount::Share(share), seed)?;
+        if train.is_empty() {
+            let reason = format!("{share} of {} texts leaves none to train on", self.len());
+            return Err(Error::config("train.held_out", reason));
+        }
+        Ok((train, held_out))
+    }
+
+    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
+    /// contain smaller ones.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if the subset would be empty.
+    fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        if amount == Amount::Share(1.0) {
+            return Ok(self.clone());
+        }
+        Ok(self.take("label_share", amount, seed)?.1)
     }
 }
 

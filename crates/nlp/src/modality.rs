@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data2vec_core::data::split::Amount;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
-use data2vec_core::modality::finetune::{Classifier, Splittable, split};
+use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{
     FileStats, Measure, RawDataset, ShardEntries, ShardEntry, portable_path,
@@ -198,16 +197,6 @@ impl FinetuneModality for Nlp {
 
     fn export_labelled(dataset: &LabelledTexts, dir: &Path) -> Result<()> {
         dataset.tokenizer().save_with_encoder(dir)
-    }
-}
-
-impl Splittable for LabelledTexts {
-    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        self.split(share, seed)
-    }
-
-    fn subsample(&self, share: f64, seed: u64) -> Result<Self> {
-        self.subsample(Amount::Share(share), seed)
     }
 }
 

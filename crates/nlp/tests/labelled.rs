@@ -7,6 +7,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use data2vec_core::data::split::Amount;
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::{Dataset, Error, HeadTask, Targets};
 use data2vec_nlp::{LabelledFiles, LabelledTextConfig, LabelledTexts, Tokenizer};
 use flate2::{Compression, write::GzEncoder};

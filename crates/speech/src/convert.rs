@@ -111,18 +111,6 @@ fn conv_layers(
     (0..count).map(layer).collect()
 }
 
-/// Returns the settings of a post-norm transformer with an input norm, without dropout.
-fn transformer(
-    dim: i64,
-    depth: usize,
-    heads: i64,
-    hidden: i64,
-    norm_eps: f64,
-) -> TransformerConfig {
-    let plain = convert::transformer(dim, depth, heads, hidden, norm_eps);
-    TransformerConfig { input_norm: true, ..plain }
-}
-
 fn hugging_face(
     source: &Source,
     prefix: &str,
@@ -162,7 +150,9 @@ fn hugging_face(
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("layerdrop"),
-        ..transformer(dim, source.count(block), heads, hidden, eps)
+        norm_eps: eps,
+        input_norm: true,
+        ..TransformerConfig::without_dropout(dim, source.count(block), heads, hidden)
     };
     let (head, suffix) = hugging_face_head(source, &settings, options)?;
     let is_ctc = head.as_ref().is_some_and(|head| head.task == HeadTask::Ctc);
@@ -268,7 +258,8 @@ fn fairseq1(
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("encoder_layerdrop"),
-        ..transformer(dim, source.count(block), heads, hidden, 1e-5)
+        input_norm: true,
+        ..TransformerConfig::without_dropout(dim, source.count(block), heads, hidden)
     };
     let (head, with) = fairseq_head(source, options)?;
     let table = tables::fairseq1(prefix);
@@ -311,7 +302,9 @@ fn fairseq2(
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("layerdrop"),
-        ..transformer(dim, depth, heads, hidden, eps)
+        norm_eps: eps,
+        input_norm: true,
+        ..TransformerConfig::without_dropout(dim, depth, heads, hidden)
     };
     let (head, with) = fairseq_head(source, options)?;
     let table = tables::fairseq2(prefix, prenet, depth, features.pos_layers, heads);

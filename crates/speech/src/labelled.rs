@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data2vec_core::data::split::Amount;
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::random::hash;
 use data2vec_core::{Dataset, Error, LabelledBatch, Result, Targets};
 use rand::rngs::StdRng;
@@ -137,46 +138,6 @@ impl LabelledSpeech {
         Ok(Self { audio, labels: Arc::new(labels), config, features, left_out })
     }
 
-    /// Splits off about `share` of the recordings: returns (train, held out), see
-    /// [`SpeechDataset::split`].
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if one side would be empty.
-    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        let (train, held_out) = self.audio.split(share, seed)?;
-        // Only one side counts the recordings that were left out.
-        let side = |audio, left_out| Self { audio, left_out, ..self.clone() };
-        Ok((side(train, self.left_out), side(held_out, LeftOut::default())))
-    }
-
-    /// Returns a subset, e.g. 1 % of the recordings. Larger amounts with the same `seed` contain
-    /// smaller ones.
-    ///
-    /// [`Amount::Share`] is a share of all recordings, [`Amount::Each`] a number of each class, or of
-    /// all recordings with transcripts.
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if the subset would be empty.
-    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
-        let valid = match amount {
-            Amount::Share(share) => share > 0.0 && share <= 1.0,
-            Amount::Each(count) => count > 0,
-        };
-        if !valid {
-            let reason = format!("{amount:?} leaves no recordings");
-            return Err(Error::config("label_share", reason));
-        }
-        if amount == Amount::Share(1.0) {
-            return Ok(self.clone());
-        }
-        let class = |index| match self.config.label {
-            LabelKind::Class => hash(self.label(index).as_bytes()),
-            LabelKind::Text => 0,
-        };
-        let audio = self.audio.select(&self.audio.sample_indices(amount, class, seed));
-        Ok(Self { audio, left_out: LeftOut::default(), ..self.clone() })
-    }
-
     /// Returns the number of recordings.
     pub fn len(&self) -> usize {
         self.audio.len()
@@ -273,6 +234,48 @@ impl LabelledSpeech {
             left_out,
             unknown,
         })
+    }
+}
+
+impl Splittable for LabelledSpeech {
+    /// Splits off about `share` of the recordings: returns (train, held out), see
+    /// [`SpeechDataset::split`].
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if one side would be empty.
+    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let (train, held_out) = self.audio.split(share, seed)?;
+        // Only one side counts the recordings that were left out.
+        let side = |audio, left_out| Self { audio, left_out, ..self.clone() };
+        Ok((side(train, self.left_out), side(held_out, LeftOut::default())))
+    }
+
+    /// Returns a subset, e.g. 1 % of the recordings. Larger amounts with the same `seed` contain
+    /// smaller ones.
+    ///
+    /// [`Amount::Share`] is a share of all recordings, [`Amount::Each`] a number of each class, or of
+    /// all recordings with transcripts.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if the subset would be empty.
+    fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        let valid = match amount {
+            Amount::Share(share) => share > 0.0 && share <= 1.0,
+            Amount::Each(count) => count > 0,
+        };
+        if !valid {
+            let reason = format!("{amount:?} leaves no recordings");
+            return Err(Error::config("label_share", reason));
+        }
+        if amount == Amount::Share(1.0) {
+            return Ok(self.clone());
+        }
+        let class = |index| match self.config.label {
+            LabelKind::Class => hash(self.label(index).as_bytes()),
+            LabelKind::Text => 0,
+        };
+        let audio = self.audio.select(&self.audio.sample_indices(amount, class, seed));
+        Ok(Self { audio, left_out: LeftOut::default(), ..self.clone() })
     }
 }
 

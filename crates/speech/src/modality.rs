@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data2vec_core::data::split::Amount;
 use data2vec_core::eval::score::SequenceDecoder;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
-use data2vec_core::modality::finetune::{Classifier, Splittable, split};
+use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{FileStats, Measure, RawDataset, ShardEntry, portable_path};
 use data2vec_core::train::finetune::FinetuneMasks;
@@ -264,15 +263,5 @@ impl ConvertModality for Speech {
 
     fn to_fairseq(model: &Model<WaveEncoderConfig>) -> Result<ExportedModel> {
         convert::to_fairseq(model)
-    }
-}
-
-impl Splittable for LabelledSpeech {
-    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        self.split(share, seed)
-    }
-
-    fn subsample(&self, share: f64, seed: u64) -> Result<Self> {
-        self.subsample(Amount::Share(share), seed)
     }
 }

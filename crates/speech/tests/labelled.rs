@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data2vec_core::data::split::Amount;
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::{Dataset, Error, Targets};
 use data2vec_speech::{
     Case, LabelKind, LabelledSpeech, LabelledSpeechConfig, LeftOut, TranscribedDataset,

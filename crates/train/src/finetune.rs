@@ -171,7 +171,7 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
     type Batch = LabelledBatch;
 
     fn step(&self) -> u64 {
-        self.state.step
+        self.state.optim.step
     }
 
     fn device(&self) -> Device {
@@ -191,7 +191,7 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
     }
 
     fn scale_lr(&mut self, scale: f64) {
-        self.state.lr_scale = scale;
+        self.state.optim.lr_scale = scale;
     }
 
     fn tensors(batch: &LabelledBatch) -> Vec<(&'static str, Tensor)> {
@@ -217,7 +217,7 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
             predictions.extend(evaluator.add(&self.state.score(batch, None)?, &batch.targets)?);
         }
         self.evaluated = Some(Evaluated::new(&evaluator, predictions, labels));
-        let (step, loss, metrics) = (self.state.step, evaluator.loss(), evaluator.metrics());
+        let (step, loss, metrics) = (self.state.optim.step, evaluator.loss(), evaluator.metrics());
         Ok(vec![Line::Validation(ValidationLine { step, loss, metrics })])
     }
 
@@ -244,7 +244,7 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
     }
 
     fn preview(&self) -> Result<Option<PreviewExamples>> {
-        let step = self.state.step;
+        let step = self.state.optim.step;
         let evaluated = self.evaluated.clone();
         Ok(evaluated.map(|all| PreviewExamples { step, gallery: None, evaluated: Some(all) }))
     }

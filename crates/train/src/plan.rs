@@ -60,7 +60,7 @@ fn trial<M: Modality>(
     let loss = objective.loss.double_value(&[]); // waits for the device
     let took = start.elapsed();
     state.model.stochastic_depth(true);
-    state.optimizer.zero_grad()?;
+    state.optim.optimizer.zero_grad()?;
     if !loss.is_finite() {
         bail!("the loss of random inputs is {loss}: are the recipe's numbers right?");
     }

@@ -211,7 +211,7 @@ impl<M: Modality> PretrainTask<M> {
             predictions.push(objective.prediction);
         }
         Ok(HeldOutLine {
-            step: self.state.step,
+            step: self.state.optim.step,
             loss: loss / count,
             explained_variance: explained.value(),
             target_std: mean_std(&targets)?,
@@ -224,7 +224,7 @@ impl<M: Modality> TrainTask for PretrainTask<M> {
     type Batch = Batch;
 
     fn step(&self) -> u64 {
-        self.state.step
+        self.state.optim.step
     }
 
     fn device(&self) -> Device {
@@ -250,7 +250,7 @@ impl<M: Modality> TrainTask for PretrainTask<M> {
     }
 
     fn scale_lr(&mut self, scale: f64) {
-        self.state.lr_scale = scale;
+        self.state.optim.lr_scale = scale;
     }
 
     fn tensors(batch: &Batch) -> Vec<(&'static str, Tensor)> {
@@ -267,7 +267,7 @@ impl<M: Modality> TrainTask for PretrainTask<M> {
     }
 
     fn health(&self, batches: &[(u64, &Batch)]) -> Result<Option<Line>> {
-        let at = (self.recipe.seed, self.state.step);
+        let at = (self.recipe.seed, self.state.optim.step);
         batches.first().map(|(_, batch)| doctor::measure(&self.state.model, batch, at)).transpose()
     }
 
@@ -297,7 +297,9 @@ impl<M: Modality> TrainTask for PretrainTask<M> {
     fn preview(&self) -> Result<Option<PreviewExamples>> {
         let model = &self.state.model;
         let examples = self.preview_examples.as_ref().unwrap_or(&self.dataset).first();
-        self.builder.preview(examples, model.student(), model.device(), self.state.step).map(Some)
+        self.builder
+            .preview(examples, model.student(), model.device(), self.state.optim.step)
+            .map(Some)
     }
 
     fn export(&mut self, dir: &RunDir) -> Result<Exported> {

@@ -88,21 +88,6 @@ pub fn import(
     imported.map(Some)
 }
 
-/// Returns the transformer settings of data2vec 1.0 (BEiT), without drop path.
-fn transformer(
-    dim: i64,
-    depth: usize,
-    heads: i64,
-    hidden: i64,
-    norm_eps: f64,
-) -> TransformerConfig {
-    TransformerConfig {
-        norm: NormPlacement::Pre,
-        init: WeightInit::Beit,
-        ..convert::transformer(dim, depth, heads, hidden, norm_eps)
-    }
-}
-
 /// Derives the feature settings from the tensors.
 ///
 /// `patches` names the patch embedding; `tables` name the relative position bias shared by all
@@ -205,7 +190,15 @@ fn hugging_face(
         attention_dropout: settings.probability("attention_probs_dropout_prob"),
         drop_path: settings.probability("drop_path_rate"),
         layer_scale: scaled.then(|| settings.number("layer_scale_init_value").unwrap_or(0.1)),
-        ..transformer(dim, source.count(block), source.heads(heads, dim)?, hidden, eps)
+        norm: NormPlacement::Pre,
+        norm_eps: eps,
+        init: WeightInit::Beit,
+        ..TransformerConfig::without_dropout(
+            dim,
+            source.count(block),
+            source.heads(heads, dim)?,
+            hidden,
+        )
     };
     // Without mean pooling, the classifier uses the CLS token after a norm of its own.
     let mean = settings.flag("use_mean_pooling").unwrap_or(true);
@@ -267,7 +260,10 @@ fn beit(source: &Source, options: &ImportOptions) -> Result<Imported<PatchEncode
     let transformer = TransformerConfig {
         drop_path: settings.probability("drop_path"),
         layer_scale: scaled.then(|| settings.number("layer_scale_init_value").unwrap_or(0.1)),
-        ..transformer(dim, source.count(block), heads, hidden, EPS)
+        norm: NormPlacement::Pre,
+        norm_eps: EPS,
+        init: WeightInit::Beit,
+        ..TransformerConfig::without_dropout(dim, source.count(block), heads, hidden)
     };
     let mean = source.tensors.contains_key("fc_norm.weight");
     let head = head(source, &settings, options, "head.weight", mean, EPS)?;
@@ -301,14 +297,13 @@ fn fairseq2(
     let heads = source.heads(options.heads.or(settings.integer("num_heads")), dim)?;
     let depth = prenet + source.count(block);
     let transformer = TransformerConfig {
-        norm: NormPlacement::Post,
+        norm_eps: settings.number("norm_eps").unwrap_or(EPS),
         input_norm: true,
-        init: WeightInit::Bert,
         dropout: settings.probability("encoder_dropout"),
         attention_dropout: settings.probability("attention_dropout"),
         activation_dropout: settings.probability("activation_dropout"),
         layer_drop: settings.probability("layerdrop"),
-        ..transformer(dim, depth, heads, hidden, settings.number("norm_eps").unwrap_or(EPS))
+        ..TransformerConfig::without_dropout(dim, depth, heads, hidden)
     };
     let head = head(source, &settings, options, "head.weight", true, EPS)?;
     let what = if head.is_some() { ", fine-tuned" } else { "" };

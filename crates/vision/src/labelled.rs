@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use data2vec_core::data::split::{Amount, stratified_split};
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::{Dataset, Error, LabelledBatch, Result, Targets};
 use rand::{RngExt, rngs::StdRng};
 use tch::Tensor;
@@ -110,49 +111,6 @@ impl LabelledImages {
         Ok(Self { labels: labels?.into(), classes: classes.into(), ..self.clone() })
     }
 
-    /// Splits off the given `share` of each class, at least one image where a class has two:
-    /// returns (train, held out).
-    ///
-    /// The same paths and `seed` give the same split. Held-out images are not augmented.
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if one side would be empty.
-    pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        let (train, held_out) = if share > 0.0 && share < 1.0 {
-            stratified_split(&self.classes_and_keys(), Amount::Share(share), seed)
-        } else {
-            (Vec::new(), Vec::new())
-        };
-        if train.is_empty() || held_out.is_empty() {
-            let reason = format!(
-                "{share} of {} images leaves one side empty; both sides need at least one",
-                self.len()
-            );
-            return Err(Error::config("train.held_out", reason));
-        }
-        Ok((self.select(&train), self.select(&held_out).without_augmentation()))
-    }
-
-    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
-    /// contain smaller ones.
-    ///
-    /// # Errors
-    /// Returns [`Error::Config`] if the subset would be empty.
-    pub fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
-        let valid = match amount {
-            Amount::Share(share) => share > 0.0 && share <= 1.0,
-            Amount::Each(count) => count > 0,
-        };
-        if !valid {
-            let reason = format!("{amount:?} of each class leaves no images");
-            return Err(Error::config("label_share", reason));
-        }
-        if amount == Amount::Share(1.0) {
-            return Ok(self.clone());
-        }
-        Ok(self.select(&stratified_split(&self.classes_and_keys(), amount, seed).1))
-    }
-
     /// Returns class and identity of each image, as [`stratified_split`] expects them.
     fn classes_and_keys(&self) -> Vec<(u64, u64)> {
         let entry =
@@ -195,6 +153,51 @@ impl LabelledImages {
     /// Returns the image's index in the listing.
     fn at(&self, index: usize) -> usize {
         self.chosen[index] as usize
+    }
+}
+
+impl Splittable for LabelledImages {
+    /// Splits off the given `share` of each class, at least one image where a class has two:
+    /// returns (train, held out).
+    ///
+    /// The same paths and `seed` give the same split. Held-out images are not augmented.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if one side would be empty.
+    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
+        let (train, held_out) = if share > 0.0 && share < 1.0 {
+            stratified_split(&self.classes_and_keys(), Amount::Share(share), seed)
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        if train.is_empty() || held_out.is_empty() {
+            let reason = format!(
+                "{share} of {} images leaves one side empty; both sides need at least one",
+                self.len()
+            );
+            return Err(Error::config("train.held_out", reason));
+        }
+        Ok((self.select(&train), self.select(&held_out).without_augmentation()))
+    }
+
+    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
+    /// contain smaller ones.
+    ///
+    /// # Errors
+    /// Returns [`Error::Config`] if the subset would be empty.
+    fn subsample(&self, amount: Amount, seed: u64) -> Result<Self> {
+        let valid = match amount {
+            Amount::Share(share) => share > 0.0 && share <= 1.0,
+            Amount::Each(count) => count > 0,
+        };
+        if !valid {
+            let reason = format!("{amount:?} of each class leaves no images");
+            return Err(Error::config("label_share", reason));
+        }
+        if amount == Amount::Share(1.0) {
+            return Ok(self.clone());
+        }
+        Ok(self.select(&stratified_split(&self.classes_and_keys(), amount, seed).1))
     }
 }
 

@@ -3,11 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use data2vec_core::data::split::Amount;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
-use data2vec_core::modality::finetune::{Classifier, Splittable, split};
+use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{
     FileStats, Measure, RawDataset, ShardEntries, ShardEntry, portable_path,
@@ -199,16 +198,6 @@ impl FinetuneModality for Vision {
 
     fn export_labelled(dataset: &LabelledImages, dir: &Path) -> Result<()> {
         dataset.export(dir)
-    }
-}
-
-impl Splittable for LabelledImages {
-    fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
-        self.split(share, seed)
-    }
-
-    fn subsample(&self, share: f64, seed: u64) -> Result<Self> {
-        self.subsample(Amount::Share(share), seed)
     }
 }
 

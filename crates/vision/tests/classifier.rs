@@ -31,21 +31,9 @@ fn config() -> EncoderConfig<PatchEncoderConfig> {
             positions: Positions::SinCos,
         },
         transformer: TransformerConfig {
-            dim: 16,
-            depth: 2,
-            heads: 2,
-            mlp_ratio: 2.0,
             norm: NormPlacement::Pre,
             norm_eps: 1e-6,
-            input_norm: false,
-            init: Default::default(),
-            layer_scale: None,
-            input_dropout: 0.0,
-            dropout: 0.0,
-            attention_dropout: 0.0,
-            activation_dropout: 0.0,
-            layer_drop: 0.0,
-            drop_path: 0.0,
+            ..TransformerConfig::without_dropout(16, 2, 2, 32)
         },
     }
 }

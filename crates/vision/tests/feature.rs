@@ -20,21 +20,9 @@ use tch::{Device, Kind, Tensor, nn};
 
 fn transformer() -> TransformerConfig {
     TransformerConfig {
-        dim: 16,
-        depth: 2,
-        heads: 4,
-        mlp_ratio: 2.0,
-        norm: NormPlacement::Post,
         norm_eps: 1e-6,
         input_norm: true,
-        init: WeightInit::Bert,
-        layer_scale: None,
-        input_dropout: 0.0,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        activation_dropout: 0.0,
-        layer_drop: 0.0,
-        drop_path: 0.0,
+        ..TransformerConfig::without_dropout(16, 2, 4, 32)
     }
 }
 

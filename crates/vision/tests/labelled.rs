@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use data2vec_core::data::split::Amount;
+use data2vec_core::modality::finetune::Splittable;
 use data2vec_core::{Dataset, Error, LabelledBatch, Targets};
 use data2vec_vision::{AugmentConfig, LabelledImages, Mix, PatchEncoderConfig, Positions};
 use proptest::prelude::*;

@@ -20,10 +20,7 @@ use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors};
 use crate::model::encoder::{ENCODER_WEIGHTS, read_config};
 use crate::model::finetuned::{HEAD_CONFIG, HEAD_WEIGHTS, read_head, read_mask_token, save_model};
 use crate::model::head::Head;
-use crate::{
-    Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, NormPlacement, Result,
-    TransformerConfig, WeightInit,
-};
+use crate::{Encoder, EncoderConfig, Error, FeatureEncoder, HeadConfig, Result, TransformerConfig};
 
 pub use export::{EXPORTED_WEIGHTS, ExportedModel, label_config};
 pub use labels::{check_label_count, class_labels, read_labels};
@@ -167,33 +164,6 @@ pub fn import<F: FeatureEncoder>(
         model: Model { config, head, vars, mask_token },
         report,
     })
-}
-
-/// Returns the settings of a post-norm transformer without dropout; `hidden` is the MLP width.
-pub fn transformer(
-    dim: i64,
-    depth: usize,
-    heads: i64,
-    hidden: i64,
-    norm_eps: f64,
-) -> TransformerConfig {
-    TransformerConfig {
-        dim,
-        depth,
-        heads,
-        mlp_ratio: hidden as f64 / dim as f64,
-        norm: NormPlacement::Post,
-        norm_eps,
-        input_norm: false,
-        init: WeightInit::Bert,
-        layer_scale: None,
-        input_dropout: 0.0,
-        dropout: 0.0,
-        attention_dropout: 0.0,
-        activation_dropout: 0.0,
-        layer_drop: 0.0,
-        drop_path: 0.0,
-    }
 }
 
 /// Creates the variables of a model.

@@ -8,6 +8,7 @@ use tch::Device;
 
 use crate::data::batch::LabelledBatch;
 use crate::data::dataset::Dataset;
+use crate::data::split::Amount;
 use crate::error::{Error, Result};
 use crate::eval::score::SequenceDecoder;
 use crate::modality::{Features, Modality};
@@ -163,17 +164,18 @@ pub struct LabelledSplits<D> {
 
 /// Labelled examples that can be split at random.
 pub trait Splittable: Clone {
-    /// Splits off a share: (the rest, the share).
+    /// Splits off about `share` of each class: returns (the rest, the share).
     ///
     /// # Errors
     /// [`Error::Config`] if a side would be empty.
     fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)>;
 
-    /// Selects a share of each class.
+    /// Returns a subset of each class, e.g. 1 % of the labels. Larger amounts with the same `seed`
+    /// contain smaller ones.
     ///
     /// # Errors
-    /// [`Error::Config`] if nothing would be left.
-    fn subsample(&self, share: f64, seed: u64) -> Result<Self>;
+    /// [`Error::Config`] if the subset would be empty.
+    fn subsample(&self, amount: Amount, seed: u64) -> Result<Self>;
 }
 
 /// Splits examples into training, held-out and test split. `own` are the validation examples that the
@@ -199,7 +201,7 @@ pub fn split<D: Splittable>(
         (train, held_out) = (rest, Some(held));
     }
     if split.labels < 1.0 {
-        train = train.subsample(split.labels, split.label_seed)?;
+        train = train.subsample(Amount::Share(split.labels), split.label_seed)?;
     }
     Ok((train, held_out, test))
 }

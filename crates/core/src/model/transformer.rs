@@ -85,6 +85,29 @@ pub struct TransformerConfig {
     pub drop_path: f64,
 }
 
+impl TransformerConfig {
+    /// Returns a post-norm transformer without any dropout; `hidden` is the width of the MLP.
+    pub fn without_dropout(dim: i64, depth: usize, heads: i64, hidden: i64) -> Self {
+        Self {
+            dim,
+            depth,
+            heads,
+            mlp_ratio: hidden as f64 / dim as f64,
+            norm: NormPlacement::Post,
+            norm_eps: 1e-5,
+            input_norm: false,
+            init: WeightInit::Bert,
+            layer_scale: None,
+            input_dropout: 0.0,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            activation_dropout: 0.0,
+            layer_drop: 0.0,
+            drop_path: 0.0,
+        }
+    }
+}
+
 /// The transformer of 2.0 Base for speech.
 impl Default for TransformerConfig {
     fn default() -> Self {

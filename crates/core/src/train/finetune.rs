@@ -14,14 +14,12 @@ use crate::model::finetuned::{FinetunedModel, MASK_TOKEN, read_mask_token, save_
 use crate::model::head::{HeadConfig, Scored, loss};
 use crate::random::{Purpose, seed_for};
 use crate::train::optim::ParamGroup;
+use crate::train::optim_state::{OptimState, Update};
 use crate::{
-    AdamW, AdamWConfig, Batch, EncoderConfig, EncoderOutput, Error, FeatureEncoder, Gradients,
-    LabelledBatch, MaskStrategy, Precision, Result, Schedule, StepConfig, Tokens,
-    TransformerConfig, World,
+    AdamW, AdamWConfig, Batch, EncoderConfig, EncoderOutput, Error, FeatureEncoder, LabelledBatch,
+    MaskStrategy, Precision, Result, Schedule, StepConfig, Tokens, TransformerConfig, World,
 };
 
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 /// Standard deviation of the noise at masked tokens for encoders without a mask token, as in 2.0.
 const NOISE_STD: f64 = 0.01;
 
@@ -110,23 +108,17 @@ pub struct FinetuneMasks {
     pub channels: Option<Box<dyn MaskStrategy>>,
 }
 
-/// A model, its optimizer and the number of completed steps.
+/// A model that is fine-tuned, its optimizer and completed steps.
 #[derive(Debug)]
 pub struct FinetuneState<F: FeatureEncoder> {
-    /// Completed optimizer steps.
-    pub step: u64,
-    /// Multiplier of the learning rate; below 1 after a recovery from divergence.
-    pub lr_scale: f64,
+    /// Optimizer, schedule and completed steps.
+    pub optim: OptimState,
     vars: nn::VarStore,
     model: FinetunedModel<F>,
     /// `(D)`; `None`: noise replaces masked tokens.
     mask_token: Option<Tensor>,
     masks: FinetuneMasks,
-    optimizer: AdamW,
-    schedule: Schedule,
     config: FinetuneConfig,
-    steps: StepConfig,
-    world: World,
 }
 
 /// Metrics of one optimizer step.
@@ -170,7 +162,6 @@ impl<F: FeatureEncoder> FinetuneState<F> {
             false => config,
         };
         optimizer.validate()?;
-        schedule.validate(steps.steps)?;
         let mut encoder: EncoderConfig<F::Config> = crate::model::encoder::read_config::<F>(dir)?;
         encoder.transformer = config.regularize(&encoder.transformer);
         let depth = encoder.transformer.depth;
@@ -212,19 +203,8 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         }
         let group_of = |name: &str| config.param_group(name, depth);
         let optimizer = AdamW::with_groups(vars.variables(), optimizer, group_of);
-        Ok(Self {
-            step: 0,
-            lr_scale: 1.0,
-            vars,
-            model,
-            mask_token,
-            masks,
-            optimizer,
-            schedule,
-            config,
-            steps,
-            world: World::default(),
-        })
+        let optim = OptimState::new(optimizer, schedule, steps)?;
+        Ok(Self { optim, vars, model, mask_token, masks, config })
     }
 
     /// Joins a process group that trains the model in data parallel; all ranks start with the
@@ -238,9 +218,8 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         world.assert_same_variables(&self.vars.variables())?;
         let overlap = !self.config.activation_checkpointing;
         let variables = || self.vars.trainable_variables();
-        self.optimizer.join(world, shard, overlap.then(variables))?;
-        self.world = world.clone();
-        self.world.broadcast_params(self.vars.variables())
+        self.optim.join(world, shard, overlap.then(variables))?;
+        world.broadcast_params(self.vars.variables())
     }
 
     /// Takes one optimizer step on one or more micro-batches, whose gradients are accumulated.
@@ -257,10 +236,9 @@ impl<F: FeatureEncoder> FinetuneState<F> {
     /// # Errors
     /// See [`step`](Self::step); also returns an error if communication fails.
     pub fn step_at(&mut self, batches: &[(u64, &LabelledBatch)]) -> Result<FinetuneReport> {
-        let lr = self.lr_scale * self.schedule.at(self.step, self.steps.steps);
         let mut count = 0;
-        let at = (self.steps.seed, self.step);
-        let gradients = self.optimizer.gradients(at, batches, |batch, rng, _| {
+        let (optimizer, seed) = (&self.optim.optimizer, self.optim.seed());
+        let gradients = optimizer.gradients(seed, batches, |batch, rng, _| {
             let scored = scope(c"forward", || self.score(batch, Some(rng)))?;
             count += batch.batch.rows();
             Ok(scored.loss)
@@ -268,17 +246,12 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         let read = Tensor::stack(&[&gradients.loss, &gradients.norm], 0).to_kind(Kind::Double);
         let read = Vec::<f64>::try_from(&read)?;
         let (loss, norm) = (read[0], read[1]);
-        let [loss, count] = self.world.sum_scalars([loss, count as f64], self.device())?;
-        let skipped = !loss.is_finite() || !norm.is_finite();
-        if !skipped {
-            let divisor = Gradients::divisor(norm, count, self.steps.clip_norm);
-            let step = || self.optimizer.step(self.step + 1, lr, &gradients, divisor);
-            scope(c"optimizer", step)?;
-        }
-        self.step += 1;
-        let grad_norm = if skipped { f64::NAN } else { norm / count };
-        let (step, loss) = (self.step, loss / count);
-        Ok(FinetuneReport { step, loss, examples: count, grad_norm, lr, skipped })
+        let sums = [loss, count as f64];
+        let [loss, examples] = self.optim.world.sum_scalars(sums, self.device())?;
+        let Update { grad_norm, lr, skipped } =
+            self.optim.update(&gradients, (loss, norm), examples)?;
+        let (step, loss) = (self.optim.step, loss / examples);
+        Ok(FinetuneReport { step, loss, examples, grad_norm, lr, skipped })
     }
 
     /// Computes loss and scores of a batch; with `rng`, in a training pass with gradients.
@@ -290,7 +263,7 @@ impl<F: FeatureEncoder> FinetuneState<F> {
         let batch = batch.to_device(device);
         let train = rng.is_some();
         let body = || -> Result<Scored> {
-            let hidden = match train && self.step < self.config.freeze_steps {
+            let hidden = match train && self.optim.step < self.config.freeze_steps {
                 true => tch::no_grad(|| self.encode(&batch.batch, rng))?,
                 false => self.encode(&batch.batch, rng)?,
             };
@@ -367,13 +340,7 @@ impl<F: FeatureEncoder> FinetuneState<F> {
     /// # Errors
     /// Returns [`Error::Torch`] if memory is short and [`Error::Dist`] if communication fails.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        let moments = self.optimizer.gather()?;
-        let mut snapshot = Snapshot::default();
-        if self.world.is_rank0() {
-            snapshot.add_tensors(MODEL, &self.vars.variables())?;
-            snapshot.add_tensors(OPTIMIZER, &moments)?;
-        }
-        Ok(snapshot)
+        self.optim.snapshot(&self.vars.variables(), None)
     }
 
     /// Loads a [`snapshot`](Self::snapshot) from the directory `dir`, taken after `step` steps.
@@ -381,14 +348,7 @@ impl<F: FeatureEncoder> FinetuneState<F> {
     /// # Errors
     /// Returns an error if a file is missing or invalid, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
-        let [model, optimizer] = [MODEL, OPTIMIZER].map(|name| dir.join(name));
-        if self.world.is_rank0() {
-            assign(&model, &self.vars.variables(), &read_tensors(&model)?)?;
-        }
-        self.world.broadcast_params(self.vars.variables())?;
-        self.optimizer.load_state(&optimizer)?;
-        self.step = step;
-        Ok(())
+        self.optim.load(dir, step, self.vars.variables())
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod chunks;
 pub mod finetune;
 pub mod optim;
+pub mod optim_state;
 pub mod precision;
 pub mod pretrain;
 pub mod schedule;

@@ -3,50 +3,29 @@
 use std::path::Path;
 
 use data2vec_torch_ext::{moments, scope};
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::data::batch::{Batch, upload};
-use crate::error::{Error, Result};
-use crate::io::checkpoint::{Snapshot, assign, read_tensors};
+use crate::error::Result;
+use crate::io::checkpoint::Snapshot;
 use crate::method::data2vec::{Data2Vec, Objective};
 use crate::method::loss::mean_std_of_moments;
 use crate::model::feature::FeatureEncoder;
 use crate::train::chunks::{forward_in_chunks, tokens_per_chunk};
 use crate::train::optim::{AdamW, AdamWConfig, Gradients};
+use crate::train::optim_state::{OptimState, StepConfig, Update};
 use crate::train::schedule::Schedule;
 use crate::train::world::World;
 
-const MODEL: &str = "model.safetensors";
 const TEACHER: &str = "teacher.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Number of steps, gradient clipping and seed.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepConfig {
-    /// Optimizer steps of the whole run; the horizon of the schedule.
-    pub steps: u64,
-    /// Maximum norm of the gradient; `None`: no clipping.
-    pub clip_norm: Option<f64>,
-    /// Seed of all randomness.
-    pub seed: u64,
-}
-
-/// A model, its optimizer and the number of completed steps. Nothing else is needed to resume:
-/// randomness is a function of seed and step.
+/// A model that is pretrained, its optimizer and completed steps.
 #[derive(Debug)]
 pub struct TrainState<F: FeatureEncoder> {
     /// The model that is trained.
     pub model: Data2Vec<F>,
-    /// Its optimizer.
-    pub optimizer: AdamW,
-    /// Completed optimizer steps.
-    pub step: u64,
-    /// Factor of the schedule's learning rates; below 1 after recovery from a failure.
-    pub lr_scale: f64,
-    schedule: Schedule,
-    config: StepConfig,
-    world: World,
+    /// Optimizer, schedule and completed steps.
+    pub optim: OptimState,
 }
 
 /// Metrics of one optimizer step.
@@ -87,13 +66,8 @@ impl<F: FeatureEncoder> TrainState<F> {
         config: StepConfig,
     ) -> Result<Self> {
         optimizer.validate()?;
-        schedule.validate(config.steps)?;
-        if let Some(clip) = config.clip_norm.filter(|c| !(*c > 0.0)) {
-            return Err(Error::config("train.clip_norm", format!("{clip} is not above 0")));
-        }
         let optimizer = AdamW::new(model.vars().variables(), optimizer);
-        let world = World::default();
-        Ok(Self { model, optimizer, step: 0, lr_scale: 1.0, schedule, config, world })
+        Ok(Self { model, optim: OptimState::new(optimizer, schedule, config)? })
     }
 
     /// Joins a process group that trains the model together. With `shard` each rank keeps the moments
@@ -105,9 +79,7 @@ impl<F: FeatureEncoder> TrainState<F> {
         self.model.join(world, shard)?;
         let overlap = !self.model.config().model.activation_checkpointing;
         let variables = || self.model.vars().trainable_variables();
-        self.optimizer.join(world, shard, overlap.then(variables))?;
-        self.world = world.clone();
-        Ok(())
+        self.optim.join(world, shard, overlap.then(variables))
     }
 
     /// Takes one optimizer step on one or more micro-batches. Their gradients add up to that of one
@@ -125,35 +97,30 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// As [`step`](Self::step), and if another rank is gone.
     pub fn step_at(&mut self, batches: &[(u64, &Batch)]) -> Result<StepReport> {
-        let lr = self.lr_scale * self.schedule.at(self.step, self.config.steps);
         let mut sums = Sums::default();
-        let (model, place) = (&self.model, (self.config.seed, self.step));
-        let gradients = self.optimizer.gradients(place, batches, |batch, rng, take| {
+        let (model, optim) = (&self.model, &mut self.optim);
+        let gradients = optim.optimizer.gradients(optim.seed(), batches, |batch, rng, take| {
             let batch = batch.to_device(model.device());
             let backward = |chunk| take(&sums.add(chunk)?);
             let last = forward_in_chunks(model, &batch, rng, tokens_per_chunk(model), backward)?;
             sums.add(last)
         })?;
-        let means = sums.means(&self.world, &gradients, model.config().transformer.dim)?;
+        let means = sums.means(&optim.world, &gradients, model.config().transformer.dim)?;
         let Means { loss, num_masked, masked_share, target_std, pred_std, norm } = means;
-        let skipped = !loss.is_finite() || !norm.is_finite();
-        if !skipped {
-            let divisor = Gradients::divisor(norm, num_masked, self.config.clip_norm);
-            let step = || self.optimizer.step(self.step + 1, lr, &gradients, divisor);
-            scope(c"optimizer", step)?;
-        }
-        self.step += 1;
+        let Update { grad_norm, lr, skipped } =
+            optim.update(&gradients, (loss, norm), num_masked)?;
+        let step = optim.step;
         let ema_decay = match skipped {
             true => 1.0,
-            false => scope(c"ema", || self.model.update_teacher(self.step))?,
+            false => scope(c"ema", || self.model.update_teacher(step))?,
         };
         Ok(StepReport {
-            step: self.step,
+            step,
             loss,
             num_masked,
             target_std,
             pred_std,
-            grad_norm: if skipped { f64::NAN } else { norm / num_masked },
+            grad_norm,
             lr,
             ema_decay,
             masked_share,
@@ -166,14 +133,8 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// [`Error::Torch`] if there is no memory for the copies, [`Error::Dist`] if a rank is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
-        let (moments, teacher) = (self.optimizer.gather()?, self.model.teacher().gather()?);
-        let mut snapshot = Snapshot::default();
-        if self.world.is_rank0() {
-            snapshot.add_tensors(MODEL, &self.model.vars().variables())?;
-            snapshot.add_tensors(TEACHER, &teacher)?;
-            snapshot.add_tensors(OPTIMIZER, &moments)?;
-        }
-        Ok(snapshot)
+        let teacher = self.model.teacher().gather()?;
+        self.optim.snapshot(&self.model.vars().variables(), Some((TEACHER, &teacher)))
     }
 
     /// Loads what a [`snapshot`](Self::snapshot) wrote to the directory `dir` after `step` steps. The
@@ -182,16 +143,8 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// # Errors
     /// If a file is missing or damaged, or belongs to a model of other sizes.
     pub fn load(&mut self, dir: &Path, step: u64) -> Result<()> {
-        let [model, teacher, optimizer] = [MODEL, TEACHER, OPTIMIZER].map(|name| dir.join(name));
-        // Rank 0 reads for all: other ranks may not see its directory.
-        if self.world.is_rank0() {
-            assign(&model, &self.model.vars().variables(), &read_tensors(&model)?)?;
-        }
-        self.world.broadcast_params(self.model.vars().variables())?;
-        self.model.teacher().load(&teacher)?;
-        self.optimizer.load_state(&optimizer)?;
-        self.step = step;
-        Ok(())
+        self.optim.load(dir, step, self.model.vars().variables())?;
+        self.model.teacher().load(&dir.join(TEACHER))
     }
 }
 

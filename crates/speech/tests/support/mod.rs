@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use data2vec_core::model::head::{HeadConfig, HeadInit, HeadTask, Pool};
-use data2vec_core::{
-    EncoderConfig, FinetunedModel, NormPlacement, TransformerConfig, WeightInit, save_model,
-};
+use data2vec_core::{EncoderConfig, FinetunedModel, TransformerConfig, save_model};
 use data2vec_speech::{WaveCompat, WaveEncoder, WaveEncoderConfig};
 use tch::{Device, nn};
 
@@ -31,21 +29,8 @@ pub fn save_tiny_model(dir: &Path, task: HeadTask, labels: &[&str], compat: Vec<
         encoder: "wave".into(),
         features: WaveEncoderConfig { pos_layers: 2, compat, ..tiny_features() },
         transformer: TransformerConfig {
-            dim: 16,
-            depth: 1,
-            heads: 2,
-            mlp_ratio: 2.0,
-            norm: NormPlacement::Post,
-            norm_eps: 1e-5,
             input_norm: true,
-            init: WeightInit::Bert,
-            layer_scale: None,
-            input_dropout: 0.0,
-            dropout: 0.0,
-            attention_dropout: 0.0,
-            activation_dropout: 0.0,
-            layer_drop: 0.0,
-            drop_path: 0.0,
+            ..TransformerConfig::without_dropout(16, 1, 2, 32)
         },
     };
     let head = HeadConfig {

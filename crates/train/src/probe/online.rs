@@ -75,7 +75,7 @@ impl<M: FinetuneModality> Probe<M> for OnlineProbe<M> {
         let train = features("probe's", &self.train, MAX_TRAIN)?;
         let test = features("probe's", &self.test, MAX_TEST)?;
         Ok(Line::Probe(ProbeLine {
-            step: state.step,
+            step: state.optim.step,
             k: K,
             accuracy: knn_accuracy(&train, Some(&test), K)?,
             chance: most_frequent(&train.labels, &test.labels)?,

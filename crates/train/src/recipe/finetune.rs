@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use data2vec_core::{
     AdamWConfig, Error, FinetuneConfig, FinetuneModality, HeadConfig, Schedule, Split,
 };
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::evaluator::Metric;
-use crate::recipe::table::explain;
+use crate::recipe::table;
 use crate::recipe::train_config::TrainConfig;
 
 /// Everything that defines a fine-tuning run, except where its encoder, data and results are.
@@ -63,11 +63,7 @@ impl<M: FinetuneModality> FinetuneRecipe<M> {
                 path.display()
             );
         }
-        let recipe: Self = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-            anyhow!("{}: {}", path.display(), explain(&e.to_string()))
-        })?;
-        recipe.validate().with_context(|| path.display().to_string())?;
-        Ok(recipe)
+        table::parse(path, table, Self::validate)
     }
 
     fn validate(&self) -> Result<()> {

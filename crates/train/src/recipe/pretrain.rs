@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, Error, FeatureEncoder,
     Features, Modality, ModelConfig, RegressionLoss, Schedule, StepConfig, TargetConfig,
@@ -10,9 +10,9 @@ use data2vec_core::{
 };
 use serde::{Deserialize, Serialize};
 use tch::Device;
-use toml::{Table, Value};
+use toml::Table;
 
-use crate::recipe::table::explain;
+use crate::recipe::table;
 use crate::recipe::train_config::TrainConfig;
 
 /// Everything that defines a pretraining run, except where its data and results are.
@@ -55,11 +55,7 @@ impl<M: Modality> Recipe<M> {
     /// # Errors
     /// If a key is unknown, missing or invalid.
     pub fn from_table(path: &Path, table: Table) -> Result<Self> {
-        let recipe: Self = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-            anyhow!("{}: {}", path.display(), explain(&e.to_string()))
-        })?;
-        recipe.validate().with_context(|| path.display().to_string())?;
-        Ok(recipe)
+        table::parse(path, table, Self::validate)
     }
 
     fn validate(&self) -> Result<()> {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use data2vec_core::io::toml::toml_error;
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 /// Keys that may change on resume: they do not affect the weights.
@@ -37,6 +38,22 @@ pub fn read(path: &Path, steps: Option<u64>, overrides: &[String]) -> Result<Tab
         set(&mut table, &format!("train.steps={steps}"))?;
     }
     Ok(table)
+}
+
+/// Converts a recipe's table to its type and checks it; `path` is for error messages.
+///
+/// # Errors
+/// If a key is unknown, missing or invalid.
+pub fn parse<R: DeserializeOwned>(
+    path: &Path,
+    table: Table,
+    validate: impl FnOnce(&R) -> Result<()>,
+) -> Result<R> {
+    let recipe: R = Value::Table(table)
+        .try_into()
+        .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), explain(&e.to_string())))?;
+    validate(&recipe).with_context(|| path.display().to_string())?;
+    Ok(recipe)
 }
 
 /// Sets a key of a recipe, `SECTION.KEY=VALUE`.
