@@ -53,8 +53,11 @@ fn pretraining(lines: &[Line]) -> Vec<Panel> {
             ],
         ),
         (
-            "explained variance, held out (0: no better than a constant)".into(),
-            vec![("explained variance", held_out(|l| l.explained_variance))],
+            "explained variance, held out (content is 0 for a model of positions alone)".into(),
+            vec![
+                ("content", held_out(|l| l.explained_content)),
+                ("total", held_out(|l| l.explained_variance)),
+            ],
         ),
         (
             "standard deviation of targets and predictions (near 0: collapse)".into(),
@@ -152,8 +155,8 @@ mod tests {
             step: 9,
             loss: 1.0,
             explained_variance: Some(-0.1),
-            target_std: 1.0,
-            pred_std: 0.5,
+            explained_content: Some(-0.2),
+            ..HeldOutLine::default()
         };
         file.write(&Line::HeldOut(line)).expect("space");
         draw(&metrics, &out).expect("a plot");

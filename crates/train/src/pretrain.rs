@@ -8,7 +8,7 @@ use data2vec_core::data::loader::Plan;
 use data2vec_core::method::loss::mean_std;
 use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
-    Batch, ExplainedVariance, FinetuneModality, MixtureDataset, Modality, Snapshot, Splits,
+    Batch, Error, ExplainedVariance, FinetuneModality, MixtureDataset, Modality, Snapshot, Splits,
     TrainState, World,
 };
 use tch::{Device, Tensor};
@@ -203,10 +203,15 @@ impl<M: Modality> PretrainTask<M> {
             let mut rng = stream(self.recipe.seed, Purpose::HeldOut, &[i as u64, 1]);
             tch::manual_seed(i as i64); // for the decoder's noise
             let batch = batch.to_device(self.state.model.device());
-            let objective = tch::no_grad(|| self.state.model.forward(&batch, &mut rng, false))?;
+            let model = &self.state.model;
+            let (input, objective) = tch::no_grad(|| {
+                let input = model.prepare(&batch, &mut rng, false)?;
+                let objective = model.student_forward(&input, None)?;
+                Ok::<_, Error>((input, objective))
+            })?;
             loss += objective.loss.double_value(&[]);
             count += objective.num_masked as f64;
-            explained.add(&objective.prediction, &objective.target);
+            explained.add(&input, &objective);
             targets.push(objective.target);
             predictions.push(objective.prediction);
         }
@@ -214,6 +219,8 @@ impl<M: Modality> PretrainTask<M> {
             step: self.state.optim.step,
             loss: loss / count,
             explained_variance: explained.value(),
+            explained_by_position: explained.by_position(),
+            explained_content: explained.content(),
             target_std: mean_std(&targets)?,
             pred_std: mean_std(&predictions)?,
         })

@@ -16,8 +16,9 @@ use super::{Bar, print_message, prints_messages, screen};
 const REDRAW_EVERY: Duration = Duration::from_millis(100);
 
 /// Tags and names of the metrics to draw, in this order, where they are known.
-const ROWS: [(&str, &str); 9] = [
+const ROWS: [(&str, &str); 10] = [
     ("train/loss", "loss"),
+    ("held_out/explained_content", "content"),
     ("held_out/explained_variance", "explained"),
     ("validation", ""), // one row per metric
     ("probe/accuracy", "probe"),
@@ -115,7 +116,7 @@ impl View {
         let mut text = format!("loss {:.3}", line.loss);
         let evaluation = match status.evaluation {
             Some(Line::HeldOut(line)) => {
-                line.explained_variance.map(|e| format!(" explained_variance {e:.3}"))
+                line.explained_content.map(|e| format!(" explained_content {e:.3}"))
             }
             Some(Line::Validation(line)) => {
                 let metrics = line.metrics.iter();
@@ -294,8 +295,7 @@ mod tests {
             step: 500,
             loss: 1.0,
             explained_variance: Some(0.25),
-            target_std: 1.0,
-            pred_std: 1.0,
+            ..HeldOutLine::default()
         }));
         let metrics = [("letter_error_rate".to_owned(), 0.25)].into();
         lines.push(Line::Validation(ValidationLine { step: 500, loss: 1.0, metrics }));

@@ -127,48 +127,9 @@ pub(crate) fn mean_std_of_moments(moments: &[f64]) -> f64 {
     sums.iter().zip(squares).map(of_channel).sum::<f64>() / dim as f64
 }
 
-/// ExplainedVariance variance (R²) of predictions, accumulated over any number of batches.
-///
-/// 1 − Σ(prediction − target)² / Σ(target − mean target)², with the mean of each channel over all
-/// added tokens. The best constant reaches 0. Unlike the loss, it cannot be improved by shrinking
-/// the targets.
-#[derive(Debug, Default)]
-pub struct ExplainedVariance {
-    count: i64,
-    /// Sums over tokens of the target, its square and the squared error: `(D)` f64 each.
-    sums: Option<[Tensor; 3]>,
-}
-
-impl ExplainedVariance {
-    /// Adds predictions and targets of masked tokens, `(N, D)` each.
-    pub fn add(&mut self, prediction: &Tensor, target: &Tensor) {
-        let (p, t) =
-            (prediction.detach().to_kind(Kind::Double), target.detach().to_kind(Kind::Double));
-        let total = |x: Tensor| x.sum_dim_intlist(&[0_i64][..], false, Kind::Double);
-        let new = [total(t.shallow_clone()), total(t.square()), total((p - &t).square())];
-        self.count += target.size()[0];
-        self.sums = Some(match self.sums.take() {
-            Some([a, b, c]) => {
-                let [x, y, z] = new;
-                [a + x, b + y, c + z]
-            }
-            None => new,
-        });
-    }
-
-    /// Returns the explained variance; `None` before anything was added or if all targets are equal.
-    pub fn value(&self) -> Option<f64> {
-        let [sum, square, error] = self.sums.as_ref()?;
-        let total = (square - sum.square() / self.count as f64).sum(Kind::Double).double_value(&[]);
-        let error = error.sum(Kind::Double).double_value(&[]);
-        (total > 0.0).then(|| 1.0 - error / total)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn losses_match_hand_computed_values() {
@@ -191,22 +152,5 @@ mod tests {
         assert!((of(&rows) - expected).abs() < 1e-9, "in parts");
         assert!((of(&rows[..1]) - 1e-3).abs() < 1e-9);
         assert!(mean_std(&[]).is_err());
-    }
-
-    #[test]
-    fn explained_variance_is_one_if_perfect_and_zero_for_the_mean() {
-        let t = Tensor::randn([40, 3], (Kind::Float, Device::Cpu));
-        let of = |p: &Tensor| {
-            let mut explained = ExplainedVariance::default();
-            for part in 0..4 {
-                explained.add(&p.narrow(0, part * 10, 10), &t.narrow(0, part * 10, 10));
-            }
-            explained.value().expect("something was added")
-        };
-        assert!((of(&t) - 1.0).abs() < 1e-9);
-        let mean = t.mean_dim(&[0_i64][..], true, Kind::Float).expand_as(&t);
-        assert!(of(&mean).abs() < 1e-5);
-        assert!(of(&(&t * 2.0 + 1.0)) < 0.0);
-        assert_eq!(ExplainedVariance::default().value(), None);
     }
 }

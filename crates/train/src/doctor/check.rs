@@ -32,6 +32,8 @@ pub enum Check {
     Forgetting,
     /// Predictions are too good to depend on content.
     TooEasy,
+    /// Half of the run is over, and predictions know where a token is, but not what is there.
+    PositionsOnly,
 }
 
 impl Check {
@@ -49,7 +51,8 @@ impl Check {
             | Self::Gradient
             | Self::NothingLearned
             | Self::Forgetting
-            | Self::TooEasy => false,
+            | Self::TooEasy
+            | Self::PositionsOnly => false,
         }
     }
 
@@ -61,7 +64,7 @@ impl Check {
     /// Returns how many consecutive lines must fail: one bad batch is no trend.
     pub fn patience(self) -> u32 {
         match self {
-            Self::NotFinite | Self::NothingLearned | Self::TooEasy => 1,
+            Self::NotFinite | Self::NothingLearned | Self::TooEasy | Self::PositionsOnly => 1,
             Self::Targets
             | Self::TargetRank
             | Self::Features
@@ -94,6 +97,9 @@ impl Check {
             Self::TooEasy => {
                 "mask more or in longer spans; set ema.scope = \"everything\" if only positions are learned"
             }
+            Self::PositionsOnly => {
+                "break the tie between position and content (crops, longer and more varied examples), mask less, set ema.scope = \"everything\", or train longer"
+            }
         }
     }
 }
@@ -113,6 +119,7 @@ impl Display for Check {
             Self::NothingLearned => "nothing learned yet",
             Self::Forgetting => "forgetting",
             Self::TooEasy => "task too easy",
+            Self::PositionsOnly => "learns positions only",
         })
     }
 }

@@ -20,7 +20,8 @@ const IGNORED: [&str; 2] = ["train.steps: ", "seed: "];
 const MAX_STEPS: usize = 6;
 
 /// Metrics to compare, where both runs have them.
-const METRICS: [&str; 6] = [
+const METRICS: [&str; 7] = [
+    "held_out/explained_content",
     "held_out/explained_variance",
     "train/target_std",
     "train/loss",
@@ -122,7 +123,7 @@ impl Comparison {
                 format!("{step}: {} | {}", number(here), number(there))
             };
             let values: Vec<String> = values.iter().map(at).collect();
-            lines.push(format!("  {metric:<19}{}", values.join("   ")));
+            lines.push(format!("  {metric:<28}{}", values.join("   ")));
         }
         lines.push(format!("  expected there: {}", self.remark));
         if !self.changes.is_empty() {
@@ -179,7 +180,7 @@ mod tests {
             let rows = || comparison.rows.iter();
             assert!(rows().all(|row| row.values.iter().all(|(_, here, there)| here == there)));
             assert!(rows().all(|row| row.values.len() <= MAX_STEPS));
-            assert!(rows().any(|row| row.metric == "held_out/explained_variance"));
+            assert!(rows().any(|row| row.metric == "held_out/explained_content"));
             assert!(rows().all(|row| row.values.last().is_some_and(|v| v.0 == diagnosis.step)));
         }
     }

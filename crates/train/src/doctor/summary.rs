@@ -5,8 +5,10 @@ use crate::report::{curves, number};
 
 /// The most telling metrics: tag, name, and whether the largest value is the best, if there is a
 /// best.
-const METRICS: [(&str, &str, Option<bool>); 4] = [
+const METRICS: [(&str, &str, Option<bool>); 6] = [
+    ("held_out/explained_content", "explained content", None),
     ("held_out/explained_variance", "explained variance", None),
+    ("held_out/explained_by_position", "explained by positions alone", None),
     ("train/target_std", "standard deviation of the targets", None),
     ("probe/accuracy", "probe", Some(true)),
     ("validation/loss", "held-out loss", Some(false)),

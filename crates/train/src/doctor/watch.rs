@@ -63,6 +63,10 @@ const MIN_LEARNING_STEPS: u64 = 100;
 /// Explained variance of predictions that certainly are better than a constant.
 const SOMETHING_EXPLAINED: f64 = 0.1;
 
+/// Explained content of predictions that know positions alone. Predictions of positions have errors
+/// of their own, so theirs is below 0 rather than at it.
+const NO_CONTENT: f64 = 0.02;
+
 /// Explained variance that cannot come from content: masked content is never that predictable from
 /// what is visible.
 const MAX_EXPLAINED: f64 = 0.98;
@@ -189,8 +193,14 @@ impl Watch {
                     Check::Forgetting,
                     forgetting.then(|| format!("{evidence}, down from {}", number(best))),
                 ),
-                (Check::TooEasy, (explained > MAX_EXPLAINED).then_some(evidence)),
+                (Check::TooEasy, (explained > MAX_EXPLAINED).then_some(evidence.clone())),
             ]);
+            if let Some(content) = line.explained_content {
+                let positions_only =
+                    is_late && explained > SOMETHING_EXPLAINED && content < NO_CONTENT;
+                let evidence = || format!("{evidence}, but explained content {}", number(content));
+                results.push((Check::PositionsOnly, positions_only.then(evidence)));
+            }
         }
         results
     }

@@ -11,13 +11,13 @@ fn train(step: u64, [loss, grad_norm, target_std, pred_std]: [f64; 4]) -> Line {
 }
 
 fn held_out(step: u64, explained: f64) -> Line {
-    let explained_variance = Some(explained);
     Line::HeldOut(HeldOutLine {
         step,
         loss: 1.0,
-        explained_variance,
+        explained_variance: Some(explained),
         target_std: 0.6,
         pred_std: 0.3,
+        ..HeldOutLine::default()
     })
 }
 
@@ -162,6 +162,24 @@ fn checks_explained_variance() {
     assert_eq!(failures(80, &lines(&[-0.5, 0.0])), [(100, Check::NothingLearned)]);
     assert_eq!(failures(800, &lines(&[0.0, 0.3, -0.1, -0.1])), [(300, Check::Forgetting)]);
     assert_eq!(failures(800, &lines(&[0.0, 0.5, 0.99])), [(200, Check::TooEasy)]);
+}
+
+#[test]
+fn names_models_that_learn_positions_only() {
+    let lines = |values: &[(f64, f64)]| -> Vec<Line> {
+        let line =
+            |(i, &(explained, content)): (u64, &(f64, f64))| match held_out(100 * i, explained) {
+                Line::HeldOut(line) => {
+                    Line::HeldOut(HeldOutLine { explained_content: Some(content), ..line })
+                }
+                other => other,
+            };
+        (0..).zip(values).map(line).collect()
+    };
+    let positions = [(-0.5, -3.0), (0.6, -0.1), (0.8, 0.01), (0.8, 0.01)];
+    assert_eq!(failures(400, &lines(&positions)), [(200, Check::PositionsOnly)]);
+    let content = [(-0.5, -3.0), (0.6, -0.1), (0.8, 0.1), (0.8, 0.2)];
+    assert_eq!(failures(400, &lines(&content)), []);
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub struct Pretraining {
 }
 
 /// An evaluation of pretraining.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutLine {
     /// Completed steps.
     pub step: u64,
@@ -84,6 +84,11 @@ pub struct HeldOutLine {
     /// Share of the targets' variance that predictions explain (R²); `None` if the targets are
     /// constant.
     pub explained_variance: Option<f64>,
+    /// Share of the targets' variance that the mean target at each position explains.
+    pub explained_by_position: Option<f64>,
+    /// Share of the targets' variance within positions that predictions explain; `None` if targets
+    /// depend on the position alone.
+    pub explained_content: Option<f64>,
     /// Standard deviation of the targets over masked tokens.
     #[serde(deserialize_with = "number")]
     pub target_std: f64,
@@ -213,7 +218,12 @@ impl Line {
             }
             Self::HeldOut(line) => {
                 let mut metrics = vec![("loss", line.loss)];
-                metrics.extend(line.explained_variance.map(|value| ("explained_variance", value)));
+                let explained = [
+                    ("explained_content", line.explained_content),
+                    ("explained_by_position", line.explained_by_position),
+                    ("explained_variance", line.explained_variance),
+                ];
+                metrics.extend(explained.into_iter().filter_map(|(name, v)| Some((name, v?))));
                 metrics.extend([("target_std", line.target_std), ("pred_std", line.pred_std)]);
                 named("held_out", &metrics)
             }
@@ -242,11 +252,14 @@ impl Display for Line {
         match self {
             Self::Train(line) => write!(f, "step {}: loss {:.3}", line.step, line.loss),
             Self::HeldOut(line) => {
-                let explained = line.explained_variance.map_or("–".into(), |e| format!("{e:.3}"));
+                let number = |value: Option<f64>| value.map_or("–".into(), |v| format!("{v:.3}"));
+                let content = number(line.explained_content);
+                let explained = number(line.explained_variance);
+                let by_position = number(line.explained_by_position);
                 let (target, pred) = (line.target_std, line.pred_std);
                 write!(
                     f,
-                    "step {}: held out: loss {:.3}, explained variance {explained}, target_std {target:.2}, pred_std {pred:.2}",
+                    "step {}: held out: loss {:.3}, explained content {content}, explained variance {explained} (positions alone {by_position}), target_std {target:.2}, pred_std {pred:.2}",
                     line.step, line.loss
                 )
             }

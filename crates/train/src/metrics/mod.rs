@@ -214,13 +214,7 @@ mod tests {
 
     #[test]
     fn scalars_omit_undefined_metrics() {
-        let line = HeldOutLine {
-            step: 3,
-            loss: 0.5,
-            explained_variance: None,
-            target_std: 0.0,
-            pred_std: f64::NAN,
-        };
+        let line = HeldOutLine { step: 3, loss: 0.5, pred_std: f64::NAN, ..HeldOutLine::default() };
         let scalars = Line::HeldOut(line).scalars();
         let tags: Vec<&str> = scalars.iter().map(|(tag, _)| tag.as_str()).collect();
         assert_eq!(tags, ["held_out/loss", "held_out/target_std", "held_out/pred_std"]);

@@ -60,7 +60,7 @@ fn final_metrics(runs: &[RunFiles]) -> Markup {
     html! {
         section id="final" {
             h2 { "Final metrics" }
-            p.hint { "Newest value of each metric. Losses of runs with different targets are not comparable; explained variance is." }
+            p.hint { "Newest value of each metric. Losses of runs with different targets are not comparable; explained content is." }
             div.scroll tabindex="0" role="region" aria-label="Final metrics" {
                 table.wide {
                     (header_row(runs))

@@ -219,9 +219,8 @@ mod tests {
         let held_out = HeldOutLine {
             step: 3,
             loss: f64::NAN,
-            explained_variance: None,
-            target_std: 1.0,
-            pred_std: 0.5,
+            explained_content: Some(0.2),
+            ..HeldOutLine::default()
         };
         let metrics = [("wer".to_owned(), 0.5), ("new".to_owned(), 0.25)].into();
         let health = r#"{"kind":"health","step":4,"metrics":{"block_01_rank":3,"block_02_rank":2,"target_rank":5,"student_norm":1,"odd":0}}"#;

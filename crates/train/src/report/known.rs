@@ -34,8 +34,11 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         group: LEARNING, title: "Explained variance", log: false, zero: true,
-        hint: "Share of the targets’ variance that is predicted on held-out examples. 0: no better than a constant. It should exceed 0 early and stay there.",
-        tags: &[("held_out/explained_variance", "held out")],
+        hint: "Shares of the targets’ variance on held-out examples. Content: predicted of what differs between tokens at the same position; 0 is what knowing positions alone reaches. Total: predicted of everything; 0 is what a constant reaches. Positions alone: what the mean target at each position explains; the nearer to 1, the less there is to learn.",
+        tags: &[
+            ("held_out/explained_content", "content"), ("held_out/explained_variance", "total"),
+            ("held_out/explained_by_position", "positions alone"),
+        ],
     },
     Known {
         group: LEARNING, title: "Standard deviation of targets and predictions", log: false, zero: true,

@@ -30,9 +30,9 @@ fn tiles(run: &RunFiles) -> Vec<Markup> {
     let unit = run.recorded("unit").unwrap_or("units");
     let known = [
         tile(
-            "Explained variance",
-            "held_out/explained_variance",
-            "held out; 0: no better than a constant",
+            "Explained content",
+            "held_out/explained_content",
+            "held out; 0: no better than positions alone",
         ),
         tile("Held-out loss", "held_out/loss", "a falling loss alone proves nothing"),
         tile("Target standard deviation", "train/target_std", "near 0: collapse"),
