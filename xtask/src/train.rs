@@ -39,7 +39,8 @@ pub struct RunArgs {
     /// modality]
     #[arg(long, value_name = "NAME|DIR|FILE")]
     pub data: Option<String>,
-    /// Run directory for checkpoints, logs and the encoder [default: runs/RECIPE]
+    /// Run directory for checkpoints, logs and the encoder [default: runs/RECIPE, or
+    /// runs/RECIPE-DATA with --data]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Device: cpu, cuda or cuda:N [default: a GPU if available]
@@ -223,11 +224,26 @@ pub fn find_data<'a>(
     })
 }
 
-/// Returns the run directory: `--out`, or `runs/RECIPE` with `suffix`.
+/// Returns the run directory: `--out`, or `runs/RECIPE` with `suffix`, or `runs/RECIPE-DATA` with
+/// `suffix` for data of the user's: runs on other data need other directories.
 pub fn run_dir(root: &Path, run: &RunArgs, recipe: &Path, suffix: &str) -> Result<PathBuf> {
-    let stem = recipe.file_stem().context("--recipe is not a file name")?.to_string_lossy();
-    let default = || repo::display_path(&root.join("runs").join(format!("{stem}{suffix}")));
-    Ok(run.out.clone().unwrap_or_else(default))
+    if let Some(out) = &run.out {
+        return Ok(out.clone());
+    }
+    let recipe = recipe.file_stem().context("--recipe is not a file name")?.to_string_lossy();
+    let data = run.data.as_deref().map_or_else(String::new, data_name);
+    Ok(repo::display_path(&root.join("runs").join(format!("{recipe}{data}{suffix}"))))
+}
+
+/// Returns `-` and the last part of the path or URL of data, without its ending and with only
+/// characters that need no quotes; "" if there are none.
+fn data_name(data: &str) -> String {
+    let last = data.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+    let last = Path::new(last).file_stem().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '-' };
+    let name: String = last.chars().map(plain).collect();
+    let name = name.trim_matches(['-', '.']);
+    if name.is_empty() { String::new() } else { format!("-{name}") }
 }
 
 /// Returns the path of a recipe, given its name or its path.

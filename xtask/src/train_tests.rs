@@ -63,12 +63,17 @@ fn resolves_recipe_data_and_run_directory() {
         assert_eq!(plan_for(line).unwrap(), (recipe.to_owned(), data, out.to_owned()), "{line}");
     };
     case("speech", "/repo/recipes/speech-tiny.toml", small(), "/repo/runs/speech-tiny");
-    case("speech --data /corpus", "/repo/recipes/speech.toml", corpus(), "/repo/runs/speech");
+    case(
+        "speech --data /corpus",
+        "/repo/recipes/speech.toml",
+        corpus(),
+        "/repo/runs/speech-corpus",
+    );
     let pattern = "/shards/x-{000..017}.tar";
     let shards = DataLocation::Path(PathBuf::from(pattern));
     let line = format!("speech --data {pattern}");
-    case(&line, "/repo/recipes/speech.toml", shards, "/repo/runs/speech");
-    case("speech --data small", "/repo/recipes/speech.toml", small(), "/repo/runs/speech");
+    case(&line, "/repo/recipes/speech.toml", shards, "/repo/runs/speech-x--000..017");
+    case("speech --data small", "/repo/recipes/speech.toml", small(), "/repo/runs/speech-small");
     case(
         "speech --recipe speech-2.0",
         "/repo/recipes/speech-2.0.toml",
@@ -88,6 +93,19 @@ fn resolves_recipe_data_and_run_directory() {
         small(),
         "o",
     );
+}
+
+#[test]
+fn run_directories_are_named_after_the_data() {
+    let cases = [
+        ("/corpora/My Talks/", "-My-Talks"),
+        ("films.tsv", "-films"),
+        ("s3://bucket/a/shard-{0..9}.tar", "-shard--0..9"),
+        ("..", ""),
+    ];
+    for (data, expected) in cases {
+        assert_eq!(data_name(data), expected, "{data}");
+    }
 }
 
 #[test]
