@@ -158,7 +158,8 @@ impl<N: Names> Goldens<N> {
         let config = model.config();
         let vars = nn::VarStore::new(Device::Cpu);
         let path = vars.root() / "decoder";
-        let decoder = Decoder::new(&path, &config.decoder, config.transformer.dim, Init::Torch);
+        let decoder =
+            Decoder::new(&path, &config.decoder, [config.transformer.dim; 2], Init::Torch);
         copy(&vars, &model.vars().variables(), "");
         let (layers, residual): (Vec<Tensor>, bool) = match (&decoder, &config.decoder) {
             (Decoder::Conv1d(conv), DecoderConfig::Conv1d { residual, .. }) => {

@@ -26,7 +26,7 @@ pub use io::checkpoint::{Checkpoints, Position, Snapshot};
 pub use method::config::{Data2VecConfig, MaskedInput, ModelCompat, ModelConfig};
 pub use method::data2vec::{Data2Vec, Objective, StudentInput};
 pub use method::decoder::{Decode, Decoder, DecoderConfig};
-pub use method::loss::{Loss, RegressionLoss};
+pub use method::loss::{CrossEntropy, Loss, RegressionLoss};
 pub use method::mask::{Mask, MaskStrategy, Substitute, Visible};
 pub use method::parts::Parts;
 pub use method::target::{Target, TargetConfig, TargetNorm, TargetSource};
@@ -37,7 +37,7 @@ pub use modality::finetune::{FinetuneModality, LabelledSource, LabelledSplits, N
 pub use modality::preview::{Preview, Raster};
 pub use modality::{Features, Modality, OnProgress, Progress, Source, Splits, Units};
 pub use model::encoder::{Encoder, EncoderConfig, EncoderOutput};
-pub use model::feature::FeatureEncoder;
+pub use model::feature::{FeatureEncoder, InputTarget};
 pub use model::finetuned::{FinetunedModel, save_model};
 pub use model::head::{Head, HeadConfig, HeadTask, Pool};
 pub use model::transformer::{Layer, NormPlacement, Transformer, TransformerConfig, WeightInit};

@@ -3,7 +3,7 @@
 use data2vec_core::data::batch::upload;
 use data2vec_core::model::nn::{Init, LayerNorm, dropout};
 use data2vec_core::{
-    Batch, Error, FeatureEncoder, Mask, Result, Substitute, Tokens, TransformerConfig,
+    Batch, Error, FeatureEncoder, InputTarget, Mask, Result, Substitute, Tokens, TransformerConfig,
 };
 use tch::{Device, Kind, Tensor, nn};
 
@@ -62,6 +62,16 @@ impl FeatureEncoder for TokenEncoder {
             true => tokens.with_x(self.with_positions(&tokens, train)?),
             false => tokens,
         })
+    }
+
+    fn input_target(config: &Self::Config) -> Option<InputTarget> {
+        Some(InputTarget::Classes(config.vocabulary))
+    }
+
+    /// Returns the token ids.
+    fn input_values(&self, batch: &Batch) -> Result<Tensor> {
+        self.check_ids(&batch.inputs)?;
+        Ok(batch.inputs.unsqueeze(-1)) // (B, T, 1)
     }
 
     fn add_positions(&self, tokens: &Tokens, train: bool) -> Result<Tensor> {

@@ -5,11 +5,17 @@ use data2vec_core::model::nn::{
     padding_to_float, time_conv,
 };
 use data2vec_core::{
-    Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, padding_mask,
+    Batch, Error, FeatureEncoder, InputTarget, Result, Tokens, TransformerConfig, padding_mask,
 };
 use tch::{Kind, Tensor, nn};
 
 use crate::config::{ConvNorm, WaveEncoderConfig};
+use crate::spectrogram::log_mel;
+
+/// Bands of the log-mel frames that `target.source = "input"` predicts.
+const LOG_MEL_BANDS: i64 = 80;
+/// Added to the variance of a band over time.
+const LOG_MEL_EPS: f64 = 1e-5;
 
 /// One convolution over the waveform with its normalization.
 #[derive(Debug)]
@@ -75,6 +81,7 @@ pub struct WaveEncoder {
     alibi: Option<(Tensor, Tensor)>,
     padding_leaks: bool,
     receptive_field: i64,
+    hop: i64,
 }
 
 impl FeatureEncoder for WaveEncoder {
@@ -117,25 +124,28 @@ impl FeatureEncoder for WaveEncoder {
             }),
             padding_leaks: config.padding_leaks(),
             receptive_field: config.receptive_field(),
+            hop: config.hop(),
         }
     }
 
+    fn input_target(_config: &Self::Config) -> Option<InputTarget> {
+        Some(InputTarget::Values(LOG_MEL_BANDS))
+    }
+
+    /// Returns the log-mel frame of each token's receptive field, each band normalised over the
+    /// recording's frames.
+    fn input_values(&self, batch: &Batch) -> Result<Tensor> {
+        let lengths = self.check(batch)?;
+        let frames = log_mel(&batch.inputs, [self.receptive_field, self.hop], LOG_MEL_BANDS)?; // (B, T, 80)
+        let lengths = lengths.iter().map(|len| (len - self.receptive_field) / self.hop + 1);
+        let lengths: Vec<i64> = lengths.collect();
+        let padding = padding_mask(&lengths, frames.size()[1], frames.device());
+        let frames = instance_norm(&frames, padding.as_ref(), LOG_MEL_EPS);
+        Ok(Tokens::new(frames.shallow_clone(), Some(lengths)).zero_padding(&frames))
+    }
+
     fn embed(&self, batch: &Batch, _train: bool) -> Result<Tokens> {
-        let size = batch.inputs.size();
-        if size.len() != 2 || batch.inputs.kind() != Kind::Float {
-            return Err(Error::Input(format!(
-                "speech must be (sequences, samples) of f32, not {size:?} of {:?}",
-                batch.inputs.kind()
-            )));
-        }
-        let lengths =
-            batch.lengths().map_or_else(|| vec![size[1]; size[0] as usize], <[i64]>::to_vec);
-        if let Some(short) = lengths.iter().find(|&&n| n < self.receptive_field) {
-            return Err(Error::Input(format!(
-                "{short} samples are too few: the encoder needs at least {}",
-                self.receptive_field
-            )));
-        }
+        let lengths = self.check(batch)?;
         // `validate` requires at least one convolution.
         let (x, lengths) = self.convolve(&batch.inputs, lengths).last().unwrap_or_default();
         Ok(Tokens::new(self.proj.forward(&self.norm.forward(&x)), Some(lengths))) // (B, T, D)
@@ -164,6 +174,26 @@ impl FeatureEncoder for WaveEncoder {
 }
 
 impl WaveEncoder {
+    /// Checks a batch of samples `(B, S)`. Returns the length of each row.
+    fn check(&self, batch: &Batch) -> Result<Vec<i64>> {
+        let size = batch.inputs.size();
+        if size.len() != 2 || batch.inputs.kind() != Kind::Float {
+            return Err(Error::Input(format!(
+                "speech must be (sequences, samples) of f32, not {size:?} of {:?}",
+                batch.inputs.kind()
+            )));
+        }
+        let lengths =
+            batch.lengths().map_or_else(|| vec![size[1]; size[0] as usize], <[i64]>::to_vec);
+        if let Some(short) = lengths.iter().find(|&&n| n < self.receptive_field) {
+            return Err(Error::Input(format!(
+                "{short} samples are too few: the encoder needs at least {}",
+                self.receptive_field
+            )));
+        }
+        Ok(lengths)
+    }
+
     /// Iterates over the outputs of the convolutions: `(B, L, C)` and the length of each row.
     ///
     /// `waves` is `(B, S)`; row `b` has `lengths[b]` samples, the rest is padding.

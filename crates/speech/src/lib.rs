@@ -36,5 +36,5 @@ pub use labelled::{LabelledSpeech, LeftOut, TranscribedDataset};
 pub use mask::{BlockMask, SpanMask, SpeechMaskConfig};
 pub use modality::{Speech, SpeechFinetuneMask};
 pub use recognizer::{Recognizer, Transcript, Word};
-pub use spectrogram::mel_filters;
+pub use spectrogram::{log_mel, mel_filters};
 pub use transcripts::{Case, normalize as normalize_text};

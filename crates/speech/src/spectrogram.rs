@@ -17,6 +17,29 @@ const RANGE: f64 = 6.5;
 /// Number of tokens above which each token gets one column instead of two.
 const MANY: i64 = 400;
 
+/// Smallest power of a band whose logarithm is taken.
+const MIN_POWER: f64 = 1e-5;
+
+/// Computes natural logarithms of the mel power spectrum of `samples` `(B, S)` in Hann windows of
+/// `window` samples, `hop` apart: `(B, (S − window) / hop + 1, bands)` f32.
+///
+/// # Errors
+/// [`Error::Torch`](data2vec_core::Error::Torch) if there are fewer samples than a window has.
+pub fn log_mel(samples: &Tensor, [window, hop]: [i64; 2], bands: i64) -> Result<Tensor> {
+    let fft = (window as u64).next_power_of_two() as i64;
+    let frames = (samples.size()[1] - window) / hop + 1;
+    // LibTorch centres the window in the FFT's samples: zeros before and after make a frame begin
+    // with its window.
+    let before = (fft - window) / 2;
+    let samples = samples.f_constant_pad_nd([before, fft - window - before])?;
+    let hann = Tensor::f_hann_window(window, (Kind::Float, samples.device()))?;
+    let spectrum = samples.f_stft(fft, hop, window, Some(hann), false, true, true, false)?; // (B, fft/2+1, frames)
+    let power = spectrum.f_abs()?.f_square()?.f_transpose(1, 2)?; // (B, frames, fft/2+1)
+    let filters = mel_filters(bands as usize, fft as usize).to_device(samples.device());
+    let mel = power.f_matmul(&filters.tr())?.f_clamp_min(MIN_POWER)?.f_log()?;
+    Ok(mel.f_narrow(1, 0, frames)?)
+}
+
 /// Renders the log-mel spectrogram of `samples` `(S)`, which become `tokens` tokens.
 pub(crate) fn spectrogram(
     samples: &Tensor,

@@ -211,7 +211,7 @@ impl<M: Modality> PretrainTask<M> {
             })?;
             loss += objective.loss.double_value(&[]);
             count += objective.num_masked as f64;
-            explained.add(&input, &objective);
+            explained.add(&input, &model.comparable_target(&input.target), &objective);
             targets.push(objective.target);
             predictions.push(objective.prediction);
         }

@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 
 use data2vec_core::model::nn::{Init, Linear, trunc_normal};
-use data2vec_core::{Batch, Error, FeatureEncoder, Result, Tokens, TransformerConfig, WeightInit};
+use data2vec_core::{
+    Batch, Error, FeatureEncoder, InputTarget, Result, Tokens, TransformerConfig, WeightInit,
+};
 use tch::{Kind, Tensor, nn};
 
 use crate::config::PatchEncoderConfig;
 use crate::positions::{Positions, RelativeBias, sin_cos};
+
+/// Added to the variance of a patch's pixels, as in MAE's code.
+const PIXEL_EPS: f64 = 1e-6;
 
 /// Embeds patches by one linear layer, with a CLS token and sin-cos positions (data2vec 2.0) or a
 /// relative position bias (data2vec 1.0).
@@ -80,31 +85,21 @@ impl FeatureEncoder for PatchEncoder {
     }
 
     fn embed(&self, batch: &Batch, _train: bool) -> Result<Tokens> {
-        let (size, kind) = (batch.inputs.size(), batch.inputs.kind());
-        let &[rows, channels, height, width] = size.as_slice() else {
-            return Err(Error::Input(format!(
-                "images must be (batch, channels, height, width), not {size:?}"
-            )));
-        };
-        if kind != Kind::Float || channels != self.channels || batch.lengths().is_some() {
-            return Err(Error::Input(format!(
-                "images must be f32 with {} channels and no padding, not {kind:?} with {channels}",
-                self.channels
-            )));
-        }
-        let patch = self.patch_size;
-        if height % patch != 0 || width % patch != 0 {
-            return Err(Error::Input(format!(
-                "{height} × {width} pixels are not a multiple of the patch size {patch}"
-            )));
-        }
-        let (down, across) = (height / patch, width / patch);
-        let patches = batch
-            .inputs
-            .reshape([rows, channels, down, patch, across, patch])
-            .permute([0, 2, 4, 1, 3, 5]) // (B, h, w, C, p, p)
-            .reshape([rows, down * across, channels * patch * patch]); // (B, T, C·p·p)
+        let (patches, [down, across]) = self.patches(batch)?;
         Ok(Tokens::new(self.proj.forward(&patches), None).with_grid(down, across)) // (B, T, D)
+    }
+
+    fn input_target(config: &Self::Config) -> Option<InputTarget> {
+        Some(InputTarget::Values(config.channels * config.patch_size * config.patch_size))
+    }
+
+    /// Returns the pixels of each patch, normalised by their own mean and standard deviation (He et
+    /// al. 2022, section 4.2).
+    fn input_values(&self, batch: &Batch) -> Result<Tensor> {
+        let (patches, _) = self.patches(batch)?; // (B, T, C·p·p)
+        let mean = patches.mean_dim(&[-1_i64][..], true, Kind::Float);
+        let variance = patches.var_dim(&[-1_i64][..], true, true); // unbiased, as in MAE's code
+        Ok((patches - mean) / (variance + PIXEL_EPS).sqrt())
     }
 
     fn add_positions(&self, tokens: &Tokens, _train: bool) -> Result<Tensor> {
@@ -146,5 +141,37 @@ impl FeatureEncoder for PatchEncoder {
 
     fn prefix(&self) -> Option<Tensor> {
         Some(self.cls.unsqueeze(0)) // (1, D)
+    }
+}
+
+impl PatchEncoder {
+    /// Cuts images `(B, C, H, W)` into patches `(B, T, C·p·p)`, row by row. Returns the grid's height
+    /// and width too.
+    fn patches(&self, batch: &Batch) -> Result<(Tensor, [i64; 2])> {
+        let (size, kind) = (batch.inputs.size(), batch.inputs.kind());
+        let &[rows, channels, height, width] = size.as_slice() else {
+            return Err(Error::Input(format!(
+                "images must be (batch, channels, height, width), not {size:?}"
+            )));
+        };
+        if kind != Kind::Float || channels != self.channels || batch.lengths().is_some() {
+            return Err(Error::Input(format!(
+                "images must be f32 with {} channels and no padding, not {kind:?} with {channels}",
+                self.channels
+            )));
+        }
+        let patch = self.patch_size;
+        if height % patch != 0 || width % patch != 0 {
+            return Err(Error::Input(format!(
+                "{height} × {width} pixels are not a multiple of the patch size {patch}"
+            )));
+        }
+        let (down, across) = (height / patch, width / patch);
+        let patches = batch
+            .inputs
+            .reshape([rows, channels, down, patch, across, patch])
+            .permute([0, 2, 4, 1, 3, 5]) // (B, h, w, C, p, p)
+            .reshape([rows, down * across, channels * patch * patch]); // (B, T, C·p·p)
+        Ok((patches, [down, across]))
     }
 }

@@ -33,9 +33,10 @@ struct Positions {
 }
 
 impl ExplainedVariance {
-    /// Adds what a model predicted for `input`.
-    pub fn add(&mut self, input: &StudentInput, objective: &Objective) {
-        let target = input.target.detach().to_kind(Kind::Double); // (B, T, D)
+    /// Adds what a model predicted for `input`, whose targets are `target` `(B, T, D)`
+    /// ([`Data2Vec::comparable_target`](crate::Data2Vec::comparable_target)).
+    pub fn add(&mut self, input: &StudentInput, target: &Tensor, objective: &Objective) {
+        let target = target.detach().to_kind(Kind::Double); // (B, T, D)
         let [rows, len, dim] = [0, 1, 2].map(|axis| target.size()[axis]);
         let copies = input.tokens.x.size()[0] / rows;
         let device = target.device();
@@ -192,7 +193,8 @@ mod tests {
                 target: mask.gather(&target, 1),
             };
             let tokens = Tokens::new(target.shallow_clone(), None);
-            explained.add(&StudentInput { tokens, mask, target, noise: None }, &objective);
+            let input = StudentInput { tokens, mask, target, noise: None };
+            explained.add(&input, &input.target, &objective);
         }
         explained
     }
@@ -259,7 +261,8 @@ mod tests {
             target: gathered,
         };
         let mut explained = ExplainedVariance::default();
-        explained.add(&StudentInput { tokens, mask, target, noise: None }, &objective);
+        let input = StudentInput { tokens, mask, target, noise: None };
+        explained.add(&input, &input.target, &objective);
         // Position 0: 1 and 3, variance 2, masked three times. Position 1: 2 and 4, variance 2,
         // masked twice. Position 2: one token, left out.
         let content = explained.content().expect("targets vary");

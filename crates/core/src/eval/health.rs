@@ -56,7 +56,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let batch = batch.sample_rows(SEQUENCES, rng).to_device(self.device());
         let tokens = self.student().embed(&batch, false)?; // (B, T, D)
         let hidden = self.student().contextualize(&tokens, None, None)?;
-        let target = self.target(&batch, &tokens)?;
+        let target = self.target(&batch, &tokens)?; // (B, T, D)
         let real = real_token_indices(tokens.lengths(), tokens.num_tokens());
         let chosen = index::sample(rng, real.len(), real.len().min(ROWS));
         let chosen: Vec<i64> = chosen.iter().map(|i| real[i]).collect();
@@ -68,7 +68,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let (student, teacher) = (self.vars().variables(), self.teacher().variables());
         let [student_norm, teacher_norm, teacher_distance] = norms(&student, &teacher)?;
         Ok(Health {
-            target_rank: rank(&target),
+            target_rank: effective_rank(&self.comparable_target(&rows(&target))),
             block_ranks: hidden.layers.iter().map(|layer| rank(&layer.out)).collect(),
             local_rank: effective_rank(&local),
             local_std,

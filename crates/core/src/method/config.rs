@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::method::decoder::DecoderConfig;
 use crate::method::loss::RegressionLoss;
-use crate::method::target::TargetConfig;
+use crate::method::target::{TargetConfig, TargetSource};
 use crate::method::teacher::{EmaConfig, EmaScope};
+use crate::model::feature::{FeatureEncoder, InputTarget};
 use crate::model::transformer::TransformerConfig;
 use crate::train::precision::Precision;
 
@@ -105,6 +106,31 @@ impl<C> Data2VecConfig<C> {
         loss.validate()?;
         decoder.validate(transformer.dim)?;
         ema.validate()
+    }
+
+    /// Checks that the features can be predicted if `target.source` is the input.
+    pub(crate) fn validate_input_target<F: FeatureEncoder<Config = C>>(&self) -> Result<()> {
+        if self.target.source != TargetSource::Input {
+            return Ok(());
+        }
+        let Some(input) = F::input_target(&self.features) else {
+            let reason = format!("\"input\" is not supported by `{}` features", F::NAME);
+            return Err(Error::config("target.source", reason));
+        };
+        if self.teacher_sees_masked() {
+            let reason =
+                "`teacher-sees-hidden` needs a teacher; target.source = \"input\" has none";
+            return Err(Error::config("model.compat", reason));
+        }
+        if self.loss.cls.is_some() {
+            let reason = "target.source = \"input\" has no such loss; leave it out";
+            return Err(Error::config("loss.cls", reason));
+        }
+        if matches!(input, InputTarget::Classes(_)) && self.loss.beta != 0.0 {
+            let reason = format!("must be 0, not {}: token ids have no regression", self.loss.beta);
+            return Err(Error::config("loss.beta", reason));
+        }
+        Ok(())
     }
 
     /// Whether [`ModelCompat::TeacherSeesHidden`] is set.

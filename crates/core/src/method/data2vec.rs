@@ -45,7 +45,8 @@ pub struct StudentInput {
     pub tokens: Tokens,
     /// `(B·M, T)`.
     pub mask: Mask,
-    /// `(B, T, D)` f32, shared by the M adjacent rows of each example.
+    /// `(B, T, D)` f32, shared by the M adjacent rows of each example; see
+    /// [`FeatureEncoder::input_values`] if the input is predicted.
     pub target: Tensor,
     /// `(B·M, T, D)`: the 2.0 decoder's input at masked tokens; `None`: drawn at random.
     pub noise: Option<Tensor>,
@@ -60,9 +61,9 @@ pub struct Objective {
     pub num_masked: i64,
     /// Share of masked tokens among all real ones.
     pub masked_share: f64,
-    /// `(N, D)`: the student's predictions at masked tokens.
+    /// `(N, P)`: the student's predictions at masked tokens; P is D unless the input is predicted.
     pub prediction: Tensor,
-    /// `(N, D)` f32: the targets there.
+    /// `(N, P)` f32: the targets there.
     pub target: Tensor,
 }
 
@@ -93,6 +94,7 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         seed: u64,
     ) -> Result<Self> {
         config.validate()?;
+        config.validate_input_target::<F>()?;
         let Data2VecConfig { model, features, transformer, loss, ema, .. } = &config;
         tch::manual_seed(seed_for(seed, Purpose::Weights, &[]) as i64);
         let vars = nn::VarStore::new(device);
@@ -144,15 +146,19 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         })?
     }
 
-    /// Computes the targets `(B, T, D)` f32 of a whole batch with the teacher. No mask is involved.
+    /// Computes the targets `(B, T, D)` f32 of a whole batch with the teacher, or from the input. No
+    /// mask is involved.
     ///
     /// # Errors
     /// [`Error::Input`] if the batch does not suit the feature encoder.
     pub fn target(&self, batch: &Batch, student_tokens: &Tokens) -> Result<Tensor> {
+        let Some(target) = &self.parts.target else {
+            return self.student.features().input_values(batch); // (B, T, P)
+        };
         scope(c"teacher", || {
             let layers = self.teacher.layers(batch, student_tokens)?;
             let padding = student_tokens.padding.as_ref();
-            Ok(tch::no_grad(|| self.parts.target.build(&layers, padding))) // (B, T, D)
+            Ok(tch::no_grad(|| target.build(&layers, padding))) // (B, T, D)
         })
     }
 
@@ -220,9 +226,10 @@ impl<F: FeatureEncoder> Data2Vec<F> {
         let cls = cls.map(|(prefix, weight)| loss.cls(prefix, target, tokens, mask) * weight);
         let copies = tokens.x.size()[0] / target.size()[0];
         let target = mask.gather(target, copies); // (N, D)
-        let regression = loss.sum(&prediction, &target); // scalar
+        let sum = loss.sum(&prediction, &target); // scalar
+        let (prediction, target) = loss.comparable(&prediction, &target);
         Objective {
-            loss: cls.map_or_else(|| regression.shallow_clone(), |cls| &regression + cls),
+            loss: cls.map_or_else(|| sum.shallow_clone(), |cls| &sum + cls),
             num_masked: mask.num_masked(),
             masked_share: mask.share(tokens.lengths()),
             prediction,

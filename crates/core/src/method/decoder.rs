@@ -127,13 +127,18 @@ pub enum Decoder {
 }
 
 impl Decoder {
-    /// Creates the variables below `path`. `config` has been validated. Linear layers are
-    /// initialised by `init`, convolutions as in PyTorch.
-    pub fn new(path: &nn::Path, config: &DecoderConfig, model_dim: i64, init: Init) -> Self {
+    /// Creates the variables below `path`. `config` has been validated; the widths are the model's
+    /// and the targets'. Linear layers are initialised by `init`, convolutions as in PyTorch.
+    pub fn new(
+        path: &nn::Path,
+        config: &DecoderConfig,
+        [model_dim, target_dim]: [i64; 2],
+        init: Init,
+    ) -> Self {
         match *config {
             DecoderConfig::Mlp { layers, norm_eps } => Self::Mlp(MlpDecoder {
                 norm: norm_eps.map(|eps| LayerNorm::new(&(path / "norm"), model_dim, eps)),
-                proj: new_projections(path, model_dim, layers, model_dim, init),
+                proj: new_projections(path, model_dim, layers, target_dim, init),
             }),
             DecoderConfig::Conv1d {
                 dim,
@@ -151,7 +156,7 @@ impl Decoder {
                         Conv1d::same(&(path / "blocks" / i), shape, Init::Torch)
                     })
                     .collect(),
-                proj: new_projections(path, dim, projections, model_dim, init),
+                proj: new_projections(path, dim, projections, target_dim, init),
                 residual: residuals(residual, layers, dim == model_dim),
                 input_dropout,
             }),
@@ -164,7 +169,7 @@ impl Decoder {
                             Conv2d::same(&(path / "blocks" / i), shape, Init::Torch)
                         })
                         .collect(),
-                    proj: new_projections(path, dim, 1, model_dim, init),
+                    proj: new_projections(path, dim, 1, target_dim, init),
                     residual: residuals(residual, layers, dim == model_dim),
                     input_dropout,
                 })
@@ -182,7 +187,7 @@ pub trait Decode: Debug + Send {
         x.shallow_clone()
     }
 
-    /// Returns predictions `(N, D)` at masked tokens from features `tokens` `(B, T, D)`, in the order
+    /// Returns predictions `(N, P)` at masked tokens from features `tokens` `(B, T, D)`, in the order
     /// of [`Mask::gather`].
     fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor;
 
@@ -258,7 +263,7 @@ pub struct MlpDecoder {
 }
 
 impl MlpDecoder {
-    /// Maps `(N, D)` to `(N, D)`; the prediction at a token depends on that token alone.
+    /// Maps `(N, D)` to `(N, P)`; the prediction at a token depends on that token alone.
     pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         match &self.norm {
             Some(norm) => project(&self.proj, &norm.forward(x)),
@@ -288,7 +293,7 @@ impl Conv1dDecoder {
         })
     }
 
-    /// Maps `(B, T, D)` to `(B, T, D)`.
+    /// Maps `(B, T, D)` to `(B, T, P)`.
     fn forward(&self, tokens: &Tokens) -> Tensor {
         let last = self.layers(tokens).last();
         project(&self.proj, last.as_ref().unwrap_or(&tokens.x))
@@ -316,7 +321,7 @@ impl Conv2dDecoder {
         })
     }
 
-    /// Maps `(B, T, D)` to predictions `(N, D)` at masked tokens.
+    /// Maps `(B, T, D)` to predictions `(N, P)` at masked tokens.
     fn forward(&self, tokens: &Tokens, mask: &Mask) -> Tensor {
         let last = self.layers(tokens).last();
         // The projection treats each token alone: visible ones need none.

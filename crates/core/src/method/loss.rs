@@ -1,4 +1,4 @@
-//! The regression loss, and the statistics that tell a healthy run from a collapsed one.
+//! The losses, and the statistics that tell a healthy run from a collapsed one.
 
 use std::fmt::Debug;
 
@@ -69,6 +69,17 @@ pub trait Loss: Debug + Send {
     /// Returns `(N)` f32: the loss of each row of `(N, D)`.
     fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor;
 
+    /// Returns predictions `(N, D)` and targets as numbers whose squared difference is the error, for
+    /// metrics only. The default returns them as they are.
+    fn comparable(&self, prediction: &Tensor, target: &Tensor) -> (Tensor, Tensor) {
+        (prediction.shallow_clone(), self.comparable_target(target))
+    }
+
+    /// Returns the targets of [`comparable`](Self::comparable); any dimensions before the last.
+    fn comparable_target(&self, target: &Tensor) -> Tensor {
+        target.shallow_clone()
+    }
+
     /// Returns a scalar f32: the loss summed over rows. It is divided by the number of masked tokens
     /// once, after the last micro-batch: a mean of means is not the large batch's gradient.
     fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
@@ -97,6 +108,42 @@ impl Loss for RegressionLoss {
 
     fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
         self.reduced(prediction, target, Reduction::Sum)
+    }
+}
+
+/// Cross-entropy between logits `(N, V)` and class ids `(N, 1)`, as in BERT (Devlin et al. 2019).
+#[derive(Clone, Debug, PartialEq)]
+pub struct CrossEntropy {
+    /// Number of classes (V).
+    pub classes: i64,
+    /// Factor of the loss.
+    pub scale: f64,
+}
+
+impl CrossEntropy {
+    fn reduced(&self, prediction: &Tensor, target: &Tensor, reduction: Reduction) -> Tensor {
+        let (logits, ids) = (prediction.to_kind(Kind::Float), target.squeeze_dim(-1));
+        let no_weights: Option<Tensor> = None;
+        logits.cross_entropy_loss(&ids, no_weights, reduction, -100, 0.0) * self.scale
+    }
+}
+
+impl Loss for CrossEntropy {
+    fn rows(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        self.reduced(prediction, target, Reduction::None)
+    }
+
+    fn sum(&self, prediction: &Tensor, target: &Tensor) -> Tensor {
+        self.reduced(prediction, target, Reduction::Sum)
+    }
+
+    /// Returns probabilities and one-hot targets.
+    fn comparable(&self, prediction: &Tensor, target: &Tensor) -> (Tensor, Tensor) {
+        (prediction.softmax(-1, Kind::Float), self.comparable_target(target))
+    }
+
+    fn comparable_target(&self, target: &Tensor) -> Tensor {
+        target.squeeze_dim(-1).one_hot(self.classes).to_kind(Kind::Float)
     }
 }
 
@@ -140,6 +187,23 @@ mod tests {
         assert!((value(0.0, None) - 14.25 / 2_f64.sqrt()).abs() < 1e-6); // 1 + 9 + .25 + 4
         // beta 2: .25·1, 3 − 1, .25·.25, |2| is not below 2: 2 − 1
         assert!((value(2.0, Some(1.0)) - (0.25 + 2.0 + 0.0625 + 1.0)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn cross_entropy_by_hand() {
+        // Logits ln 1, ln 2, ln 5: probabilities 1/8, 2/8, 5/8.
+        let row = Tensor::from_slice(&[1.0_f32, 2.0, 5.0]).log();
+        let logits = row.expand([2, 3], false);
+        let ids = Tensor::from_slice(&[2_i64, 0]).unsqueeze(-1);
+        let loss = CrossEntropy { classes: 3, scale: 1.0 };
+        let expected = (8.0_f64 / 5.0).ln() + 8.0_f64.ln();
+        assert!((loss.sum(&logits, &ids).double_value(&[]) - expected).abs() < 1e-6);
+        let rows: Vec<f64> = (&loss.rows(&logits, &ids)).try_into().expect("numbers");
+        assert!((rows[1] - 8.0_f64.ln()).abs() < 1e-6, "{rows:?}");
+        let (probabilities, one_hot) = loss.comparable(&logits, &ids);
+        assert!((probabilities.double_value(&[0, 1]) - 0.25).abs() < 1e-6);
+        let one_hot: Vec<f64> = (&one_hot.flatten(0, 1)).try_into().expect("numbers");
+        assert_eq!(one_hot, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
     }
 
     #[test]

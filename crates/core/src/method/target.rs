@@ -1,4 +1,4 @@
-//! Regression targets: the teacher's layers, normalised and averaged.
+//! Regression targets: the teacher's layers, normalised and averaged, or the input itself.
 
 use std::fmt::Debug;
 
@@ -12,14 +12,17 @@ use crate::model::transformer::{Layer, TransformerConfig};
 /// Epsilon of every target normalisation; independent of the model's.
 const EPS: f64 = 1e-5;
 
-/// Which output of a block is a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// What is predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetSource {
     /// The MLP's output before the residual sum (data2vec 1.0 section 3.3; speech, text, all of 2.0).
     Ffn,
     /// The block's output (1.0's vision).
     Block,
+    /// The input itself, as methods made for one modality do: normalised pixels (MAE), log-mel
+    /// frames, token ids under cross-entropy (BERT). No teacher is involved; it is averaged all the
+    /// same, so that its weights can be compared.
+    Input,
 }
 
 /// Normalisation without learned parameters.
@@ -32,20 +35,59 @@ pub enum TargetNorm {
     Instance,
     /// Over the channels of each token (layer norm).
     Layer,
+    /// Over the examples of a batch, at each position and channel: what a position alone explains is
+    /// removed. Not in the papers; for short or centred data. Needs many examples in a batch, and
+    /// changes with their number.
+    Position,
 }
 
-/// How targets are built from the teacher's layers. The default is 2.0 Base's for speech.
+/// How targets are built. The default is 2.0 Base's for speech.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(from = "TargetSection", into = "TargetSection")]
 pub struct TargetConfig {
-    /// Number of last blocks that are averaged (K in the paper).
+    /// Number of last blocks that are averaged (K in the paper); 0 if the input is the target.
     pub top_k: usize,
-    /// Which output of each block.
+    /// Which output of each block, or the input.
     pub source: TargetSource,
     /// Normalisation of each block's output, before averaging.
     pub layer_norm: TargetNorm,
     /// Normalisation of the average.
     pub target_norm: TargetNorm,
+}
+
+/// The `target` section of a recipe: other keys for other sources.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "lowercase", deny_unknown_fields)]
+enum TargetSection {
+    Ffn { top_k: usize, layer_norm: TargetNorm, target_norm: TargetNorm },
+    Block { top_k: usize, layer_norm: TargetNorm, target_norm: TargetNorm },
+    Input {},
+}
+
+impl From<TargetSection> for TargetConfig {
+    fn from(section: TargetSection) -> Self {
+        let (source, top_k, layer_norm, target_norm) = match section {
+            TargetSection::Ffn { top_k, layer_norm, target_norm } => {
+                (TargetSource::Ffn, top_k, layer_norm, target_norm)
+            }
+            TargetSection::Block { top_k, layer_norm, target_norm } => {
+                (TargetSource::Block, top_k, layer_norm, target_norm)
+            }
+            TargetSection::Input {} => return Self::INPUT,
+        };
+        Self { top_k, source, layer_norm, target_norm }
+    }
+}
+
+impl From<TargetConfig> for TargetSection {
+    fn from(config: TargetConfig) -> Self {
+        let TargetConfig { top_k, source, layer_norm, target_norm } = config;
+        match source {
+            TargetSource::Ffn => Self::Ffn { top_k, layer_norm, target_norm },
+            TargetSource::Block => Self::Block { top_k, layer_norm, target_norm },
+            TargetSource::Input => Self::Input {},
+        }
+    }
 }
 
 impl Default for TargetConfig {
@@ -60,11 +102,22 @@ impl Default for TargetConfig {
 }
 
 impl TargetConfig {
+    /// The input itself.
+    pub const INPUT: Self = Self {
+        top_k: 0,
+        source: TargetSource::Input,
+        layer_norm: TargetNorm::None,
+        target_norm: TargetNorm::None,
+    };
+
     /// Checks the settings against the teacher's depth.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn validate(&self, transformer: &TransformerConfig) -> Result<()> {
+        if self.source == TargetSource::Input {
+            return Ok(());
+        }
         if self.top_k < 1 || self.top_k > transformer.depth {
             let reason = format!("{} is outside 1..={} blocks", self.top_k, transformer.depth);
             return Err(Error::config("target.top_k", reason));
@@ -87,8 +140,8 @@ impl Target for TargetConfig {
         let mut sum: Option<Tensor> = None;
         for layer in last {
             let x = match self.source {
-                TargetSource::Ffn => &layer.ffn,
                 TargetSource::Block => &layer.out,
+                TargetSource::Ffn | TargetSource::Input => &layer.ffn,
             };
             let x = normalize(&x.to_kind(Kind::Float), self.layer_norm, padding);
             sum = Some(match sum {
@@ -106,6 +159,11 @@ fn normalize(x: &Tensor, norm: TargetNorm, padding: Option<&Tensor>) -> Tensor {
         TargetNorm::None => x.shallow_clone(),
         TargetNorm::Layer => layer_norm_no_affine(x, EPS),
         TargetNorm::Instance => instance_norm(x, padding, EPS),
+        // (B, T, D) to (T, B, D) and back
+        TargetNorm::Position => {
+            let padding = padding.map(|padding| padding.transpose(0, 1));
+            instance_norm(&x.transpose(0, 1), padding.as_ref(), EPS).transpose(0, 1)
+        }
     }
 }
 
@@ -138,6 +196,16 @@ mod tests {
         let x = Tensor::from_slice(&[1.0_f32, 2.0, 6.0]).reshape([1, 3, 1]);
         let y = instance_norm(&x, None, EPS);
         assert!((y.double_value(&[0, 2, 0]) - 3.0 / (14.0_f64 / 3.0 + 1e-5).sqrt()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn position_norm_by_hand() {
+        // Two positions of three rows; the last row has one token.
+        let x = Tensor::from_slice(&[1.0_f32, 10.0, 2.0, 14.0, 6.0, 99.0]).reshape([3, 2, 1]);
+        let padding = crate::padding_mask(&[2, 2, 1], 2, tch::Device::Cpu);
+        let y = normalize(&x, TargetNorm::Position, padding.as_ref());
+        assert!((y.double_value(&[2, 0, 0]) - 3.0 / (14.0_f64 / 3.0 + 1e-5).sqrt()).abs() < 1e-6);
+        assert!((y.double_value(&[0, 1, 0]) + 2.0 / (4.0_f64 + 1e-5).sqrt()).abs() < 1e-6);
     }
 
     #[test]

@@ -12,6 +12,24 @@ use crate::method::mask::Mask;
 use crate::model::nn::Init;
 use crate::model::transformer::TransformerConfig;
 
+/// What `target.source = "input"` predicts for each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputTarget {
+    /// This many numbers, by regression.
+    Values(i64),
+    /// One of this many classes, by cross-entropy.
+    Classes(i64),
+}
+
+impl InputTarget {
+    /// Number of outputs of a decoder that predicts it (P).
+    pub fn width(self) -> i64 {
+        match self {
+            Self::Values(width) | Self::Classes(width) => width,
+        }
+    }
+}
+
 /// Embeds raw signal as tokens and adds positions to them.
 ///
 /// All modalities and both versions share one order: *embed → mask → add positions → blocks*.
@@ -66,6 +84,21 @@ pub trait FeatureEncoder: Debug + Send + Sized {
     fn attention_bias(&self, tokens: &Tokens, ids_keep: Option<&Tensor>) -> Vec<Tensor> {
         let _ = (tokens, ids_keep);
         Vec::new()
+    }
+
+    /// Returns what can be predicted of the input; `None`: these features do not support it.
+    fn input_target(_config: &Self::Config) -> Option<InputTarget> {
+        None
+    }
+
+    /// Returns the target of each token, computed from the input: `(B, T, P)` f32 of
+    /// [`InputTarget::Values`], or ids `(B, T, 1)` i64 of [`InputTarget::Classes`]. Called only if
+    /// [`input_target`](Self::input_target) returns some.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed).
+    fn input_values(&self, _batch: &Batch) -> Result<Tensor> {
+        Err(Error::Input(format!("`{}` features cannot be predicted", Self::NAME)))
     }
 
     /// Edits the settings and the encoder's `tensors` (by name) before a model of `depth` blocks is

@@ -105,7 +105,7 @@ impl<F: FeatureEncoder> TrainState<F> {
             let last = forward_in_chunks(model, &batch, rng, tokens_per_chunk(model), backward)?;
             sums.add(last)
         })?;
-        let means = sums.means(&optim.world, &gradients, model.config().transformer.dim)?;
+        let means = sums.means(&optim.world, &gradients, model.target_width())?;
         let Means { loss, num_masked, masked_share, target_std, pred_std, norm } = means;
         let Update { grad_norm, lr, skipped } =
             optim.update(&gradients, (loss, norm), num_masked)?;
@@ -186,13 +186,13 @@ impl Sums {
     }
 
     /// Returns means over the micro-batches of all ranks. Waits for the device once.
-    fn means(&self, world: &World, gradients: &Gradients, dim: i64) -> Result<Means> {
+    fn means(&self, world: &World, gradients: &Gradients, width: i64) -> Result<Means> {
         let Gradients { loss, norm, .. } = gradients;
         let device = norm.device();
         let [loss, norm] = [loss, norm].map(|x| x.to_kind(Kind::Double).unsqueeze(0));
         let counts = [self.num_masked, self.masked_share, self.count];
         let counts = upload(&Tensor::from_slice(&counts), device);
-        let none = Tensor::zeros([1 + 2 * dim], (Kind::Double, device));
+        let none = Tensor::zeros([1 + 2 * width], (Kind::Double, device));
         let [targets, predictions] =
             [&self.targets, &self.predictions].map(|sum| sum.as_ref().unwrap_or(&none));
         let sums = Tensor::cat(&[&loss, &counts, targets, predictions], 0);
@@ -201,7 +201,7 @@ impl Sums {
         let all = Vec::<f64>::try_from(&Tensor::cat(&[norm, sums], 0))?;
         let [norm, loss, num_masked, masked_share, count] =
             [all[0], all[1], all[2], all[3], all[4]];
-        let (targets, predictions) = all[5..].split_at(1 + 2 * dim as usize);
+        let (targets, predictions) = all[5..].split_at(1 + 2 * width as usize);
         Ok(Means {
             loss: loss / num_masked,
             num_masked,

@@ -7,9 +7,10 @@ use tch::{Device, Tensor, nn};
 use super::Data2Vec;
 use crate::error::Result;
 use crate::method::config::Data2VecConfig;
+use crate::method::target::TargetSource;
 use crate::method::teacher::EmaTeacher;
 use crate::model::encoder::{Encoder, EncoderConfig};
-use crate::model::feature::FeatureEncoder;
+use crate::model::feature::{FeatureEncoder, InputTarget};
 use crate::model::finetuned::save_model;
 use crate::train::precision::Precision;
 use crate::train::world::World;
@@ -41,6 +42,20 @@ impl<F: FeatureEncoder> Data2Vec<F> {
             features: self.config.features.clone(),
             transformer: self.config.transformer.clone(),
         }
+    }
+
+    /// Returns targets as numbers, `(…, P)` f32: ids `(…, 1)` become one-hot vectors.
+    pub fn comparable_target(&self, target: &Tensor) -> Tensor {
+        self.parts.loss.comparable_target(target)
+    }
+
+    /// Width of the predictions (P).
+    pub fn target_width(&self) -> i64 {
+        let input = match self.config.target.source {
+            TargetSource::Input => F::input_target(&self.config.features),
+            TargetSource::Ffn | TargetSource::Block => None,
+        };
+        input.map_or(self.config.transformer.dim, InputTarget::width)
     }
 
     /// Turns LayerDrop and drop path of the student on (the default) or off. Off, a step needs the
