@@ -58,7 +58,7 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// Creates the state before the first step.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the invalid setting.
+    /// [`Error::Config`](crate::Error::Config) naming the invalid setting.
     pub fn new(
         model: Data2Vec<F>,
         optimizer: &AdamWConfig,
@@ -131,7 +131,8 @@ impl<F: FeatureEncoder> TrainState<F> {
     /// Copies weights, teacher and moments. All ranks must call it; only rank 0 copies.
     ///
     /// # Errors
-    /// [`Error::Torch`] if there is no memory for the copies, [`Error::Dist`] if a rank is gone.
+    /// [`Error::Torch`](crate::Error::Torch) if there is no memory for the copies,
+    /// [`Error::Dist`](crate::Error::Dist) if a rank is gone.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let teacher = self.model.teacher().gather()?;
         self.optim.snapshot(&self.model.vars().variables(), Some((TEACHER, &teacher)))
