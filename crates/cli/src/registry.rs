@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use data2vec_core::io::toml::read_toml;
-use data2vec_core::model::encoder::ENCODER_CONFIG;
+use data2vec_core::model::encoder::find_config;
 use data2vec_core::{ConvertModality, FeatureEncoder, Modality};
 use data2vec_train::recipe::{self, nearest};
 use serde::Deserialize;
@@ -101,7 +101,7 @@ pub fn by_model<T: ModalityTask>(dir: &Path, task: T) -> Result<T::Output> {
     struct Header {
         encoder: String,
     }
-    let path = dir.join(ENCODER_CONFIG);
+    let path = find_config(dir)?;
     let Header { encoder } = read_toml(&path)?;
     dispatch(&Key::Encoder(&encoder), task).unwrap_or_else(|| {
         let known = ENCODERS.join(", ");

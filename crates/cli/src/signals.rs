@@ -1,25 +1,40 @@
 //! Handles SIGINT (Ctrl-C) and SIGTERM: a run finishes its step, saves and exits. A second signal
 //! exits at once.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use data2vec_train::Stop;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::warn;
 
-/// Installs the handlers. Returns the stop request that the first signal sets.
+/// Time after the first signal in which others do not count: GNU `timeout` and some schedulers signal
+/// a process and its group, so that one request arrives twice.
+const REPEATED: Duration = Duration::from_secs(1);
+
+/// Starts a thread that waits for signals. Returns the stop request that the first one sets.
 pub fn listen() -> Result<Stop> {
     let stop = Stop::default();
-    let is_second = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // The order matters: the shutdown is registered first, so that only the second signal finds
-        // the flag set.
-        let code = 128 + signal;
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_second))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
-            .and_then(|_| signal_hook::flag::register_usize(signal, stop.signal(), signal as usize))
-            .context("cannot install signal handlers")?;
-    }
+    let mut signals = Signals::new([SIGINT, SIGTERM]).context("cannot install signal handlers")?;
+    let requested = stop.clone();
+    let wait = move || {
+        let mut first: Option<Instant> = None;
+        for signal in signals.forever() {
+            match first {
+                None => {
+                    first = Some(Instant::now());
+                    requested.request(signal as usize);
+                    warn!(
+                        "stopping: this step is finished and saved; a second signal stops at once, without saving"
+                    );
+                }
+                Some(first) if first.elapsed() < REPEATED => {}
+                Some(_) => std::process::exit(128 + signal),
+            }
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait).context("cannot start a thread")?;
     Ok(stop)
 }

@@ -70,18 +70,27 @@ fn probes_all_modalities() {
     succeed(&mut pretrain_images(&pictures, &run("vision"), &short));
     succeed(&mut pretrain(&voices, &run("speech"), &short));
     succeed(&mut pretrain_texts(&texts(dir), &run("nlp"), &short));
-    for (name, data) in [("vision", &pictures), ("speech", &voices), ("nlp", &opinions)] {
+    let cases = [
+        ("vision", &pictures, "standardised pixels"),
+        ("speech", &voices, "log-mel means"),
+        ("nlp", &opinions, "TF-IDF"),
+    ];
+    for (name, data, raw) in cases {
         let (encoder, json) = (run(name).join("encoder"), run(name).join("probe.json"));
         let printed =
             stdout_of(probe(&encoder, data, &["--test-share", "0.4", "--json"]).arg(&json));
-        assert!(printed.starts_with("trained encoder, 2 classes: "), "{name}: {printed}");
+        assert!(printed.starts_with("2 classes: "), "{name}: {printed}");
+        for row in ["most frequent class", "untrained encoder, block 1", "encoder, block 2", raw] {
+            assert!(printed.lines().any(|line| line.starts_with(row)), "{name}, {row}: {printed}");
+        }
         let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
         let [train, test] =
             ["train_examples", "test_examples"].map(|side| report[side].as_u64().unwrap());
         assert!(train + test == 20 && (4..=10).contains(&test), "{name}: {report}");
         let layers = report["layers"].as_array().unwrap();
-        assert_eq!(layers.len(), 2, "{name}");
-        for layer in layers {
+        assert_eq!((layers.len(), report["untrained"].as_array().unwrap().len()), (2, 2), "{name}");
+        // So does the raw input.
+        for layer in layers.iter().chain([&report["raw"]]) {
             // Any encoder separates classes that differ this much.
             assert!(layer["linear"].as_f64().unwrap() > 0.7, "{name}: {report}");
             assert!(layer["knn"].as_f64().unwrap() > 0.7, "{name}: {report}");
@@ -92,15 +101,19 @@ fn probes_all_modalities() {
 }
 
 #[test]
-fn supports_random_encoder_test_data_limit_and_layers() {
+fn supports_pooling_test_data_limit_and_layers() {
     let dir = temp_dir();
     let data = pictures(dir.path());
     let run = dir.path().join("run");
     succeed(&mut pretrain_images(&data, &run, &["train.steps=3"]));
     let encoder = run.join("encoder");
-    let random = stdout_of(&mut probe(&encoder, &data, &["--random", "--layers", "last"]));
-    assert!(random.starts_with("untrained encoder, 2 classes: 16 training examples"), "{random}");
-    assert_eq!(random.lines().count(), 5, "{random}");
+    let options = ["--no-baselines", "--layers", "last", "--pool", "max:2"];
+    let short = stdout_of(&mut probe(&encoder, &data, &options));
+    assert!(
+        short.starts_with("2 classes: 16 training examples, 4 test examples; max:2 over"),
+        "{short}"
+    );
+    assert_eq!(short.lines().count(), 5, "{short}");
     let test = data.to_str().unwrap();
     let other = stdout_of(&mut probe(&encoder, &data, &["--test", test, "--limit", "9"]));
     assert!(other.contains("9 training examples, 9 test examples"), "{other}");
@@ -110,6 +123,10 @@ fn supports_random_encoder_test_data_limit_and_layers() {
     assert_eq!(result.status.code(), Some(2));
     assert!(stderr(&result).contains("'--limit <LIMIT>': must be at least 1"));
     fail(&mut probe(&encoder, &data, &["--test-share", "0"]), &["--test-share"]);
+    let one_class = dir.path().join("one");
+    fs::create_dir_all(one_class.join("dark")).unwrap();
+    fs::copy(image("brightness-0.63.png"), one_class.join("dark/0.png")).unwrap();
+    fail(&mut probe(&encoder, &one_class, &["--test-share", "0"]), &["at least two classes"]);
     fail(&mut probe(&encoder, &data.join("dark"), &[]), &["0.png has no label", "labels.tsv"]);
     fail(&mut probe(&data, &data, &[]), &["encoder.toml"]);
 }

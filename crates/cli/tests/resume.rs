@@ -136,13 +136,12 @@ fn falls_back_from_damaged_checkpoints() {
     let remove = |path: &Path| fs::remove_file(path).unwrap();
     let empty = |path: &Path| fs::write(path, "").unwrap();
     type Damage<'a> = &'a dyn Fn(&Path);
-    let cases: [(&[u64], &str, Damage, &str, u64); 6] = [
+    let cases: [(&[u64], &str, Damage, &str, u64); 5] = [
         (&[60], "model.safetensors", &cut, "were written", 58),
         (&[60], "teacher.safetensors", &flip, "was changed after it was written", 58),
         (&[60], "optimizer.safetensors", &remove, "No such file", 58),
         (&[60], "checkpoint.json", &empty, "checkpoint.json", 58),
         (&[60, 58], "checkpoint.json", &cut, "checkpoint.json", 56),
-        (&[60, 58, 56], "model.safetensors", &cut, "no checkpoint is", 0),
     ];
     for (steps, file, damage, reason, from) in cases {
         let dir = temp_dir();
@@ -158,10 +157,78 @@ fn falls_back_from_damaged_checkpoints() {
             assert!(printed.contains(words), "{words}: {printed}");
         }
         assert!(warnings >= steps.len(), "{printed}");
-        let is_resumed = printed.contains(&format!("resuming from step {from} "));
-        assert_eq!(is_resumed, from > 0, "{printed}");
+        assert!(printed.contains(&format!("resuming from step {from} ")), "{printed}");
         assert_same(&undisturbed().run(), &out);
     }
+}
+
+/// Starting again would discard the log of the run.
+#[test]
+fn stops_if_no_checkpoint_is_intact() {
+    let dir = temp_dir();
+    let out = dir.path().join("run");
+    copy_dir(&undisturbed().run(), &out);
+    for step in [60, 58, 56] {
+        fs::write(checkpoint(&out, step).join("model.safetensors"), "damaged").unwrap();
+    }
+    let lines = metrics(&out);
+    fail(&mut train(&out), &["none of 3 checkpoints is intact", "step-00000060", "--out"]);
+    assert_eq!(metrics(&out), lines);
+}
+
+#[test]
+fn refuses_other_data() {
+    let dir = temp_dir();
+    let (out, moved, other) =
+        (dir.path().join("run"), dir.path().join("moved"), dir.path().join("other"));
+    copy_dir(&undisturbed().run(), &out);
+    let record = fs::read_to_string(out.join("run.json")).unwrap();
+    copy_dir(&undisturbed().data(), &moved);
+    copy_dir(&undisturbed().data(), &other);
+    fs::remove_file(other.join("speaker/00.wav")).unwrap();
+    let words = ["was started on other data", "now", "choose another --out", "--other-data"];
+    fail(&mut pretrain(&other, &out, &LONG), &words);
+    assert_eq!(fs::read_to_string(out.join("run.json")).unwrap(), record, "nothing is changed");
+    let printed = succeed(pretrain(&other, &out, &LONG).arg("--other-data"));
+    assert!(printed.contains("warning: ") && printed.contains("was started on other data"));
+    fs::write(out.join("run.json"), record).unwrap();
+    let printed = succeed(&mut pretrain(&moved, &out, &LONG));
+    assert!(!printed.contains("other data"), "the same data at another path: {printed}");
+}
+
+/// GNU `timeout` sends a signal to a process and to its group.
+#[test]
+fn a_signal_that_arrives_twice_counts_once() {
+    let dir = temp_dir();
+    let out = dir.path().join("run");
+    let child = train(&out).spawn().unwrap();
+    assert!(wait_until(|| !checkpoints(&out).is_empty()));
+    kill("TERM", child.id());
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    kill("TERM", child.id());
+    let output = finish(child);
+    let printed = stderr(&output);
+    if !output.status.success() {
+        assert_eq!(output.status.code(), Some(143), "{printed}");
+        assert!(
+            printed.contains("stopping: ") && printed.contains("stopped and saved"),
+            "{printed}"
+        );
+    }
+    succeed(&mut train(&out));
+    assert_same(&undisturbed().run(), &out);
+}
+
+/// A start that is refused leaves no run directory behind.
+#[test]
+fn failed_starts_leave_nothing() {
+    let dir = temp_dir();
+    let out = dir.path().join("run");
+    fail(&mut pretrain(Path::new("/no/such/data"), &out, &LONG), &["/no/such/data"]);
+    assert!(!out.exists());
+    let mut plan = train(&out);
+    assert!(output(plan.arg("--plan")).status.success());
+    assert!(!out.exists());
 }
 
 #[test]

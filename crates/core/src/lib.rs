@@ -31,6 +31,7 @@ pub use method::mask::{Mask, MaskStrategy, Substitute, Visible};
 pub use method::parts::Parts;
 pub use method::target::{Target, TargetConfig, TargetNorm, TargetSource};
 pub use method::teacher::{EmaConfig, EmaScope, EmaTeacher};
+pub use modality::baseline::RawFeatures;
 pub use modality::convert::ConvertModality;
 pub use modality::extract::Extractor;
 pub use modality::finetune::{FinetuneModality, LabelledSource, LabelledSplits, NoMask, Split};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use crossbeam_channel::bounded;
+use data2vec_core::data::split::empty_side;
 use data2vec_core::io::checkpoint::hex;
 use data2vec_core::random::{Purpose, hash, seed_for};
 use data2vec_core::{Batch, Dataset, Error, Result};
@@ -64,6 +65,14 @@ impl TextDataset {
         let listing = Listing::open(path, &options, Some(cache_dir))?;
         let inputs = fingerprint(&listing, &options);
         let tokenizer = match &config.tokenizer {
+            TokenizerSource::File(path) if !path.exists() => {
+                let reason = format!(
+                    "there is no {}; put a tokenizer there, or set data.tokenizer, features.vocabulary \
+                     and features.mask to train one on the data, as nlp-tiny does",
+                    path.display()
+                );
+                return Err(Error::config("data.tokenizer", reason));
+            }
             TokenizerSource::File(path) => Tokenizer::load(path)?,
             TokenizerSource::Train(size) => {
                 let file = cache_dir.join(format!("tokenizer-{size}-{}.json", &inputs[..16]));
@@ -113,15 +122,11 @@ impl TextDataset {
         }
         let below = (share * 2_f64.powi(64)) as u64;
         let all = split_long(&self.corpus.cache.documents, &self.config);
-        let rank = |d: &Document| seed_for(seed, Purpose::Split, &[d.key]);
-        let (held_out, train): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| rank(d) < below);
+        let hash = |d: &Document| seed_for(seed, Purpose::Split, &[d.key]);
+        let hashes: Vec<u64> = all.iter().map(hash).collect();
+        let (held_out, train): (Vec<_>, Vec<_>) = all.into_iter().partition(|d| hash(d) < below);
         if held_out.is_empty() || train.is_empty() {
-            let (held_out, all) = (held_out.len(), held_out.len() + train.len());
-            let reason = format!(
-                "{share} holds out {held_out} of {all} documents (or parts of long ones); both \
-                 sides need at least one"
-            );
-            return Err(Error::config("train.held_out", reason));
+            return Err(empty_side(share, &hashes, "documents (or parts of long ones)"));
         }
         let side = |documents: &[Document]| -> Result<Self> {
             let eos = self.tokenizer().special().eos;

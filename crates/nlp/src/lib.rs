@@ -17,6 +17,7 @@ mod modality;
 mod pieces;
 mod raw;
 mod sequence;
+mod tfidf;
 mod tokenizer;
 
 pub use cache::Progress;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
+use data2vec_core::modality::baseline::Examples;
 use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{
@@ -14,7 +15,7 @@ use data2vec_core::modality::raw::{
 use data2vec_core::{
     Batch, ConvertModality, Dataset, EncoderConfig, Error, Extractor, FinetuneModality, HeadTask,
     LabelledSource, LabelledSplits, MaskStrategy, Modality, NoMask, OnProgress, Precision, Preview,
-    Progress, Result, Source, Splits, Units,
+    Progress, RawFeatures, Result, Source, Splits, Units,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -28,6 +29,7 @@ use crate::labelled::{LabelledFiles, LabelledTexts};
 use crate::listing::read_text;
 use crate::mask::TextMaskConfig;
 use crate::raw::{TextFileStats, TextFiles};
+use crate::tfidf::TfIdf;
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 
 /// Text, counted in tokens.
@@ -184,6 +186,20 @@ impl FinetuneModality for Nlp {
             count(&test),
         );
         Ok(LabelledSplits { train, held_out, test, labels, summary, skipped })
+    }
+
+    /// TF-IDF of words and pairs of words; the texts of a pair are joined.
+    fn raw_features(
+        train: Examples<LabelledTexts>,
+        test: Examples<LabelledTexts>,
+    ) -> Result<Option<RawFeatures>> {
+        let texts = |(dataset, indices): Examples<LabelledTexts>| -> Result<Vec<String>> {
+            indices.iter().map(|&index| dataset.text(index)).collect()
+        };
+        let (train, test) = (texts(train)?, texts(test)?);
+        let tfidf = TfIdf::fit(&train, test.len());
+        let [train, test] = [train, test].map(|texts| tfidf.transform(&texts));
+        Ok(Some(RawFeatures { name: "TF-IDF of words and pairs of words", train, test }))
     }
 
     fn classifier(model: &Path, device: Device, precision: Precision) -> Result<Box<Classifier>> {

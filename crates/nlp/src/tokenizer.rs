@@ -248,8 +248,11 @@ impl Tokenizer {
         let trained = Self::with_specials(inner, &[json.as_bytes()]).map_err(Error::Input)?;
         if trained.vocab_size != vocab_size as i64 {
             return Err(Error::Input(format!(
-                "the texts give {} entries, not {vocab_size}; reduce the vocabulary or add text",
-                trained.vocab_size
+                "the texts give a vocabulary of {0} entries, not {vocab_size}; add text, or use a smaller \
+                 one: --set data.tokenizer={{train={0}}} --set features.vocabulary={0} --set \
+                 features.mask={1}",
+                trained.vocab_size,
+                trained.vocab_size - 1
             )));
         }
         Ok(trained)

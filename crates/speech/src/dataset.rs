@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use data2vec_core::data::split::{Amount, stratified_split};
+use data2vec_core::data::split::{Amount, empty_side, stratified_split};
 use data2vec_core::random::{Purpose, hash, seed_for};
 use data2vec_core::{Batch, Dataset, Error, Result};
 use rand::{RngExt, rngs::StdRng};
@@ -144,18 +144,19 @@ impl SpeechDataset {
             return Err(Error::config("train.held_out", reason));
         }
         let below = (share * 2_f64.powi(64)) as u64;
-        let (held_out, train): (Vec<u32>, Vec<u32>) = self
-            .chosen
-            .iter()
-            .partition(|&&chosen| seed_for(seed, Purpose::Split, &[self.key(chosen)]) < below);
+        let hash = |chosen: u32| seed_for(seed, Purpose::Split, &[self.key(chosen)]);
+        let (held_out, train): (Vec<u32>, Vec<u32>) =
+            self.chosen.iter().partition(|&&chosen| hash(chosen) < below);
         if held_out.is_empty() || train.is_empty() {
-            let reason = format!(
-                "{share} holds out {} of {} recordings; both sides need at least one (0 turns \
-                 evaluation off)",
-                held_out.len(),
-                self.chosen.len()
-            );
-            return Err(Error::config("train.held_out", reason));
+            let what = match self.corpus.too_short {
+                0 => "recordings".to_owned(),
+                n => format!(
+                    "recordings ({n} more are shorter than data.min_seconds = {})",
+                    self.config.min_seconds
+                ),
+            };
+            let hashes: Vec<u64> = self.chosen.iter().map(|&chosen| hash(chosen)).collect();
+            return Err(empty_side(share, &hashes, &what));
         }
         let side = |chosen: Vec<u32>| Self { chosen: chosen.into(), ..self.clone() };
         Ok((side(train), side(held_out)))

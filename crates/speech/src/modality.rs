@@ -7,14 +7,15 @@ use data2vec_core::eval::score::SequenceDecoder;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
+use data2vec_core::modality::baseline::{Examples, standardized};
 use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{FileStats, Measure, RawDataset, ShardEntry, portable_path};
 use data2vec_core::train::finetune::FinetuneMasks;
 use data2vec_core::{
     Batch, ConvertModality, Dataset, EncoderConfig, Error, Extractor, FinetuneModality, HeadTask,
-    LabelledSource, LabelledSplits, MaskStrategy, Modality, OnProgress, Precision, Preview, Result,
-    Source, Splits, Units,
+    LabelledSource, LabelledSplits, MaskStrategy, Modality, OnProgress, Precision, Preview,
+    RawFeatures, Result, Source, Splits, Units,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -30,7 +31,7 @@ use crate::encoder::SpeechEncoder;
 use crate::feature::WaveEncoder;
 use crate::labelled::{LabelledSpeech, TranscribedDataset};
 use crate::mask::{SpanMask, SpeechMaskConfig};
-use crate::spectrogram::spectrogram;
+use crate::spectrogram::{log_mel, spectrogram};
 
 /// Recordings; the batch size counts seconds.
 #[derive(Clone, Debug, PartialEq)]
@@ -237,6 +238,20 @@ impl FinetuneModality for Speech {
             count(&test)
         );
         Ok(LabelledSplits { train, held_out, test, labels, summary, skipped })
+    }
+
+    /// Mean and standard deviation over time of 80 log-mel bands, of frames of 25 ms every 10 ms.
+    fn raw_features(
+        train: Examples<TranscribedDataset>,
+        test: Examples<TranscribedDataset>,
+    ) -> Result<Option<RawFeatures>> {
+        let statistics = |batch: &Batch| {
+            let frames = log_mel(&batch.inputs, [400, 160], 80)?; // (1, T, 80)
+            let (variance, mean) = frames.var_mean_correction(&[1_i64][..], 0, false);
+            Ok(Tensor::cat(&[mean, variance.sqrt()], 1)) // (1, 160)
+        };
+        let name = "log-mel means and deviations over time";
+        standardized(name, train, test, statistics).map(Some)
     }
 
     fn classifier(model: &Path, device: Device, precision: Precision) -> Result<Box<Classifier>> {

@@ -83,7 +83,10 @@ fn libtorch_dir() -> Option<PathBuf> {
 /// Returns a readable name of `device`.
 pub fn name(device: Device) -> String {
     match device {
-        Device::Cpu => format!("the CPU ({} threads)", tch::get_num_threads()),
+        Device::Cpu => match tch::get_num_threads() {
+            1 => "the CPU (1 thread)".into(),
+            threads => format!("the CPU ({threads} threads)"),
+        },
         Device::Cuda(n) => format!("CUDA device {n}"),
         other => format!("{other:?}"),
     }

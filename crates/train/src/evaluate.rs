@@ -3,18 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use data2vec_core::data::loader::{Plan, TOLERANCE};
 use data2vec_core::eval::score::{Confusion, SequenceDecoder};
-use data2vec_core::random::{Purpose, stream};
 use data2vec_core::{
-    Dataset, FinetuneModality, FinetunedModel, HeadTask, LabelledBatch, LabelledSource,
-    LabelledSplits, OnProgress, Precision, Progress, Split,
+    Dataset, FinetuneModality, FinetunedModel, HeadTask, LabelledSource, LabelledSplits,
+    OnProgress, Precision, Split,
 };
+use ndarray::Axis;
 use tch::Device;
 use tracing::{info, warn};
 
 use crate::evaluator::{Evaluator, Prediction};
 use crate::finetune::MODEL_RECIPE;
+use crate::labelled_batches::{BatchOptions, for_each_batch};
 use crate::recipe::{FinetuneRecipe, explain, read, set};
 
 /// Options of [`evaluate`].
@@ -24,8 +24,8 @@ pub struct EvaluateOptions {
     pub model: PathBuf,
     /// Labelled examples.
     pub data: PathBuf,
-    /// Split to evaluate on.
-    pub split: EvaluateSplit,
+    /// Split to evaluate on; `None`: the test split, or all examples if there is none.
+    pub split: Option<EvaluateSplit>,
     /// Maximum size of a batch, in the modality's unit.
     pub batch: Option<f64>,
     /// Other values for keys of the model's `data` section, `KEY=VALUE`.
@@ -49,9 +49,25 @@ pub enum EvaluateSplit {
     All,
 }
 
+impl EvaluateSplit {
+    /// Returns the name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::HeldOut => "held-out",
+            Self::Train => "training",
+            Self::All => "all",
+        }
+    }
+}
+
 /// Result of [`evaluate`].
 #[derive(Debug)]
 pub struct Evaluation {
+    /// The examples that were evaluated.
+    pub split: EvaluateSplit,
+    /// Accuracy of always predicting the most frequent class of these examples; classifiers only.
+    pub most_frequent: Option<f64>,
     /// Task of the head.
     pub task: HeadTask,
     /// Names of the outputs.
@@ -68,6 +84,33 @@ pub struct Evaluation {
     pub skipped: Vec<String>,
 }
 
+/// Evaluates the model in the directory `model` on the test examples of the data that it was
+/// fine-tuned on; `None` if there are none.
+///
+/// # Errors
+/// If the model or the data are unusable.
+pub fn test<M: FinetuneModality>(
+    model: &Path,
+    data: &Path,
+    device: Device,
+    progress: OnProgress,
+) -> Result<Option<Evaluation>> {
+    let options = EvaluateOptions {
+        model: model.to_owned(),
+        data: data.to_owned(),
+        split: Some(EvaluateSplit::Test),
+        batch: None,
+        set: Vec::new(),
+        device,
+        precision: Precision::F32,
+    };
+    let decoder = |task, labels: &[String]| match task {
+        HeadTask::Ctc => M::sequence_decoder(labels).map(Some).map_err(Into::into),
+        HeadTask::Classification | HeadTask::Regression => Ok(None),
+    };
+    evaluate_split::<M>(&options, decoder, progress)
+}
+
 /// Evaluates a model. `decoder` makes the decoder of a CTC head from its task and labels; `None`
 /// for other tasks.
 ///
@@ -78,12 +121,23 @@ pub fn evaluate<M: FinetuneModality>(
     decoder: impl FnOnce(HeadTask, &[String]) -> Result<Option<Box<dyn SequenceDecoder>>>,
     progress: OnProgress,
 ) -> Result<Evaluation> {
+    let name = options.split.map_or("test", EvaluateSplit::name);
+    evaluate_split::<M>(options, decoder, progress)?
+        .with_context(|| format!("--split {name}: fine-tuning made no such split"))
+}
+
+/// As [`evaluate`]; `None` if fine-tuning made no such split.
+fn evaluate_split<M: FinetuneModality>(
+    options: &EvaluateOptions,
+    decoder: impl FnOnce(HeadTask, &[String]) -> Result<Option<Box<dyn SequenceDecoder>>>,
+    progress: OnProgress,
+) -> Result<Option<Evaluation>> {
     let EvaluateOptions { device, precision, .. } = *options;
     let model = FinetunedModel::<M::Encoder>::load(&options.model, device)?;
     let model = model.with_precision(precision);
     let task = model.head_config().task;
-    let (data, split) = settings::<M>(options, &model)?;
-    let LabelledSplits { train, held_out, test, summary, mut skipped, .. } =
+    let (data, own_split) = settings::<M>(options, &model)?;
+    let open = |split: Split| {
         M::open_labelled(&LabelledSource {
             path: &options.data,
             data: &data,
@@ -93,52 +147,53 @@ pub fn evaluate<M: FinetuneModality>(
             labels: Some(model.labels()),
             split,
             cache: None,
-        })?;
-    info!("{summary}");
-    let dataset = match options.split {
-        EvaluateSplit::Test => test,
-        EvaluateSplit::HeldOut => held_out,
-        EvaluateSplit::Train | EvaluateSplit::All => Some(M::without_augmentation(train)),
+        })
     };
-    let dataset = dataset
-        .with_context(|| format!("--split {:?}: fine-tuning made no such split", options.split))?;
+    let wanted = match options.split {
+        Some(EvaluateSplit::All) => Split::NONE,
+        _ => own_split.unwrap_or(Split::NONE),
+    };
+    let LabelledSplits { train, held_out, test, summary, mut skipped, .. } = open(wanted)?;
+    let (split, dataset) = match options.split {
+        None if test.is_some() => (EvaluateSplit::Test, test),
+        None => {
+            warn!(
+                "the data have no test split: all examples are evaluated, which include those of training if the model was fine-tuned on these data"
+            );
+            let all = if wanted == Split::NONE { train } else { open(Split::NONE)?.train };
+            (EvaluateSplit::All, Some(all))
+        }
+        Some(split) => {
+            let dataset = match split {
+                EvaluateSplit::Test => test,
+                EvaluateSplit::HeldOut => held_out,
+                EvaluateSplit::Train | EvaluateSplit::All => Some(train),
+            };
+            (split, dataset)
+        }
+    };
+    let name = split.name();
+    let Some(dataset) = dataset else { return Ok(None) };
+    let dataset = M::without_augmentation(dataset);
+    info!("{summary}; evaluating the {name} examples");
 
     let mut evaluator = Evaluator::new(task, model.labels(), decoder(task, model.labels())?);
     let mut predictions: Vec<(String, Prediction)> = Vec::new();
-    let largest = (0..dataset.len()).map(|i| dataset.size(i)).max().unwrap_or(1);
-    let budget = options.batch.map_or(8 * largest, |batch| (batch * M::UNITS.size) as u64);
-    let plan = Plan::new(&dataset, budget.max(largest), usize::MAX, TOLERANCE)?;
-    let epoch = plan.epoch(0, 0);
-    let mut done = 0;
-    for index in 0..plan.batches() {
-        let mut rng = stream(0, Purpose::HeldOut, &[index]);
-        let (mut examples, mut names) = (Vec::new(), Vec::new());
-        for &index in epoch.batch(index) {
-            match dataset.load(index as usize, &mut rng) {
-                Ok(example) => {
-                    examples.push(example);
-                    names.push(dataset.name(index as usize));
-                }
-                Err(error) => skipped.push(error.to_string()),
-            }
-            done += 1;
-        }
-        progress(Progress { what: "examples", done, total: dataset.len() as u64 });
-        if examples.is_empty() {
-            continue;
-        }
-        let batch: LabelledBatch = dataset.collate(examples, &mut rng)?.to_device(device);
+    let budget = options.batch.map(|batch| (batch * M::UNITS.size) as u64);
+    let batches = BatchOptions { budget, limit: usize::MAX, seed: 0 };
+    let unreadable = for_each_batch(&dataset, batches, progress, |indices, batch| {
+        let batch = batch.to_device(device);
         let new = evaluator.add(&model.score(&batch)?, &batch.targets)?;
-        predictions.extend(names.into_iter().zip(new));
-    }
-    for reason in skipped.iter().take(10) {
-        warn!("skipped {reason}");
-    }
-    if predictions.is_empty() {
-        bail!("{}: no usable example", options.data.display());
-    }
+        predictions.extend(indices.iter().map(|&index| dataset.name(index)).zip(new));
+        Ok(())
+    });
+    skipped.extend(unreadable.with_context(|| options.data.display().to_string())?);
     predictions.sort_by(|a, b| b.1.error.total_cmp(&a.1.error));
-    Ok(Evaluation {
+    let rows = evaluator.confusion().counts().sum_axis(Axis(1));
+    let most_frequent = rows.iter().max().map(|most| *most as f64 / predictions.len() as f64);
+    Ok(Some(Evaluation {
+        split,
+        most_frequent: most_frequent.filter(|_| task == HeadTask::Classification),
         task,
         loss: evaluator.loss(),
         metrics: evaluator.metrics(),
@@ -146,28 +201,26 @@ pub fn evaluate<M: FinetuneModality>(
         labels: model.labels().to_vec(),
         predictions,
         skipped,
-    })
+    }))
 }
 
-/// Returns how the model's data were prepared and split.
+/// Returns how the model's data were prepared, and how fine-tuning split them; `None` for models of
+/// other programs.
 fn settings<M: FinetuneModality>(
     options: &EvaluateOptions,
     model: &FinetunedModel<M::Encoder>,
-) -> Result<(M::LabelledData, Split)> {
+) -> Result<(M::LabelledData, Option<Split>)> {
     let path = options.model.join(MODEL_RECIPE);
     if path.exists() {
         let recipe = FinetuneRecipe::<M>::from_table(&path, read(&path, None, &options.set)?)?;
-        let split = match options.split {
-            EvaluateSplit::All => Split::NONE,
-            _ => recipe.split(),
-        };
-        return Ok((recipe.data, split));
+        let split = recipe.split();
+        return Ok((recipe.data, Some(split)));
     }
-    if options.split != EvaluateSplit::All {
+    if !matches!(options.split, None | Some(EvaluateSplit::All)) {
         bail!("--split: {} was not made by `data2vec finetune`", options.model.display());
     }
     let default = M::default_data(model.config(), model.head_config().task)?;
-    Ok((with_overrides(&default, &options.set, Path::new("--set"))?, Split::NONE))
+    Ok((with_overrides(&default, &options.set, Path::new("--set"))?, None))
 }
 
 /// Applies `KEY=VALUE` overrides to a `data` section.

@@ -21,6 +21,7 @@ use crate::recipe::FinetuneRecipe;
 use crate::record::Record;
 use crate::report::{Evaluated, PreviewExamples};
 use crate::run_dir::{self, RunDir};
+use crate::selection::Selection;
 use crate::training::{Exported, Outcome, Run, RunOptions, TrainTask, feed};
 use crate::{device, process_group};
 
@@ -65,10 +66,10 @@ fn train<M: FinetuneModality>(
     let mut table = Table::try_from(&recipe)?;
     // A run with another start is another run.
     table.insert("from_scratch".into(), from_scratch.into());
-    let RunOptions { out, resume, report, stop, observers, .. } = options;
+    let RunOptions { out, resume, other_data, report, stop, observers, .. } = options;
     let (dir, mut record) = RunDir::open_run(world, &out, |dir| {
         dir.check_recipe(&table, resume)?;
-        Record::begin(dir, &data, device, (seed, M::UNITS.name)).map(Some)
+        Ok(Some(Record::begin(dir, &data, device, (seed, M::UNITS.name))))
     })?;
     world.assert_same("the recipe", &toml::to_string(&table)?)?;
 
@@ -122,7 +123,7 @@ fn train<M: FinetuneModality>(
     process_group::log_batch_split(world, &train, M::UNITS);
 
     if let Some(record) = &mut record {
-        record.set_examples(&dataset, held_out.as_ref())?;
+        record.set_examples(&dataset, held_out.as_ref(), other_data)?;
     }
     let mut bad = skipped;
     let parts = (&train, seed, M::UNITS);
@@ -151,8 +152,8 @@ struct FinetuneTask<M: FinetuneModality> {
     state: FinetuneState<M::Encoder>,
     dataset: Arc<M::Labelled>,
     held_out: Vec<LabelledBatch>,
-    /// The best value of the selected metric so far.
-    best: Option<f64>,
+    /// The best evaluation so far.
+    best: Option<Selection>,
     /// Predictions of the last evaluation.
     evaluated: Option<Evaluated>,
     /// Directory of the best model.
@@ -160,9 +161,10 @@ struct FinetuneTask<M: FinetuneModality> {
 }
 
 impl<M: FinetuneModality> FinetuneTask<M> {
-    fn write_model(&self) -> Result<()> {
+    fn write_model(&self, selection: &Selection) -> Result<()> {
         self.state.export(&self.model)?;
         M::export_labelled(&self.dataset, &self.model)?;
+        selection.write(&self.model)?;
         run_dir::write(&self.model.join(MODEL_RECIPE), &toml::to_string(&self.recipe)?)
     }
 }
@@ -225,11 +227,14 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
         let Line::Validation(line) = line else { return Ok(()) };
         let select = self.recipe.select;
         let Some(&value) = line.metrics.get(select.name()) else { return Ok(()) };
-        if self.best.is_none_or(|best| select.is_better(value, best)) {
-            self.best = Some(value);
+        let best = self.best.as_ref().and_then(|best| best.value);
+        if best.is_none_or(|best| select.is_better(value, best)) {
+            let (metric, value) = (Some(select.name().to_owned()), Some(value));
+            let selection = Selection { step: line.step, metric, value };
             if is_new {
-                self.write_model()?;
+                self.write_model(&selection)?;
             }
+            self.best = Some(selection);
         }
         Ok(())
     }
@@ -250,13 +255,22 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
     }
 
     fn export(&mut self, _dir: &RunDir) -> Result<Exported> {
+        let last = Selection { step: self.step(), metric: None, value: None };
         if self.best.is_none() {
-            self.write_model()?;
+            self.write_model(&last)?;
         }
         ensure!(self.model.exists(), "{} is gone", self.model.display());
-        if let Some(best) = self.best {
-            let metric = self.recipe.select.name();
-            info!("the model is the one with the best {metric} on held-out examples, {best:.4}");
+        match &self.best {
+            Some(best) if best.step == 0 => warn!(
+                "THE HEAD IS UNTRAINED: no step was better than step 0 ({} on held-out examples); train longer, or raise schedule.lr",
+                best.metric()
+            ),
+            Some(best) => info!(
+                "the model is that of step {}, the best on held-out examples: {}",
+                best.step,
+                best.metric()
+            ),
+            None => {}
         }
         let model = self.model.display().to_string();
         let mut next = M::commands(&model, self.recipe.head.task);

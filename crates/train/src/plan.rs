@@ -73,11 +73,12 @@ impl Trial {
     /// Describes it in one line.
     pub fn describe<M: Modality>(&self) -> String {
         let peak = self.peak.map_or("unknown".into(), gib);
+        let each = match M::UNITS.name {
+            unit if self.size == 1.0 => format!("{} {unit}", self.rows),
+            unit => format!("{} × {:.1} {unit}", self.rows, self.size),
+        };
         format!(
-            "the largest batch, {} × {:.1} {}, takes {:.1} s and at most {peak} of memory",
-            self.rows,
-            self.size,
-            M::UNITS.name,
+            "a trial step with the largest batch ({each}) took {:.1} s and at most {peak} of memory",
             self.took.as_secs_f64()
         )
     }

@@ -92,13 +92,13 @@ fn train<M: Modality>(
     let (train, seed) = (recipe.train.clone(), recipe.seed);
     feed::check_world_size(&train, world.size())?;
     let table = Table::try_from(&recipe)?;
-    let RunOptions { out, resume, report, stop, mut observers, .. } = options;
+    let RunOptions { out, resume, other_data, report, stop, mut observers, .. } = options;
     let (dir, mut record) = RunDir::open_run(world, &out, |dir| {
         if plan {
             return Ok(None);
         }
         dir.check_recipe(&table, resume)?;
-        Record::begin(dir, &data, device, (seed, M::UNITS.name)).map(Some)
+        Ok(Some(Record::begin(dir, &data, device, (seed, M::UNITS.name))))
     })?;
     world.assert_same("the recipe", &toml::to_string(&table)?)?;
 
@@ -126,7 +126,7 @@ fn train<M: Modality>(
     process_group::log_batch_split(world, &train, M::UNITS);
 
     if let Some(record) = &mut record {
-        record.set_examples(&splits.train, splits.held_out.as_ref())?;
+        record.set_examples(&splits.train, splits.held_out.as_ref(), other_data)?;
     }
     let mut bad = splits.skipped;
     let parts = (&train, seed, M::UNITS);
@@ -314,7 +314,8 @@ impl<M: Modality> TrainTask for PretrainTask<M> {
         self.state.model.export(&encoder)?;
         M::export(self.dataset.first(), &encoder)?;
         let encoder = encoder.display().to_string();
-        let next = vec![format!("data2vec extract --encoder {encoder} FILES… --out features.npy")];
+        let next =
+            vec![format!("data2vec extract --encoder {encoder} FILES… --out features.safetensors")];
         Ok(Exported { name: "encoder", dir: encoder, next })
     }
 }

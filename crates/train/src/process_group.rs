@@ -92,10 +92,10 @@ pub fn run_with_abort<T>(world: &World, work: impl FnOnce() -> Result<T>) -> Res
             group.barrier()?;
             Ok(result)
         }
-        Ok(Err(error)) if is_communication(&error) => Err(match ask_other_ranks(group) {
-            Some(reason) => error.context(reason),
-            None => error,
-        }),
+        // The lost connection is only a consequence.
+        Ok(Err(error)) if is_communication(&error) => {
+            Err(ask_other_ranks(group).map_or(error, Error::msg))
+        }
         Ok(Err(error)) => {
             report_to_other_ranks(group, &describe(&error));
             Err(error)

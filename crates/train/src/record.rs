@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use data2vec_core::Dataset;
 use data2vec_core::io::checkpoint::hex;
 use data2vec_torch_ext::memory;
@@ -118,20 +118,14 @@ pub struct Record {
     device: Device,
     began: Instant,
     energy: Energy,
+    /// Whether the file has this process; a process that is refused leaves none.
+    is_written: bool,
 }
 
 impl Record {
-    /// Adds this process to the record of the run in `dir`. Warns if the data are not those of the
-    /// previous process.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn begin(
-        dir: &RunDir,
-        data: &Path,
-        device: Device,
-        (seed, unit): (u64, &str),
-    ) -> Result<Self> {
+    /// Prepares the record of this process in the run in `dir`; [`set_examples`](Self::set_examples)
+    /// writes it.
+    pub fn begin(dir: &RunDir, data: &Path, device: Device, (seed, unit): (u64, &str)) -> Self {
         let path = dir.join(FILE);
         let mut earlier = Vec::new();
         if let Some(old) = History::read(&path) {
@@ -140,13 +134,6 @@ impl Record {
         }
         // Processes that never trained have not changed the run.
         earlier.retain(|start| start.steps.is_some() || start.started.is_none());
-        if let Some(previous) = earlier.last().filter(|previous| previous.data != data) {
-            warn!(
-                "this run was started on {}, and resumes on other data: {}",
-                previous.data.display(),
-                data.display()
-            );
-        }
         let last = Start {
             command: std::env::args().collect(),
             data: data.to_owned(),
@@ -165,19 +152,42 @@ impl Record {
             ..Start::default()
         };
         let history = History { last, earlier };
-        let record = Self { path, history, device, began: Instant::now(), energy: Energy::start() };
-        record.write()?;
-        Ok(record)
+        let (began, energy) = (Instant::now(), Energy::start());
+        Self { path, history, device, began, energy, is_written: false }
     }
 
-    /// Adds the number and digest of the examples.
+    /// Adds the number and digest of the examples, and writes the file. Data that differ from those
+    /// of the previous process are refused unless `other_data`; the same data at another path are
+    /// fine.
     ///
     /// # Errors
-    /// If the file cannot be written.
-    pub fn set_examples<D: Dataset>(&mut self, train: &D, held_out: Option<&D>) -> Result<()> {
-        let start = &mut self.history.last;
-        start.examples = Some(train.len() + held_out.map_or(0, Dataset::len));
-        start.data_sha256 = Some(manifest(train, held_out, &start.data));
+    /// If the run was started on other data, or the file cannot be written.
+    pub fn set_examples<D: Dataset>(
+        &mut self,
+        train: &D,
+        held_out: Option<&D>,
+        other_data: bool,
+    ) -> Result<()> {
+        let History { last, earlier } = &mut self.history;
+        let count = train.len() + held_out.map_or(0, Dataset::len);
+        let digest = manifest(train, held_out, &last.data);
+        let differs = |old: &&Start| old.data_sha256.as_ref().is_some_and(|old| *old != digest);
+        if let Some(old) = earlier.last().filter(differs) {
+            let change = format!(
+                "{} was started on other data ({}, {} examples; now {}, {count})",
+                self.path.parent().unwrap_or(&self.path).display(),
+                old.data.display(),
+                old.examples.unwrap_or_default(),
+                last.data.display(),
+            );
+            ensure!(
+                other_data,
+                "{change}; resume with the old data, choose another --out, or add --other-data"
+            );
+            warn!("{change}");
+        }
+        (last.examples, last.data_sha256) = (Some(count), Some(digest));
+        self.is_written = true;
         self.write()
     }
 
@@ -229,7 +239,7 @@ impl Record {
 impl Drop for Record {
     /// Records a failure if no end was recorded; the error is reported elsewhere.
     fn drop(&mut self) {
-        if self.history.last.end.is_none() {
+        if self.is_written && self.history.last.end.is_none() {
             let _ = self.end(End::Failed);
         }
     }

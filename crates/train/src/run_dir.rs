@@ -12,11 +12,22 @@ use toml::Table;
 
 use crate::recipe::changes;
 
-/// A run directory, locked for the process that writes to it.
+/// A run directory, locked for the process that writes to it. One that did not exist before is
+/// removed if training never begins.
 pub struct RunDir {
     path: PathBuf,
     /// Held while the process trains; `None` on ranks that do not write.
-    _lock: Option<File>,
+    lock: Option<File>,
+    /// Whether the directory was missing or empty, and training has not begun.
+    is_temporary: bool,
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        if self.is_temporary && self.lock.is_some() {
+            let _ = fs::remove_dir_all(&self.path); // the error that ended the start matters
+        }
+    }
 }
 
 impl RunDir {
@@ -35,7 +46,8 @@ impl RunDir {
             let checked = check(&dir)?;
             Ok::<_, Error>((dir, checked))
         })?;
-        Ok(opened.unwrap_or_else(|| (Self { path: path.to_owned(), _lock: None }, None)))
+        let other = || Self { path: path.to_owned(), lock: None, is_temporary: false };
+        Ok(opened.unwrap_or_else(|| (other(), None)))
     }
 
     /// Creates the directory if necessary, and locks it.
@@ -43,17 +55,23 @@ impl RunDir {
     /// # Errors
     /// If another process has locked it.
     pub fn open(path: &Path) -> Result<Self> {
+        let is_empty = fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
         fs::create_dir_all(path).with_context(|| format!("--out {}", path.display()))?;
         let lock_path = path.join("run.lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.with_context(|| lock_path.display().to_string())?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: Some(lock) }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(lock), is_temporary: is_empty }),
             Err(TryLockError::WouldBlock) => {
                 bail!("another process trains in {}; choose another --out", path.display())
             }
             Err(TryLockError::Error(e)) => Err(e).with_context(|| lock_path.display().to_string()),
         }
+    }
+
+    /// Keeps the directory from here on: training begins.
+    pub fn keep(&mut self) {
+        self.is_temporary = false;
     }
 
     /// The path of the directory.
@@ -153,7 +171,8 @@ mod tests {
     #[test]
     fn rejects_a_second_process() {
         let dir = std::env::temp_dir().join(format!("data2vec-run-{}", std::process::id()));
-        let first = RunDir::open(&dir).expect("an unlocked directory");
+        let mut first = RunDir::open(&dir).expect("an unlocked directory");
+        first.keep();
         let second = RunDir::open(&dir).err().expect("a locked directory").to_string();
         assert!(second.contains("another process"), "{second}");
         drop(first);
@@ -162,9 +181,24 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_start_leaves_nothing() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let (new, own) = (parent.path().join("new"), parent.path().join("own"));
+        fs::create_dir(&own).expect("a directory");
+        fs::write(own.join("notes.txt"), "mine").expect("written");
+        for path in [&new, &own] {
+            let run = RunDir::open(path).expect("an unlocked directory");
+            write(&run.join("recipe.toml"), "seed = 1").expect("written");
+        }
+        assert!(!new.exists());
+        assert_eq!(fs::read_to_string(own.join("notes.txt")).expect("kept"), "mine");
+    }
+
+    #[test]
     fn rejects_a_changed_recipe_naming_the_key() {
         let dir = std::env::temp_dir().join(format!("data2vec-recipe-{}", std::process::id()));
-        let run = RunDir::open(&dir).expect("an unlocked directory");
+        let mut run = RunDir::open(&dir).expect("an unlocked directory");
+        run.keep();
         let recipe = |text: &str| text.parse::<Table>().expect("a table");
         assert!(run.check_recipe(&recipe("seed = 1"), true).is_err());
         let with = |seed: u32, workers: u32| {

@@ -14,11 +14,6 @@ impl Stop {
         self.0.store(signal, Ordering::Relaxed);
     }
 
-    /// The number that a signal handler sets.
-    pub fn signal(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.0)
-    }
-
     /// Returns the exit code of the requested signal, 128 + its number; `None` if nothing was
     /// requested.
     pub fn exit_code(&self) -> Option<u8> {

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use data2vec_core::data::split::empty_side;
 use data2vec_core::random::{Purpose, seed_for};
-use data2vec_core::{Batch, Dataset, Error, Result};
+use data2vec_core::{Batch, Dataset, Result};
 use rand::{RngExt, rngs::StdRng};
 
 use crate::config::{PatchEncoderConfig, VisionDataConfig};
@@ -57,18 +58,14 @@ impl VisionDataset {
         // Depends on each image's own path only, so a growing dataset never moves an image to the
         // other side.
         let below = (share.clamp(0.0, 1.0) * 2_f64.powi(64)) as u64;
-        let rank = |&&chosen: &&u32| {
+        let hash = |&chosen: &u32| {
             seed_for(seed, Purpose::Split, &[self.images.identity(chosen as usize)])
         };
         let (held_out, train): (Vec<u32>, Vec<u32>) =
-            self.chosen.iter().partition(|chosen| rank(chosen) < below);
+            self.chosen.iter().partition(|chosen| hash(chosen) < below);
         if held_out.is_empty() || train.is_empty() {
-            let reason = format!(
-                "{share} holds out {} of {} images; both sides need at least one",
-                held_out.len(),
-                self.chosen.len()
-            );
-            return Err(Error::config("train.held_out", reason));
+            let hashes: Vec<u64> = self.chosen.iter().map(hash).collect();
+            return Err(empty_side(share, &hashes, "images"));
         }
         let side =
             |chosen: Vec<u32>, augment| Self { chosen: chosen.into(), augment, ..self.clone() };

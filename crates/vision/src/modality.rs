@@ -6,6 +6,7 @@ use std::sync::Arc;
 use data2vec_core::io::convert::{
     ExportedModel, ImportOptions, Imported, Model, Source as Checkpoint,
 };
+use data2vec_core::modality::baseline::{Examples, standardized};
 use data2vec_core::modality::finetune::{Classifier, split};
 use data2vec_core::modality::hold_out;
 use data2vec_core::modality::raw::{
@@ -14,7 +15,7 @@ use data2vec_core::modality::raw::{
 use data2vec_core::{
     Batch, ConvertModality, Dataset, EncoderConfig, Error, Extractor, FinetuneModality, HeadTask,
     LabelledSource, LabelledSplits, MaskStrategy, Modality, NoMask, OnProgress, Precision, Preview,
-    Raster, Result, Source, Splits, Units,
+    Raster, RawFeatures, Result, Source, Splits, Units,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -189,6 +190,15 @@ impl FinetuneModality for Vision {
 
     fn without_augmentation(dataset: LabelledImages) -> LabelledImages {
         dataset.without_augmentation()
+    }
+
+    /// Pixels of the resized images.
+    fn raw_features(
+        train: Examples<LabelledImages>,
+        test: Examples<LabelledImages>,
+    ) -> Result<Option<RawFeatures>> {
+        let pixels = |batch: &Batch| Ok(batch.inputs.flatten(1, -1)); // (1, C·H·W)
+        standardized("standardised pixels", train, test, pixels).map(Some)
     }
 
     fn classifier(model: &Path, device: Device, precision: Precision) -> Result<Box<Classifier>> {

@@ -12,7 +12,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tempfile::NamedTempFile;
 
-use crate::commands::shared::{ComputeArgs, count};
+use crate::commands::shared::{ComputeArgs, HeadArgs, count};
 use crate::registry::{self, ModalityTask};
 use crate::terminal::{check_failed, each_file, out};
 
@@ -31,6 +31,8 @@ pub struct Args {
     /// Output format: one line of text or one JSON object per file
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
+    #[command(flatten)]
+    head: HeadArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -67,6 +69,7 @@ impl ModalityTask for Load<'_> {
 
 /// Classifies every file.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    args.head.check(&args.model)?;
     let classify = registry::by_model(&args.model, Load(args))?;
     let name = |file: &Path| match is_stdin(file) {
         true => "standard input".to_owned(),

@@ -26,14 +26,15 @@ pub struct Args {
     /// Labelled examples: a directory, a file, or shards
     #[arg(long)]
     data: PathBuf,
-    /// Examples to evaluate: a split that fine-tuning made, or all
-    #[arg(long, value_enum, default_value = "all")]
-    split: Split,
+    /// Examples to evaluate: a split that fine-tuning made, or all, which includes training examples
+    /// [default: the test split; all if there is none]
+    #[arg(long, value_enum)]
+    split: Option<Split>,
     /// Number of worst predictions to print
     #[arg(long, default_value_t = 5)]
     worst: usize,
-    /// Maximum size of a batch, in seconds of audio, images or tokens [default: 8 times the largest
-    /// example]
+    /// Maximum size of a batch, in seconds of audio, images or tokens [default: 64 examples of
+    /// the median size]
     #[arg(long)]
     batch: Option<f64>,
     #[command(flatten)]
@@ -69,8 +70,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Content of the `--json` file.
 #[derive(Serialize)]
 struct Report<'a> {
+    split: &'static str,
     examples: usize,
     loss: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    most_frequent: Option<f64>,
     metrics: &'a BTreeMap<String, f64>,
     labels: &'a [String],
     /// Rows: targets; columns: predictions.
@@ -87,12 +91,12 @@ impl ModalityTask for &Args {
         let options = EvaluateOptions {
             model: self.model.clone(),
             data: self.data.clone(),
-            split: match self.split {
+            split: self.split.map(|split| match split {
                 Split::Test => EvaluateSplit::Test,
                 Split::HeldOut => EvaluateSplit::HeldOut,
                 Split::Train => EvaluateSplit::Train,
                 Split::All => EvaluateSplit::All,
-            },
+            }),
             batch: self.batch,
             set: self.set.clone(),
             device: self.compute.device()?,
@@ -114,9 +118,15 @@ impl ModalityTask for &Args {
 impl Args {
     fn print(&self, evaluation: &Evaluation) -> Result<()> {
         let Evaluation { task, labels, loss, metrics, predictions, skipped, .. } = evaluation;
-        out!("{} examples, loss {loss:.4}", predictions.len());
+        let split = evaluation.split.name();
+        out!("{} examples ({split}), loss {loss:.4}", predictions.len());
         for (name, value) in metrics {
             out!("{name:<10} {value:.4}");
+        }
+        match evaluation.most_frequent {
+            Some(share) => out!("baseline: accuracy {share:.4} by the most frequent class"),
+            None if *task == HeadTask::Ctc => out!("baseline: cer and wer 1 by empty transcripts"),
+            None => {}
         }
         let confusion = evaluation.confusion.counts();
         let is_classification = *task == HeadTask::Classification;
@@ -136,8 +146,10 @@ impl Args {
         if let Some(path) = &self.json {
             let rows = || confusion.rows().into_iter().map(|row| row.to_vec()).collect();
             let report = Report {
+                split,
                 examples: predictions.len(),
                 loss: *loss,
+                most_frequent: evaluation.most_frequent,
                 metrics,
                 labels,
                 confusion: is_classification.then(rows),

@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     out.finish(&written)?;
     let all = args.files.len();
     if failed < all {
-        out!("wrote features of {} files to {}", all - failed, args.out.display());
+        out!("wrote the features of {} to {}", files(all - failed), args.out.display());
     }
     check_failed(failed, &args.files)?;
     Ok(ExitCode::SUCCESS)
@@ -111,6 +111,10 @@ enum Output {
 impl Output {
     fn new(path: &Path, files: &[PathBuf]) -> Result<Self> {
         let inputs = files.len();
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            bail!("--out {}: there is no directory {}", path.display(), parent.display());
+        }
         match path.extension().and_then(|e| e.to_str()) {
             Some("safetensors") => Ok(Self::Safetensors(path.to_owned())),
             Some("npy") if inputs == 1 => Ok(Self::Npy(path.to_owned())),
@@ -120,6 +124,10 @@ impl Output {
                     path.display()
                 )
             }
+            Some(other) if !path.is_dir() => bail!(
+                "--out {}: unknown ending .{other}; use .npy, .safetensors, or a directory without an ending",
+                path.display()
+            ),
             _ => {
                 let mut names = BTreeSet::new();
                 if let Some(name) =
@@ -173,4 +181,9 @@ impl Output {
         }
         Ok(write_tensors(path, &tensors)?)
     }
+}
+
+/// Returns `1 file` or `3 files`.
+fn files(count: usize) -> String {
+    format!("{count} file{}", if count == 1 { "" } else { "s" })
 }

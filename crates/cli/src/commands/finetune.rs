@@ -1,16 +1,18 @@
 //! `data2vec finetune`: fine-tunes an encoder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use data2vec_core::ConvertModality;
+use data2vec_train::evaluate::{Evaluation, test};
 use data2vec_train::recipe::FinetuneRecipe;
-use data2vec_train::{FinetuneOptions, finetune};
+use data2vec_train::{FinetuneOptions, Outcome, device, finetune};
 use toml::Table;
 
 use crate::commands::shared::{RunArgs, print_outcome};
 use crate::registry::{self, ModalityTask};
+use crate::terminal::{Bar, out};
 
 /// Arguments of `finetune`.
 #[derive(clap::Args)]
@@ -54,6 +56,24 @@ impl ModalityTask for Task {
 
     fn run<M: ConvertModality>(self) -> Result<ExitCode> {
         let recipe = FinetuneRecipe::<M>::from_table(&self.recipe, self.table)?;
-        Ok(print_outcome(finetune(recipe, self.options)?, &[]))
+        let (data, device) = (self.options.data.clone(), self.options.run.device.clone());
+        let outcome = finetune(recipe, self.options)?;
+        let exit = print_outcome(&outcome, &[]);
+        if let Outcome::Finished(Some(summary)) = &outcome {
+            let (model, device) = (&summary.exported.dir, device::choose(device.as_deref())?);
+            let bar = Bar::default();
+            let tested = test::<M>(Path::new(model), &data, device, &mut |p| bar.update(p))?;
+            bar.clear();
+            if let Some(Evaluation { predictions, metrics, .. }) = tested {
+                let metrics = metrics.iter().map(|(name, value)| format!("{name} {value:.4}"));
+                let metrics = metrics.collect::<Vec<_>>().join(", ");
+                out!();
+                out!(
+                    "On {} test examples, which nothing depended on: {metrics}",
+                    predictions.len()
+                );
+            }
+        }
+        Ok(exit)
     }
 }

@@ -65,8 +65,11 @@ fn cached(name: &str, repo: Repo) -> Result<PathBuf> {
 }
 
 fn download(name: &str, repo: Repo) -> Result<PathBuf> {
-    let failed =
-        || format!("{name}: cannot be downloaded; set HF_HUB_OFFLINE=1 to use the cache only");
+    let failed = || {
+        format!(
+            "{name}: no such file or directory here, and as a model of the Hugging Face hub it cannot be downloaded; check the name, or set HF_HUB_OFFLINE=1 to use the cache only"
+        )
+    };
     let api = ApiBuilder::from_env().with_progress(true).build().with_context(failed)?.repo(repo);
     let info = api.info().with_context(failed)?;
     let has = |file: &str| info.siblings.iter().any(|sibling| sibling.rfilename == file);

@@ -72,6 +72,6 @@ impl ModalityTask for Task {
             format!("cargo xtask finetune {} --encoder {}", M::NAME, encoder.display()),
             format!("cargo xtask train {} --data YOUR_DATA", M::NAME),
         ];
-        Ok(print_outcome(outcome, &next))
+        Ok(print_outcome(&outcome, &next))
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use data2vec_core::ConvertModality;
-use data2vec_train::probe::{ProbeOptions, probe};
+use data2vec_train::probe::{Accuracies, LayerReport, Pooling, ProbeOptions, ProbeReport, probe};
 use data2vec_train::{device, run_dir};
 
 use crate::commands::shared::count;
@@ -36,9 +36,14 @@ pub struct Args {
     /// Number of nearest neighbours
     #[arg(long, default_value_t = 10, value_parser = count)]
     k: usize,
-    /// Probe an untrained encoder of the same sizes, as a baseline
+    /// Pooling of an example's tokens: mean, max, or mean:N or max:N of N parts of a sequence or
+    /// N × N parts of an image, which keep where something is
+    #[arg(long, default_value = "mean")]
+    pool: Pooling,
+    /// Leave out the baselines: the raw input (pixels, log-mel statistics, TF-IDF of words) and an
+    /// untrained encoder of the same sizes
     #[arg(long)]
-    random: bool,
+    no_baselines: bool,
     /// Seed of the split and of the untrained encoder
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -67,30 +72,45 @@ impl ModalityTask for &Args {
             layers: self.layers.clone(),
             limit: self.limit,
             k: self.k,
-            random: self.random,
+            pooling: self.pool,
+            baselines: !self.no_baselines,
             seed: self.seed,
             device: device::choose(self.device.as_deref())?,
         };
         let bar = Bar::default();
         let report = probe::<M>(&options, &mut |progress| bar.update(progress))?;
         bar.clear();
-        out!(
-            "{} encoder, {} classes: {} training examples, {} test examples",
-            if report.random { "untrained" } else { "trained" },
-            report.classes,
-            report.train_examples,
-            report.test_examples
-        );
-        let most_frequent = 100.0 * report.most_frequent;
-        out!("baseline, the most frequent class: {most_frequent:.2} % correct");
-        out!();
-        out!("block  kNN %  linear %");
-        for layer in &report.layers {
-            out!("{:>5}  {:>5.2}  {:>8.2}", layer.layer, 100.0 * layer.knn, 100.0 * layer.linear);
-        }
+        print(&report);
         if let Some(path) = &self.json {
             run_dir::write(path, &serde_json::to_string_pretty(&report)?)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Prints accuracies in percent, baselines first.
+fn print(report: &ProbeReport) {
+    let ProbeReport { classes, train_examples, test_examples, pooling, .. } = report;
+    out!(
+        "{classes} classes: {train_examples} training examples, {test_examples} test examples; {pooling} over tokens"
+    );
+    out!();
+    let mut rows = Vec::new();
+    if let Some(raw) = &report.raw {
+        rows.push((raw.name.to_owned(), raw.accuracies));
+    }
+    for (name, layers) in [("untrained encoder", &report.untrained), ("encoder", &report.layers)] {
+        let row =
+            |layer: &LayerReport| (format!("{name}, block {}", layer.layer), layer.accuracies);
+        rows.extend(layers.iter().map(row));
+    }
+    let most_frequent = "most frequent class";
+    let names = rows.iter().map(|(name, _)| name.len());
+    let width = names.max().unwrap_or(0).max(most_frequent.len());
+    out!("{:width$}  kNN %  linear %", "");
+    let most = 100.0 * report.most_frequent;
+    out!("{most_frequent:width$}  {most:>5.2}  {most:>8.2}");
+    for (name, Accuracies { knn, linear, .. }) in rows {
+        out!("{name:width$}  {:>5.2}  {:>8.2}", 100.0 * knn, 100.0 * linear);
     }
 }

@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use data2vec_core::Precision;
 use data2vec_train::log::clock;
 use data2vec_train::log::prometheus::Server;
+use data2vec_train::selection::check_trained;
 use data2vec_train::{Observer, Outcome, RunOptions, device, process_group};
 use tch::Device;
 use tracing::info;
@@ -31,6 +32,24 @@ impl ComputeArgs {
     /// Chooses the device.
     pub fn device(&self) -> Result<Device> {
         device::choose(self.device.as_deref())
+    }
+}
+
+/// Use of a head that fine-tuning did not improve.
+#[derive(clap::Args)]
+pub struct HeadArgs {
+    /// Use the model even if no step of fine-tuning was better than its untrained head
+    #[arg(long)]
+    untrained_head: bool,
+}
+
+impl HeadArgs {
+    /// Checks that the head of the model in the directory `dir` was trained.
+    ///
+    /// # Errors
+    /// If it was not, and that is not allowed.
+    pub fn check(&self, dir: &Path) -> Result<()> {
+        if self.untrained_head { Ok(()) } else { check_trained(dir) }
     }
 }
 
@@ -60,9 +79,12 @@ pub struct RunArgs {
     /// Device: cpu, cuda or cuda:N [default: a GPU if there is one]
     #[arg(long)]
     device: Option<String>,
-    /// Require a run in --out to resume; fail if there is none
+    /// Fail if there is no run in --out to resume, as a script may want; without it a run is started
     #[arg(long)]
     resume: bool,
+    /// Resume the run in --out on other data than it was started with, which is refused otherwise
+    #[arg(long)]
+    other_data: bool,
     /// Use deterministic GPU kernels, which are slower and do not support CTC; runs on a CPU are
     /// always deterministic
     #[arg(long)]
@@ -104,6 +126,7 @@ impl RunArgs {
         Ok(RunOptions {
             device: self.device,
             resume: self.resume,
+            other_data: self.other_data,
             report: !self.no_report,
             dist_timeout: self.dist_timeout,
             stop: signals::listen()?,
@@ -114,19 +137,19 @@ impl RunArgs {
 }
 
 /// Prints how a run ended, and suggests the commands of the task and those in `next`.
-pub fn print_outcome(outcome: Outcome, next: &[String]) -> ExitCode {
+pub fn print_outcome(outcome: &Outcome, next: &[String]) -> ExitCode {
     let summary = match outcome {
         Outcome::Planned(lines) => {
             lines.iter().for_each(|line| out!("{line}"));
             return ExitCode::SUCCESS;
         }
-        Outcome::Stopped { exit_code, .. } => return ExitCode::from(exit_code),
+        Outcome::Stopped { exit_code, .. } => return ExitCode::from(*exit_code),
         Outcome::Finished(None) => return ExitCode::SUCCESS,
         Outcome::Finished(Some(summary)) => summary,
     };
     out!();
     if !summary.took.is_zero() {
-        out!("Trained in {}.", clock(summary.took));
+        out!("Trained for {} in this process.", clock(summary.took));
     }
     out!("  run      {}", summary.run.display());
     out!("  curve    {}", summary.curve.display());

@@ -18,7 +18,7 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use tracing::warn;
 
-use crate::commands::shared::ComputeArgs;
+use crate::commands::shared::{ComputeArgs, HeadArgs};
 use crate::terminal::{check_failed, each_file, out};
 
 /// Arguments of `transcribe`.
@@ -38,6 +38,8 @@ pub struct Args {
     out: Option<PathBuf>,
     #[command(flatten)]
     search: SearchArgs,
+    #[command(flatten)]
+    head: HeadArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }

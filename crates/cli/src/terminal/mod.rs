@@ -270,9 +270,10 @@ pub fn guarded(work: impl FnOnce() -> Result<ExitCode>) -> ExitCode {
 }
 
 /// What to do if memory does not suffice.
-const MEMORY_HINT: &str = "; lower train.batch (raise train.accumulate to keep the gradient), or try \
-                           --set model.activation_checkpointing=true or --set model.precision=bf16; \
-                           pretrain --plan reports what fits";
+const MEMORY_HINT: &str = "; when training, lower train.batch (raise train.accumulate to keep the gradient), or \
+                           try --set model.activation_checkpointing=true or --set model.precision=bf16 \
+                           (pretrain --plan reports what fits); otherwise use fewer examples, smaller \
+                           batches or shorter files";
 
 /// Returns the cause of a known error message of LibTorch, and what to do.
 fn hint(message: &str) -> Option<(&'static str, &'static str)> {

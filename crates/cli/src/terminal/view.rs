@@ -116,11 +116,14 @@ impl View {
         let mut text = format!("loss {:.3}", line.loss);
         let evaluation = match status.evaluation {
             Some(Line::HeldOut(line)) => {
-                line.explained_content.map(|e| format!(" explained_content {e:.3}"))
+                let content = line.explained_content;
+                content.map(|e| format!(" (explained_content {e:.3} at step {})", line.step))
             }
             Some(Line::Validation(line)) => {
                 let metrics = line.metrics.iter();
-                Some(metrics.map(|(name, value)| format!(" {name} {value:.3}")).collect())
+                let metrics = metrics.map(|(name, value)| format!("{name} {value:.3}"));
+                let metrics = metrics.collect::<Vec<_>>().join(" ");
+                Some(format!(" ({metrics} at step {})", line.step))
             }
             _ => None,
         };

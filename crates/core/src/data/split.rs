@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Error;
 use crate::random::{Purpose, seed_for};
 
 /// How many examples of each class to take.
@@ -54,6 +55,26 @@ pub fn stratified_split(
     (left, taken)
 }
 
+/// Returns the error of a split that leaves one side empty. The split holds out the examples whose
+/// hash, one of `hashes`, is in the first `share` of all 64-bit values. `what` describes the
+/// examples, as in "recordings".
+pub fn empty_side(share: f64, hashes: &[u64], what: &str) -> Error {
+    let count = |share: f64| {
+        let below = (share * 2_f64.powi(64)) as u64;
+        hashes.iter().filter(|&&hash| hash < below).count()
+    };
+    let works = |share: &f64| (1..hashes.len()).contains(&count(*share));
+    let shares = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+    let distance = |other: &f64| (other - share).abs();
+    let near = shares.into_iter().filter(works).min_by(|a, b| distance(a).total_cmp(&distance(b)));
+    let hint = near.map_or(String::new(), |near| format!("try {near}, or "));
+    let (held_out, all) = (count(share), hashes.len());
+    let reason = format!(
+        "{share} holds out {held_out} of {all} {what}; {hint}set it to 0 to turn evaluation off"
+    );
+    Error::config("train.held_out", reason)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +86,19 @@ mod tests {
 
     fn count_class(indices: &[usize], class: u64) -> usize {
         indices.iter().filter(|&&index| examples()[index].0 == class).count()
+    }
+
+    #[test]
+    fn empty_side_suggests_the_nearest_share_that_works() {
+        let hashes = [0.15, 0.4, 0.9].map(|share: f64| (share * 2_f64.powi(64)) as u64);
+        let text = |share, hashes: &[u64]| empty_side(share, hashes, "images").to_string();
+        let error = text(0.01, &hashes);
+        assert_eq!(
+            error,
+            "train.held_out: 0.01 holds out 0 of 3 images; try 0.2, or set it to 0 to turn evaluation off"
+        );
+        assert!(text(0.99, &hashes).contains("holds out 3 of 3 images; try 0.9, or"));
+        assert!(text(0.5, &hashes[..1]).contains("1 of 1 images; set it to 0"));
     }
 
     #[test]

@@ -13,8 +13,8 @@ use sha2::{Digest, Sha256};
 
 pub use snapshot::Snapshot;
 pub(crate) use tensors::filter_by_prefix;
-pub(crate) use tensors::write_tensors_with_metadata;
 pub use tensors::{assign, read_tensors, write_tensors};
+pub(crate) use tensors::{write_tensors_with_metadata, write_weights};
 
 use crate::io::file::UNFINISHED;
 use crate::{Error, Result};

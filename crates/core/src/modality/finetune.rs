@@ -11,6 +11,7 @@ use crate::data::dataset::Dataset;
 use crate::data::split::Amount;
 use crate::error::{Error, Result};
 use crate::eval::score::SequenceDecoder;
+use crate::modality::baseline::{Examples, RawFeatures};
 use crate::modality::{Features, Modality};
 use crate::model::encoder::EncoderConfig;
 use crate::model::head::HeadTask;
@@ -60,6 +61,18 @@ pub trait FinetuneModality: Modality {
     /// Turns augmentation off. The default has none.
     fn without_augmentation(dataset: Self::Labelled) -> Self::Labelled {
         dataset
+    }
+
+    /// Returns features of the raw input of some training and test examples, without augmentation: the
+    /// baseline that an encoder must beat. The default has none.
+    ///
+    /// # Errors
+    /// If an example cannot be read.
+    fn raw_features(
+        _train: Examples<Self::Labelled>,
+        _test: Examples<Self::Labelled>,
+    ) -> Result<Option<RawFeatures>> {
+        Ok(None)
     }
 
     /// Reads a fine-tuned classifier from the directory `model`. The default returns an error: not

@@ -1,6 +1,7 @@
 //! The traits that describe a modality to a trainer: how its recipe sections read, how its data are
 //! opened, how a file becomes a batch. `data2vec-train` runs any type that implements them.
 
+pub mod baseline;
 pub mod convert;
 pub mod extract;
 pub mod finetune;

@@ -1,13 +1,13 @@
 //! The encoder: a feature encoder and a transformer.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
-use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors, write_tensors};
+use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors, write_weights};
 use crate::io::toml::{read_toml, write_toml};
 use crate::model::transformer::Layer;
 use crate::{
@@ -45,6 +45,8 @@ pub struct EncoderOutput {
     pub layers: Vec<Layer>,
     /// Number of real tokens of each row.
     pub lengths: Vec<i64>,
+    /// Height and width of the grid of tokens, row by row; the height of a sequence is 1.
+    pub grid: [i64; 2],
 }
 
 /// A feature encoder and a transformer: the part of a pretrained model that users load.
@@ -166,7 +168,8 @@ impl<F: FeatureEncoder> Encoder<F> {
         };
         let x = without_prefix(&out);
         let prefix = (prefix > 0).then(|| out.narrow(1, 0, prefix)); // (B, P, D)
-        Ok(EncoderOutput { x, prefix, padding, layers, lengths: tokens.lengths().to_vec() })
+        let (lengths, grid) = (tokens.lengths().to_vec(), tokens.grid());
+        Ok(EncoderOutput { x, prefix, padding, layers, lengths, grid })
     }
 
     /// Computes the features of the masked tokens only, `(N, D)` in the order of [`Mask::gather`].
@@ -234,7 +237,7 @@ pub(crate) fn export<C: Serialize>(
 ) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let tensors = filter_by_prefix(vars, "encoder.");
-    write_tensors(&dir.join(ENCODER_WEIGHTS), &tensors)?;
+    write_weights(&dir.join(ENCODER_WEIGHTS), &tensors)?;
     write_toml(&dir.join(ENCODER_CONFIG), config)
 }
 
@@ -248,13 +251,35 @@ pub fn read_config<F: FeatureEncoder>(dir: &Path) -> Result<EncoderConfig<F::Con
     struct Name {
         encoder: String,
     }
-    let path = dir.join(ENCODER_CONFIG);
+    let path = find_config(dir)?;
     let name: Name = read_toml(&path)?;
     if name.encoder != F::NAME {
-        let reason = format!("holds a `{}` encoder, not a `{}` encoder", name.encoder, F::NAME);
+        let reason = format!(
+            "is an encoder of another modality: its features are `{}`, not `{}`",
+            name.encoder,
+            F::NAME
+        );
         return Err(Error::file(path, reason));
     }
     read_toml(&path)
+}
+
+/// Returns the path of `encoder.toml` in the directory `dir`.
+///
+/// # Errors
+/// If there is none; names the directory below `dir` that has one.
+pub fn find_config(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(ENCODER_CONFIG);
+    if path.exists() {
+        return Ok(path);
+    }
+    let below = ["encoder", "model"].map(|name| dir.join(name));
+    let hint = match below.iter().find(|below| below.join(ENCODER_CONFIG).exists()) {
+        Some(below) => format!("; use {}", below.display()),
+        None => String::new(),
+    };
+    let reason = format!("has no {ENCODER_CONFIG}: not an exported encoder or model{hint}");
+    Err(Error::file(dir, reason))
 }
 
 /// Combines the features' biases with the padding mask (−∞ at padded keys).

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use tch::{Device, Tensor, nn};
 
-use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors, write_tensors};
+use crate::io::checkpoint::{assign, filter_by_prefix, read_tensors, write_weights};
 use crate::io::toml::{read_toml, write_toml};
 use crate::model::encoder::{self, Encoder, EncoderConfig};
 use crate::model::head::{Head, HeadConfig, Pool, Scored, loss};
@@ -182,12 +182,12 @@ pub fn save_model<C: serde::Serialize + DeserializeOwned>(
     encoder::export(dir, vars, config)?;
     if let Some(head) = head {
         let tensors = filter_by_prefix(vars, "head.");
-        write_tensors(&dir.join(HEAD_WEIGHTS), &tensors)?;
+        write_weights(&dir.join(HEAD_WEIGHTS), &tensors)?;
         write_toml(&dir.join(HEAD_CONFIG), head)?;
     }
     if let Some(token) = mask_token {
         let tensors = HashMap::from([("mask_token".to_owned(), token.shallow_clone())]);
-        write_tensors(&dir.join(MASK_TOKEN), &tensors)?;
+        write_weights(&dir.join(MASK_TOKEN), &tensors)?;
     }
     Ok(())
 }

@@ -82,7 +82,11 @@ impl Schedule {
             }
             Self::Cosine { warmup_steps, .. } | Self::Polynomial { warmup_steps, .. } => {
                 if warmup_steps >= steps {
-                    let reason = format!("must be below train.steps = {steps}, not {warmup_steps}");
+                    let reason = format!(
+                        "must be below train.steps = {steps}, not {warmup_steps}; a shorter run needs a \
+                         shorter warm-up, as in --set schedule.warmup_steps={}",
+                        steps / 10
+                    );
                     return Err(Error::config("schedule.warmup_steps", reason));
                 }
                 Ok(())

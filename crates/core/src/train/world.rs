@@ -14,6 +14,8 @@ use crate::{Error, Result};
 
 /// Interval of the heartbeats of rank 0 while the other ranks wait for it.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Value of the key that the other ranks wait for, if rank 0 failed.
+const FAILED: &str = "failed";
 
 /// The ranks that train a model together; by default a single rank, without communication.
 #[derive(Clone, Debug, Default)]
@@ -198,9 +200,16 @@ impl World {
         let result = work();
         drop(stop);
         let _ = heartbeat.join(); // returns nothing and does not panic
-        let result = result?;
-        group.store().set(&done, "").map_err(Error::from)?;
-        Ok(Some(result))
+        match result {
+            Ok(result) => {
+                group.store().set(&done, "").map_err(Error::from)?;
+                Ok(Some(result))
+            }
+            Err(error) => {
+                let _ = group.store().set(&done, FAILED); // the error of `work` matters more
+                Err(error)
+            }
+        }
     }
 
     /// Runs `work` on all ranks, first on rank 0, so that the others find the files that it writes.
@@ -218,13 +227,17 @@ impl World {
     }
 }
 
-/// Waits until the key `done` is set; fails if the counter `beats` stalls for the timeout of the
-/// group.
+/// Waits until the key `done` is set; fails if rank 0 failed, or if the counter `beats` stalls for
+/// the timeout of the group.
 fn wait_for_rank0(group: &ProcessGroup, done: &str, beats: &str) -> Result<()> {
     let store = group.store();
     let (mut last_beat, mut last) = (Instant::now(), 0);
     loop {
         match store.get(done, 4 * HEARTBEAT) {
+            Ok(end) if end == FAILED => {
+                let (rank, reason) = (group.rank(), "rank 0 failed".to_owned());
+                return Err(dist::Error::Collective { rank, collective: "on_rank0", reason }.into());
+            }
             Ok(_) => return Ok(()),
             Err(error) => {
                 let now = store.add(beats, 0)?;

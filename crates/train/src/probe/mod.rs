@@ -5,19 +5,20 @@ mod pooled;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use data2vec_core::eval::probe::{knn_accuracy, linear_probe};
+use data2vec_core::eval::probe::{LabelledFeatures, LinearProbe, knn_accuracy, linear_probe};
 use data2vec_core::{
-    Encoder, EncoderConfig, FeatureEncoder, FinetuneModality, HeadTask, LabelledSource, Modality,
-    OnProgress, Split, TrainState,
+    Dataset, Encoder, EncoderConfig, FeatureEncoder, Features, FinetuneModality, HeadTask,
+    LabelledSource, Modality, OnProgress, RawFeatures, Split, TrainState,
 };
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, nn};
+use tracing::warn;
 
 use crate::metrics::Line;
-use pooled::Pooled;
+use pooled::{Pooled, PooledExamples, check_classes};
+pub use pooled::{Pooling, Reduce};
 
 /// Evaluates frozen features on labelled data at every evaluation of a run.
 pub trait Probe<M: Modality> {
@@ -41,12 +42,14 @@ pub struct ProbeOptions {
     pub test_share: f64,
     /// `all`, `last`, or block numbers from 1, separated by commas.
     pub layers: String,
+    /// How tokens become one vector.
+    pub pooling: Pooling,
     /// Maximum number of training and of test examples.
     pub limit: Option<usize>,
     /// Number of neighbours, at least 1.
     pub k: usize,
-    /// Probes an untrained encoder of the same sizes instead.
-    pub random: bool,
+    /// Probes the raw input and an untrained encoder of the same sizes too.
+    pub baselines: bool,
     /// Seed of the split and of the untrained encoder.
     pub seed: u64,
     /// Device of the encoder.
@@ -54,7 +57,8 @@ pub struct ProbeOptions {
 }
 
 impl ProbeOptions {
-    /// Probes all blocks with 10 neighbours; a fifth of the examples are test examples.
+    /// Probes the mean over tokens of all blocks with 10 neighbours, and the baselines; a fifth of
+    /// the examples are test examples.
     pub fn new(encoder: impl Into<PathBuf>, data: impl Into<PathBuf>, device: Device) -> Self {
         Self {
             encoder: encoder.into(),
@@ -62,9 +66,10 @@ impl ProbeOptions {
             test: None,
             test_share: 0.2,
             layers: "all".into(),
+            pooling: Pooling::default(),
             limit: None,
             k: 10,
-            random: false,
+            baselines: true,
             seed: 1,
             device,
         }
@@ -76,12 +81,12 @@ impl ProbeOptions {
 pub struct ProbeReport {
     /// Directory of the encoder.
     pub encoder: PathBuf,
-    /// Whether it was untrained.
-    pub random: bool,
-    /// Seed of the split.
+    /// Seed of the split and of the untrained encoder.
     pub seed: u64,
     /// Number of neighbours.
     pub k: usize,
+    /// How tokens became one vector.
+    pub pooling: Pooling,
     /// Number of classes.
     pub classes: usize,
     /// Number of training examples.
@@ -90,15 +95,17 @@ pub struct ProbeReport {
     pub test_examples: i64,
     /// Accuracy of always predicting the most frequent class of the training examples.
     pub most_frequent: f64,
-    /// Accuracies, block by block.
+    /// Accuracies of the raw input; `None` without baselines, or if the modality has none.
+    pub raw: Option<RawReport>,
+    /// Accuracies of the untrained encoder, block by block; empty without baselines.
+    pub untrained: Vec<LayerReport>,
+    /// Accuracies of the encoder, block by block.
     pub layers: Vec<LayerReport>,
 }
 
-/// Test accuracies on the output of one block.
-#[derive(Clone, Debug, Serialize)]
-pub struct LayerReport {
-    /// Number of the block, from 1.
-    pub layer: usize,
+/// Test accuracies of some features.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Accuracies {
     /// Accuracy of k-NN.
     pub knn: f64,
     /// Accuracy of a linear classifier.
@@ -107,7 +114,32 @@ pub struct LayerReport {
     pub weight_decay: f64,
 }
 
-/// Probes the frozen features of an exported encoder.
+/// Test accuracies on features of the raw input.
+#[derive(Clone, Debug, Serialize)]
+pub struct RawReport {
+    /// What the features are.
+    pub name: &'static str,
+    /// Their accuracies.
+    #[serde(flatten)]
+    pub accuracies: Accuracies,
+}
+
+/// Test accuracies on the output of one block.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LayerReport {
+    /// Number of the block, from 1.
+    pub layer: usize,
+    /// Its accuracies.
+    #[serde(flatten)]
+    pub accuracies: Accuracies,
+}
+
+/// Test examples may be fewer or more than this factor times the share that was asked for, before a
+/// warning.
+const MAX_SHARE_FACTOR: f64 = 1.5;
+
+/// Probes the frozen features of an exported encoder, and beside them the raw input and an untrained
+/// encoder under the same protocol.
 ///
 /// # Errors
 /// If the encoder or the data are unusable.
@@ -115,18 +147,73 @@ pub fn probe<M: FinetuneModality>(
     options: &ProbeOptions,
     progress: OnProgress,
 ) -> Result<ProbeReport> {
-    let ProbeOptions { device, seed, k, random, .. } = *options;
-    let (trained, config) = Encoder::<M::Encoder>::load(&options.encoder, device)?;
+    let ProbeOptions { device, seed, k, pooling, .. } = *options;
+    let (encoder, config) = Encoder::<M::Encoder>::load(&options.encoder, device)?;
     let layers = parse_layers(&options.layers, config.transformer.depth)?;
-    let encoder = if random { untrained(&config, seed, device)? } else { trained };
+    let limit = options.limit.unwrap_or(usize::MAX);
+    ensure!(limit > 0 && k > 0, "limit and k must be at least 1");
+    let (train_data, test_data, classes) = open::<M>(options, &config)?;
+    let pool = |encoder: &Encoder<M::Encoder>, progress: OnProgress| {
+        let pooled = Pooled { encoder, layers: &layers, pooling, device };
+        let train = pooled.of(&train_data, limit, seed, progress).context("training examples")?;
+        let test = pooled.of(&test_data, limit, seed, progress).context("test examples")?;
+        anyhow::Ok([train, test])
+    };
+    let accuracies = |train: &LabelledFeatures, test: &LabelledFeatures| {
+        let knn = knn_accuracy(train, Some(test), k)?;
+        let LinearProbe { accuracy: linear, weight_decay } = linear_probe(train, test, seed)?;
+        anyhow::Ok(Accuracies { knn, linear, weight_decay })
+    };
+    let reports = |[train, test]: &[PooledExamples; 2]| {
+        let sides = layers.iter().zip(train.layers.iter().zip(&test.layers));
+        let reports = sides.map(|(&layer, (train, test))| {
+            Ok(LayerReport { layer, accuracies: accuracies(train, test)? })
+        });
+        reports.collect::<Result<Vec<_>>>()
+    };
+    let pooled = pool(&encoder, progress)?;
+    let [train, test] = &pooled;
+    let [train_labels, test_labels] = [train, test].map(|side| &side.layers[0].labels);
+    let (mut raw, mut untrained) = (None, Vec::new());
+    if options.baselines {
+        let features = M::raw_features((&train_data, &train.indices), (&test_data, &test.indices))?;
+        if let Some(RawFeatures { name, train, test }) = features {
+            let labelled = |features: Tensor, labels: &Tensor| {
+                LabelledFeatures::new(features.to_device(device), labels.shallow_clone())
+            };
+            let (train, test) = (labelled(train, train_labels)?, labelled(test, test_labels)?);
+            raw = Some(RawReport { name, accuracies: accuracies(&train, &test)? });
+        }
+        untrained = reports(&pool(&new_encoder::<M::Encoder>(&config, seed, device)?, progress)?)?;
+    }
+    Ok(ProbeReport {
+        encoder: options.encoder.clone(),
+        seed,
+        k,
+        pooling,
+        classes,
+        train_examples: train_labels.size()[0],
+        test_examples: test_labels.size()[0],
+        most_frequent: most_frequent(train_labels, test_labels)?,
+        raw,
+        untrained,
+        layers: reports(&pooled)?,
+    })
+}
+
+/// Opens training and test examples, without augmentation. Returns the number of classes too.
+fn open<M: FinetuneModality>(
+    options: &ProbeOptions,
+    config: &EncoderConfig<Features<M>>,
+) -> Result<(M::Labelled, M::Labelled, usize)> {
     let task = HeadTask::Classification;
-    let data = M::default_data(&config, task)?;
+    let data = M::default_data(config, task)?;
     let open = |path: &Path, labels: Option<&[String]>, split: Split| {
         M::open_labelled(&LabelledSource {
             path,
             data: &data,
             encoder: &options.encoder,
-            config: &config,
+            config,
             task,
             labels,
             split,
@@ -134,42 +221,28 @@ pub fn probe<M: FinetuneModality>(
         })
     };
     let share = if options.test.is_none() { options.test_share } else { 0.0 };
-    let splits = open(&options.data, None, Split { test: share, seed, ..Split::NONE })?;
-    let classes = splits.labels.len();
+    let splits =
+        open(&options.data, None, Split { test: share, seed: options.seed, ..Split::NONE })?;
+    check_classes(splits.labels.len()).with_context(|| options.data.display().to_string())?;
     let test = match &options.test {
         Some(path) => open(path, Some(&splits.labels), Split::NONE)?.train,
         None => splits.test.context("--test-share: no test examples")?,
     };
-    let pooled = Pooled { encoder: &encoder, layers: &layers, device };
-    let limit = options.limit.unwrap_or(usize::MAX);
-    ensure!(limit > 0 && k > 0, "limit and k must be at least 1");
-    let mut features = |what: &str, data: M::Labelled| {
-        let data = Arc::new(M::without_augmentation(data));
-        pooled.of(what, &data, limit, seed, progress)
-    };
-    let (train, test) = (features("training", splits.train)?, features("test", test)?);
-    let mut report = ProbeReport {
-        encoder: options.encoder.clone(),
-        random,
-        seed,
-        k,
-        classes,
-        train_examples: train[0].len(),
-        test_examples: test[0].len(),
-        most_frequent: most_frequent(&train[0].labels, &test[0].labels)?,
-        layers: Vec::new(),
-    };
-    for ((&layer, train), test) in layers.iter().zip(&train).zip(&test) {
-        let knn = knn_accuracy(train, Some(test), k)?;
-        let linear = linear_probe(train, test, seed)?;
-        let (linear, weight_decay) = (linear.accuracy, linear.weight_decay);
-        report.layers.push(LayerReport { layer, knn, linear, weight_decay });
+    let (train_len, test_len) = (splits.train.len() as f64, test.len() as f64);
+    let actual = test_len / (train_len + test_len);
+    let factor = (actual / options.test_share).max(options.test_share / actual);
+    if options.test.is_none() && factor > MAX_SHARE_FACTOR {
+        warn!(
+            "{test_len} of {} examples are test examples: the data have a split of their own, or              classes too small to split",
+            train_len + test_len
+        );
     }
-    Ok(report)
+    let [train, test] = [splits.train, test].map(M::without_augmentation);
+    Ok((train, test, splits.labels.len()))
 }
 
 /// Builds an encoder with the weights that pretraining starts from.
-fn untrained<F: FeatureEncoder>(
+fn new_encoder<F: FeatureEncoder>(
     config: &EncoderConfig<F::Config>,
     seed: u64,
     device: Device,

@@ -2,16 +2,15 @@
 //! whatever the loss does.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use data2vec_core::eval::probe::knn_accuracy;
 use data2vec_core::{
     FinetuneModality, HeadTask, LabelledSource, LabelledSplits, Split, TrainState,
 };
 use tracing::info;
 
-use super::pooled::Pooled;
+use super::pooled::{Pooled, Pooling, check_classes};
 use super::{Probe, most_frequent};
 use crate::metrics::{Line, ProbeLine};
 
@@ -25,8 +24,8 @@ const TEST_SHARE: f64 = 0.2;
 
 /// Labelled examples that an encoder is probed with.
 pub struct OnlineProbe<M: FinetuneModality> {
-    train: Arc<M::Labelled>,
-    test: Arc<M::Labelled>,
+    train: M::Labelled,
+    test: M::Labelled,
     depth: usize,
     seed: u64,
 }
@@ -57,9 +56,9 @@ impl<M: FinetuneModality> OnlineProbe<M> {
         let at = || format!("--probe {}", path.display());
         let LabelledSplits { train, test, labels, summary, .. } = splits.with_context(at)?;
         let test = test.with_context(|| format!("{}: no test examples", at()))?;
-        ensure!(labels.len() > 1, "{}: at least two classes are needed", at());
+        check_classes(labels.len()).with_context(at)?;
         info!("probe: {} classes; {summary}", labels.len());
-        let [train, test] = [train, test].map(|data| Arc::new(M::without_augmentation(data)));
+        let [train, test] = [train, test].map(M::without_augmentation);
         Ok(Self { train, test, depth: config.transformer.depth, seed })
     }
 }
@@ -67,13 +66,13 @@ impl<M: FinetuneModality> OnlineProbe<M> {
 impl<M: FinetuneModality> Probe<M> for OnlineProbe<M> {
     fn evaluate(&self, state: &TrainState<M::Encoder>) -> Result<Line> {
         let (encoder, device) = (state.model.student(), state.model.device());
-        let pooled = Pooled { encoder, layers: &[self.depth], device };
-        let features = |what: &str, data: &Arc<M::Labelled>, limit: usize| {
-            let mut features = pooled.of(what, data, limit, self.seed, &mut |_| {})?;
-            features.pop().context("no layer")
+        let (layers, pooling) = (&[self.depth][..], Pooling::default());
+        let pooled = Pooled { encoder, layers, pooling, device };
+        let features = |data: &M::Labelled, limit: usize| {
+            pooled.of(data, limit, self.seed, &mut |_| {})?.layers.pop().context("no layer")
         };
-        let train = features("probe's", &self.train, MAX_TRAIN)?;
-        let test = features("probe's", &self.test, MAX_TEST)?;
+        let train = features(&self.train, MAX_TRAIN).context("--probe")?;
+        let test = features(&self.test, MAX_TEST).context("--probe")?;
         Ok(Line::Probe(ProbeLine {
             step: state.optim.step,
             k: K,

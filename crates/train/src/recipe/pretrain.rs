@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use data2vec_core::{
     AdamWConfig, Data2Vec, Data2VecConfig, DecoderConfig, EmaConfig, Error, FeatureEncoder,
     Features, Modality, ModelConfig, RegressionLoss, Schedule, StepConfig, TargetConfig,
@@ -55,6 +55,12 @@ impl<M: Modality> Recipe<M> {
     /// # Errors
     /// If a key is unknown, missing or invalid.
     pub fn from_table(path: &Path, table: Table) -> Result<Self> {
+        if table.contains_key("head") && !table.contains_key("decoder") {
+            bail!(
+                "{}: a fine-tuning recipe; run it with `data2vec finetune`, or choose one without [head]",
+                path.display()
+            );
+        }
         table::parse(path, table, Self::validate)
     }
 

@@ -1,6 +1,7 @@
 //! Recipes as TOML tables: reading, overriding keys, comparing, and clear error messages.
 
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use data2vec_core::io::toml::toml_error;
@@ -27,7 +28,12 @@ const RESUMABLE: [&str; 11] = [
 /// # Errors
 /// If the file is unreadable or no TOML, or an override is invalid.
 pub fn read(path: &Path, steps: Option<u64>, overrides: &[String]) -> Result<Table> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => {
+            anyhow!("{}: there is no such recipe{}", path.display(), similar(path))
+        }
+        _ => anyhow!(e).context(path.display().to_string()),
+    })?;
     let mut table: Table = text
         .parse()
         .map_err(|e: toml::de::Error| anyhow!("{}, {}", path.display(), toml_error(&text, &e)))?;
@@ -40,6 +46,19 @@ pub fn read(path: &Path, steps: Option<u64>, overrides: &[String]) -> Result<Tab
     Ok(table)
 }
 
+/// Returns a hint at the recipe with the most similar name, beside `path` or in `recipes`.
+fn similar(path: &Path) -> String {
+    let dirs = [path.parent().unwrap_or(Path::new("")), Path::new("recipes")];
+    let files = dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten();
+    let is_recipe = |path: &PathBuf| path.extension().is_some_and(|end| end == "toml");
+    let files: Vec<PathBuf> = files.map(|entry| entry.path()).filter(is_recipe).collect();
+    let stem = |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let stems: Vec<String> = files.iter().map(|file| stem(file)).collect();
+    let near = nearest(&stem(path), stems.iter().map(String::as_str));
+    let near = near.and_then(|near| files.iter().find(|file| stem(file) == near));
+    near.map_or_else(String::new, |near| format!("; did you mean {}?", near.display()))
+}
+
 /// Converts a recipe's table to its type and checks it; `path` is for error messages.
 ///
 /// # Errors
@@ -49,11 +68,23 @@ pub fn parse<R: DeserializeOwned>(
     table: Table,
     validate: impl FnOnce(&R) -> Result<()>,
 ) -> Result<R> {
-    let recipe: R = Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| anyhow!("{}: {}", path.display(), explain(&e.to_string())))?;
+    let text = toml::to_string(&table).unwrap_or_default();
+    let recipe: R = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        let key = key_of_error::<R>(&text).map_or_else(String::new, |key| format!(" for `{key}`"));
+        anyhow!("{}: {}{key}", path.display(), explain(&e.to_string()))
+    })?;
     validate(&recipe).with_context(|| path.display().to_string())?;
     Ok(recipe)
+}
+
+/// Returns the key whose value has the wrong type, if the parser says where.
+fn key_of_error<R: DeserializeOwned>(text: &str) -> Option<&str> {
+    let error = toml::from_str::<R>(text).err()?;
+    if !error.message().starts_with("invalid type") {
+        return None;
+    }
+    let line = text.get(..error.span()?.start)?.matches('\n').count();
+    Some(text.lines().nth(line)?.split_once('=')?.0.trim())
 }
 
 /// Sets a key of a recipe, `SECTION.KEY=VALUE`.

@@ -47,6 +47,8 @@ pub struct RunOptions {
     pub device: Option<String>,
     /// Refuses to start a new run.
     pub resume: bool,
+    /// Resumes on other data than the run was started with; refused otherwise.
+    pub other_data: bool,
     /// Writes `report.html`.
     pub report: bool,
     /// Seconds after which another rank that does not answer counts as lost.
@@ -64,6 +66,7 @@ impl RunOptions {
             out: out.into(),
             device: None,
             resume: false,
+            other_data: false,
             report: true,
             dist_timeout: crate::process_group::TIMEOUT,
             stop: Stop::default(),
@@ -241,6 +244,7 @@ impl<T: TrainTask, D: Dataset<Batch = T::Batch>> Run<T, D> {
         let mut feed = Feed::new(dataset, config, next, train.accumulate, &self.world)?;
         if self.task.step() == 0 {
             self.task.dry_run(feed.loader.plan())?;
+            self.dir.keep();
             self.evaluate()?;
             self.report(true);
         }

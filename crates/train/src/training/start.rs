@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use data2vec_core::{Checkpoints, Dataset, Position};
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
@@ -27,16 +27,19 @@ pub(super) struct Start {
 fn newest(checkpoints: Option<&Checkpoints>, last: u64) -> Result<Option<(Start, PathBuf)>> {
     let Some(checkpoints) = checkpoints else { return Ok(None) };
     let newest = checkpoints.newest_up_to(last)?;
-    for (path, reason) in &newest.damaged {
-        warn!("{} is damaged: {reason}; trying the previous checkpoint", path.display());
-    }
     let Some((position, path)) = newest.good else {
-        if !newest.damaged.is_empty() {
-            let next = if last == u64::MAX { "starting from step 0" } else { "cannot roll back" };
-            warn!("no checkpoint is intact: {next}");
+        if let Some((path, reason)) = newest.damaged.first() {
+            let (count, dir) = (newest.damaged.len(), path.parent().unwrap_or(path).display());
+            bail!(
+                "{dir}: none of {count} checkpoints is intact ({}: {reason}); restore one, or choose another --out to start again",
+                path.display()
+            );
         }
         return Ok(None);
     };
+    for (path, reason) in &newest.damaged {
+        warn!("{} is damaged: {reason}; trying the previous checkpoint", path.display());
+    }
     let Position { step, next_batch } = position;
     let start = Start { step: Some(step), next_batch, pending: Pending::load(&path)? };
     Ok(Some((start, path)))

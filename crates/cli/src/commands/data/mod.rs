@@ -44,10 +44,11 @@ pub fn run(command: &Command) -> Result<ExitCode> {
 struct DataArgs {
     /// Data as for training: a directory, a manifest, a file or shards
     data: PathBuf,
-    /// Modality: speech, vision or nlp
+    /// Modality: speech, vision or nlp; required without --recipe
     #[arg(long, required_unless_present = "recipe")]
     modality: Option<String>,
-    /// Read the data with the settings of this pretraining recipe
+    /// Read the data with the settings of this pretraining recipe, which also names the modality;
+    /// required without --modality
     #[arg(long, conflicts_with = "modality")]
     recipe: Option<PathBuf>,
     /// Override a key of the recipe, as in --set data.min_seconds=1

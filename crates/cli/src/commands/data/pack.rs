@@ -73,7 +73,12 @@ impl Args {
         let packed = packer.finish()?;
         let (out, noun) = (self.out.display(), raw.noun);
         let megabytes = packed.bytes as f64 / 1e6;
-        out!("packed {} {noun} into {} shards, {megabytes:.1} MB: {out}", raw.files, packed.shards);
+        out!(
+            "packed {} {noun} into {} shard{}, {megabytes:.1} MB: {out}",
+            raw.files,
+            packed.shards,
+            if packed.shards == 1 { "" } else { "s" }
+        );
         out!("Train on them:");
         out!("  data2vec pretrain RECIPE --data {out} --out RUN");
         Ok(ExitCode::SUCCESS)

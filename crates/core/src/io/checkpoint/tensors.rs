@@ -7,8 +7,10 @@ use std::path::Path;
 
 use safetensors::View;
 use safetensors::tensor::{Dtype, SafeTensors};
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
+use super::hex;
 use crate::io::file::replace_file;
 use crate::{Error, Result};
 
@@ -43,21 +45,71 @@ pub(crate) fn write_tensors_with_metadata(
     })
 }
 
-/// Reads all tensors of a safetensors file.
+/// Writes the weights of a model with their SHA-256 digest in the header of the safetensors file, so
+/// that [`read_tensors`] notices damage. Checkpoints have manifests instead.
 ///
 /// # Errors
-/// Returns [`Error::Io`] if the file cannot be read and [`Error::File`] if it is truncated or not a
-/// safetensors file.
+/// As [`write_tensors`].
+pub(crate) fn write_weights(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    let mut digest = WeightDigest::default();
+    let sorted: BTreeMap<&String, &Tensor> = tensors.iter().collect();
+    for (name, tensor) in sorted {
+        let tensor = tensor.detach().to_device(Device::Cpu).contiguous();
+        let mut bytes = vec![0_u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+        tensor.copy_data_u8(&mut bytes, tensor.numel());
+        digest.add(name, &tensor.size(), &bytes);
+    }
+    let metadata = HashMap::from([(DIGEST.to_owned(), digest.finish())]);
+    write_tensors_with_metadata(path, tensors, &metadata)
+}
+
+/// Key of the digest in the header of a file of weights.
+const DIGEST: &str = "data2vec.sha256";
+
+/// Digest of names, shapes and values of tensors, added in the order of their names.
+#[derive(Default)]
+struct WeightDigest(Sha256);
+
+impl WeightDigest {
+    fn add(&mut self, name: &str, shape: &[i64], bytes: &[u8]) {
+        self.0.update(format!("{name}\0{shape:?}\0"));
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> String {
+        hex(self.0.finalize())
+    }
+}
+
+/// Reads all tensors of a safetensors file. A digest in its header is checked.
+///
+/// # Errors
+/// Returns [`Error::Io`] if the file cannot be read and [`Error::File`] if it is truncated, damaged
+/// or not a safetensors file.
 pub fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
     let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
     let invalid = |e: String| Error::file(path, format!("not a complete safetensors file ({e})"));
     let file = SafeTensors::deserialize(&bytes).map_err(|e| invalid(e.to_string()))?;
+    let header = SafeTensors::read_metadata(&bytes).map_err(|e| invalid(e.to_string()))?.1;
+    let expected = header.metadata().as_ref().and_then(|metadata| metadata.get(DIGEST));
+    let mut digest = expected.map(|_| WeightDigest::default());
+    let mut views: Vec<_> = file.iter().collect();
+    views.sort_by(|a, b| a.0.cmp(b.0));
     let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
+    for (name, view) in views {
         let kind = to_kind(view.dtype())
             .ok_or_else(|| Error::file(path, format!("`{name}` has type {:?}", view.dtype())))?;
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+        if let Some(digest) = &mut digest {
+            digest.add(name, &shape, view.data());
+        }
         tensors.insert(name.to_owned(), Tensor::f_from_data_size(view.data(), &shape, kind)?);
+    }
+    if let Some((digest, expected)) = digest.zip(expected)
+        && digest.finish() != *expected
+    {
+        let reason = "was changed after it was written (SHA-256 of the weights differs); restore it, or export it again";
+        return Err(Error::file(path, reason));
     }
     Ok(tensors)
 }
@@ -147,4 +199,34 @@ pub(crate) fn filter_by_prefix(
 ) -> HashMap<String, Tensor> {
     let matching = vars.iter().filter(|(name, _)| name.starts_with(prefix));
     matching.map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_weights_are_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("weights.safetensors");
+        let options = (Kind::Float, Device::Cpu);
+        let tensors = HashMap::from([
+            ("b".to_owned(), Tensor::randn([3, 4], options).tr()),
+            ("a".to_owned(), Tensor::randn([5], options)),
+        ]);
+        write_weights(&path, &tensors).expect("written");
+        let read = read_tensors(&path).expect("intact");
+        assert!(read["b"].equal(&tensors["b"]) && read["a"].equal(&tensors["a"]));
+        let intact = fs::read(&path).expect("bytes");
+        for index in [intact.len() - 1, intact.len() - 60] {
+            let mut bytes = intact.clone();
+            bytes[index] ^= 1;
+            fs::write(&path, bytes).expect("written");
+            let error = read_tensors(&path).expect_err("damaged").to_string();
+            assert!(error.contains("was changed after it was written"), "{error}");
+        }
+        // Files of other programs have no digest.
+        write_tensors(&path, &tensors).expect("written");
+        assert_eq!(read_tensors(&path).expect("tensors").len(), 2);
+    }
 }
