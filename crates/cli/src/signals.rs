@@ -31,7 +31,8 @@ pub fn listen() -> Result<Stop> {
                     );
                 }
                 Some(first) if first.elapsed() < REPEATED => {}
-                Some(_) => std::process::exit(128 + signal),
+                // Without exit handlers, which the threads of LibTorch would meet in the middle of a step.
+                Some(_) => signal_hook::low_level::exit(128 + signal),
             }
         }
     };

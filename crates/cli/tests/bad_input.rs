@@ -255,7 +255,7 @@ fn rejects_values_that_do_not_fit_the_data() {
     fail(&mut pretrain(&data, &out, &["data.min_seconds=3"]), &["data", "min_seconds = 3"]);
     fail(
         &mut pretrain(&data, &out, &["train.held_out=1e-9"]),
-        &["train.held_out", "20 recordings"],
+        &["train.held_out", "0 of 20 recordings; try 0."],
     );
     // More than the address space holds.
     let huge = ["transformer.dim=4000000", "features.pos_layers=0"];

@@ -154,7 +154,10 @@ fn rejects_empty_data() {
         fs::remove_file(path).unwrap();
     }
     fs::write(data.join("x.txt"), "the law").unwrap();
-    fail(&mut pretrain_texts(&data, &out, &[]), &[at, "the texts give 261 entries, not 300"]);
+    fail(
+        &mut pretrain_texts(&data, &out, &[]),
+        &[at, "the texts give a vocabulary of 261 entries, not 300"],
+    );
     let dir_path = data.join("directory.txt");
     fail(&mut extract(&encoder(), &[&dir_path], &out), &["directory.txt: Is a directory"]);
 }

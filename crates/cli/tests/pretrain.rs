@@ -141,12 +141,15 @@ fn extract_rejects_invalid_arguments() {
         let mut command = extract(&encoder, &[&good], &out);
         fail(command.arg(format!("--layer={layer}")), &["--layer", layer, "1 to 1, last or all"]);
     }
-    fail(&mut extract(&dir.join("nowhere"), &[&good], &out), &["nowhere", "No such file"]);
+    fail(&mut extract(&dir.join("nowhere"), &[&good], &out), &["nowhere", "has no encoder.toml"]);
+    let run_dir = encoder.parent().unwrap();
+    fail(&mut extract(run_dir, &[&good], &out), &["has no encoder.toml", "use", "encoder"]);
+    fail(&mut extract(&encoder, &[&good], &dir.join("x.bin")), &["unknown ending .bin", ".npy"]);
     let two = extract(&encoder, &[&good, &dir.join("data/speaker/01.wav")], &out);
     fail(&mut { two }, &["refused.npy", "features of one file", "directory"]);
     fail(&mut extract(&encoder, &[&dir.join("gone.wav")], &out), &["gone.wav", "No such file"]);
     let deep = dir.join("no/such/folder.npy");
-    fail(&mut extract(&encoder, &[&good], &deep), &["no/such/folder.npy", "No such file"]);
+    fail(&mut extract(&encoder, &[&good], &deep), &["no/such/folder.npy", "there is no directory"]);
     assert!(!out.exists(), "nothing is written");
 
     // Two inputs of the same name would overwrite each other: detected before any work.
@@ -234,7 +237,7 @@ fn plan_reports_memory_and_leaves_no_run() {
     let printed = output(pretrain(&data, &run, &[]).arg("--plan"));
     assert!(printed.status.success(), "{}", stderr(&printed));
     let lines: Vec<String> = stdout(&printed).lines().map(str::to_owned).collect();
-    assert!(lines[0].starts_with("the largest batch, "), "{lines:?}");
+    assert!(lines[0].starts_with("a trial pass of the largest batch ("), "{lines:?}");
     assert!(lines[1].contains("GiB") && lines[1].contains("on the CPU"), "{lines:?}");
     for name in ["recipe.toml", "run.json", "metrics.jsonl", "encoder"] {
         assert!(!run.join(name).exists(), "{name}");

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use data2vec_core::data::loader::Plan;
-use data2vec_core::model::encoder::read_config;
+use data2vec_core::io::checkpoint::sha256;
+use data2vec_core::model::encoder::{ENCODER_WEIGHTS, read_config};
 use data2vec_core::{
     FinetuneModality, FinetuneState, HeadConfig, HeadTask, LabelledBatch, LabelledSource,
     LabelledSplits, Snapshot, StepConfig, World,
@@ -66,6 +67,10 @@ fn train<M: FinetuneModality>(
     let mut table = Table::try_from(&recipe)?;
     // A run with another start is another run.
     table.insert("from_scratch".into(), from_scratch.into());
+    if !from_scratch {
+        let weights = sha256(&encoder.join(ENCODER_WEIGHTS))?;
+        table.insert("encoder_sha256".into(), weights.into());
+    }
     let RunOptions { out, resume, other_data, report, stop, observers, .. } = options;
     let (dir, mut record) = RunDir::open_run(world, &out, |dir| {
         dir.check_recipe(&table, resume)?;

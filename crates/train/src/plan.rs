@@ -78,7 +78,7 @@ impl Trial {
             unit => format!("{} × {:.1} {unit}", self.rows, self.size),
         };
         format!(
-            "a trial step with the largest batch ({each}) took {:.1} s and at most {peak} of memory",
+            "a trial pass of the largest batch ({each}) took {:.1} s; memory peaked at {peak}, without optimizer, checkpoints and evaluations",
             self.took.as_secs_f64()
         )
     }

@@ -12,7 +12,7 @@ use data2vec_torch_ext::memory;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tch::Device;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::device;
 use crate::energy::Energy;
@@ -185,6 +185,12 @@ impl Record {
                 "{change}; resume with the old data, choose another --out, or add --other-data"
             );
             warn!("{change}");
+        } else if let Some(old) = earlier.last().filter(|old| old.data != last.data) {
+            info!(
+                "the data were at {}; those at {} have the same names and sizes",
+                old.data.display(),
+                last.data.display()
+            );
         }
         (last.examples, last.data_sha256) = (Some(count), Some(digest));
         self.is_written = true;
@@ -260,12 +266,13 @@ fn now() -> String {
 /// data.
 fn manifest<D: Dataset>(train: &D, held_out: Option<&D>, data: &Path) -> String {
     let data = data.display().to_string();
+    let data = data.trim_end_matches('/');
     let mut digest = Sha256::new();
     for (side, examples) in [("train", Some(train)), ("held_out", held_out)] {
         for index in 0..examples.map_or(0, Dataset::len) {
             let Some(examples) = examples else { continue };
             let name = examples.name(index);
-            let name = name.strip_prefix(&data).unwrap_or(&name);
+            let name = name.strip_prefix(data).unwrap_or(&name);
             digest.update(format!("{side}\0{name}\0{}\n", examples.size(index)));
         }
     }

@@ -12,20 +12,33 @@ use toml::Table;
 
 use crate::recipe::changes;
 
-/// A run directory, locked for the process that writes to it. One that did not exist before is
-/// removed if training never begins.
+/// A run directory, locked for the process that writes to it. If it was missing or empty before and
+/// training never begins, it is so again.
 pub struct RunDir {
     path: PathBuf,
     /// Held while the process trains; `None` on ranks that do not write.
     lock: Option<File>,
-    /// Whether the directory was missing or empty, and training has not begun.
-    is_temporary: bool,
+    /// State to restore if training does not begin.
+    before: Before,
+}
+
+/// State of a run directory before the process opened it.
+#[derive(Clone, Copy, PartialEq)]
+enum Before {
+    Missing,
+    Empty,
+    /// It has files, or training has begun: nothing is removed.
+    InUse,
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        if self.is_temporary && self.lock.is_some() {
-            let _ = fs::remove_dir_all(&self.path); // the error that ended the start matters
+        if self.before == Before::InUse || self.lock.is_none() {
+            return;
+        }
+        let _ = fs::remove_dir_all(&self.path); // the error that ended the start matters more
+        if self.before == Before::Empty {
+            let _ = fs::create_dir(&self.path);
         }
     }
 }
@@ -46,7 +59,7 @@ impl RunDir {
             let checked = check(&dir)?;
             Ok::<_, Error>((dir, checked))
         })?;
-        let other = || Self { path: path.to_owned(), lock: None, is_temporary: false };
+        let other = || Self { path: path.to_owned(), lock: None, before: Before::InUse };
         Ok(opened.unwrap_or_else(|| (other(), None)))
     }
 
@@ -55,13 +68,17 @@ impl RunDir {
     /// # Errors
     /// If another process has locked it.
     pub fn open(path: &Path) -> Result<Self> {
-        let is_empty = fs::read_dir(path).map_or(true, |mut entries| entries.next().is_none());
+        let before = match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+            Ok(true) => Before::Empty,
+            Ok(false) => Before::InUse,
+            Err(_) => Before::Missing,
+        };
         fs::create_dir_all(path).with_context(|| format!("--out {}", path.display()))?;
         let lock_path = path.join("run.lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.with_context(|| lock_path.display().to_string())?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(lock), is_temporary: is_empty }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock: Some(lock), before }),
             Err(TryLockError::WouldBlock) => {
                 bail!("another process trains in {}; choose another --out", path.display())
             }
@@ -71,7 +88,7 @@ impl RunDir {
 
     /// Keeps the directory from here on: training begins.
     pub fn keep(&mut self) {
-        self.is_temporary = false;
+        self.before = Before::InUse;
     }
 
     /// The path of the directory.

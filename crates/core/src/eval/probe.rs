@@ -162,14 +162,30 @@ pub fn linear_probe(
     seed: u64,
 ) -> Result<LinearProbe> {
     check_widths(train, test)?;
-    tch::no_grad(|| {
+    let (train, test) = tch::no_grad(|| {
         let (var, mean) = train.features.var_mean_correction(&[0_i64][..], 0, true); // (1, D)
         let scale = (var + 1e-12).rsqrt();
         let standardize = |x: &LabelledFeatures| LabelledFeatures {
             features: (&x.features - &mean) * &scale,
             labels: x.labels.shallow_clone(),
         };
-        let (train, test) = (standardize(train), standardize(test));
+        (standardize(train), standardize(test))
+    });
+    linear_probe_as_is(&train, &test, seed)
+}
+
+/// As [`linear_probe`], without standardising: for features whose scales mean something, such as
+/// TF-IDF, whose rare terms would weigh as much as frequent ones.
+///
+/// # Errors
+/// Returns [`Error::Input`] if widths differ.
+pub fn linear_probe_as_is(
+    train: &LabelledFeatures,
+    test: &LabelledFeatures,
+    seed: u64,
+) -> Result<LinearProbe> {
+    check_widths(train, test)?;
+    tch::no_grad(|| {
         let classes = train.classes().max(test.classes());
 
         let labels = Vec::<i64>::try_from(&train.labels)?;
@@ -190,11 +206,11 @@ pub fn linear_probe(
                 }
             }
         }
-        let mut model = Regression::new(&train, classes);
+        let mut model = Regression::new(train, classes);
         for &decay in DECAYS.iter().take_while(|&&decay| decay >= best.1) {
-            model.minimise(&train, decay);
+            model.minimise(train, decay);
         }
-        Ok(LinearProbe { accuracy: model.accuracy(&test), weight_decay: best.1 })
+        Ok(LinearProbe { accuracy: model.accuracy(test), weight_decay: best.1 })
     })
 }
 

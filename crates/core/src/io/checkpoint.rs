@@ -246,6 +246,14 @@ fn record(path: &Path) -> Result<FileRecord> {
     Ok(FileRecord { bytes, sha256: hex(hash.finalize()) })
 }
 
+/// Returns the SHA-256 of a file in hexadecimal digits.
+///
+/// # Errors
+/// Returns [`Error::Io`] if it cannot be read.
+pub fn sha256(path: &Path) -> Result<String> {
+    Ok(record(path)?.sha256)
+}
+
 /// Formats a digest in hexadecimal digits.
 pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use data2vec_core::eval::probe::{LabelledFeatures, LinearProbe, knn_accuracy, linear_probe};
+use data2vec_core::eval::probe::{
+    LabelledFeatures, LinearProbe, knn_accuracy, linear_probe, linear_probe_as_is,
+};
 use data2vec_core::{
     Dataset, Encoder, EncoderConfig, FeatureEncoder, Features, FinetuneModality, HeadTask,
     LabelledSource, Modality, OnProgress, RawFeatures, Split, TrainState,
@@ -134,6 +136,10 @@ pub struct LayerReport {
     pub accuracies: Accuracies,
 }
 
+/// [`linear_probe`] or [`linear_probe_as_is`].
+type FitLinear =
+    fn(&LabelledFeatures, &LabelledFeatures, u64) -> data2vec_core::Result<LinearProbe>;
+
 /// Test examples may be fewer or more than this factor times the share that was asked for, before a
 /// warning.
 const MAX_SHARE_FACTOR: f64 = 1.5;
@@ -159,15 +165,15 @@ pub fn probe<M: FinetuneModality>(
         let test = pooled.of(&test_data, limit, seed, progress).context("test examples")?;
         anyhow::Ok([train, test])
     };
-    let accuracies = |train: &LabelledFeatures, test: &LabelledFeatures| {
+    let accuracies = |train: &LabelledFeatures, test: &LabelledFeatures, linear: FitLinear| {
         let knn = knn_accuracy(train, Some(test), k)?;
-        let LinearProbe { accuracy: linear, weight_decay } = linear_probe(train, test, seed)?;
+        let LinearProbe { accuracy: linear, weight_decay } = linear(train, test, seed)?;
         anyhow::Ok(Accuracies { knn, linear, weight_decay })
     };
     let reports = |[train, test]: &[PooledExamples; 2]| {
         let sides = layers.iter().zip(train.layers.iter().zip(&test.layers));
         let reports = sides.map(|(&layer, (train, test))| {
-            Ok(LayerReport { layer, accuracies: accuracies(train, test)? })
+            Ok(LayerReport { layer, accuracies: accuracies(train, test, linear_probe)? })
         });
         reports.collect::<Result<Vec<_>>>()
     };
@@ -182,7 +188,10 @@ pub fn probe<M: FinetuneModality>(
                 LabelledFeatures::new(features.to_device(device), labels.shallow_clone())
             };
             let (train, test) = (labelled(train, train_labels)?, labelled(test, test_labels)?);
-            raw = Some(RawReport { name, accuracies: accuracies(&train, &test)? });
+            raw = Some(RawReport {
+                name,
+                accuracies: accuracies(&train, &test, linear_probe_as_is)?,
+            });
         }
         untrained = reports(&pool(&new_encoder::<M::Encoder>(&config, seed, device)?, progress)?)?;
     }
