@@ -295,7 +295,7 @@ fn invalid_export_is_an_error_with_the_file() {
     std::fs::write(&config, text.replace("dim = 48", "dim = 44")).expect("written");
     assert!(load().contains("has shape"), "{}", load());
     std::fs::write(&config, text.replace("\"wave\"", "\"patch\"")).expect("written");
-    assert!(load().contains("not a `wave` encoder"), "{}", load());
+    assert!(load().contains("`patch`, not `wave`"), "{}", load());
     std::fs::remove_file(&config).expect("a file");
     assert!(load().contains("encoder.toml"), "{}", load());
 }

@@ -19,8 +19,8 @@ const GRACE: Duration = Duration::from_secs(20);
 /// Size of the process group, and the position of this machine in it.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LaunchArgs {
-    /// Number of processes on this machine, which share the micro-batches of each step
-    /// (train.accumulate) [default: 1]
+    /// Number of processes on this machine (ranks); each takes an equal part of the train.accumulate
+    /// batches of a step, whose gradients add up [default: 1]
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
     /// Number of machines; run the same command on each

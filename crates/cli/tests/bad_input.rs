@@ -296,7 +296,7 @@ fn rejects_invalid_recipes() {
     let dir = dir.path();
     let gone = dir.join("gone.toml");
     let mut command = program(&["pretrain", text(&gone), "--data", "x", "--out", text(dir)]);
-    fail(&mut command, &[text(&gone), "No such file"]);
+    fail(&mut command, &[text(&gone), "there is no such recipe"]);
     let mut command = program(&["pretrain", text(dir), "--data", "x", "--out", text(dir)]);
     fail(&mut command, &[text(dir), "directory"]);
 

@@ -112,8 +112,11 @@ fn learns_and_evaluates_classes() {
     let report: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!(report["confusion"], serde_json::json!([[4, 0], [0, 4]]));
     assert_eq!(report["examples"], 8);
-    let all = stdout_of(&mut evaluate(&model, &[]));
-    assert!(all.starts_with("40 examples"), "{all}");
+    let all = stdout_of(&mut evaluate(&model, &["--split", "all"]));
+    assert!(all.starts_with("40 examples (all)"), "{all}");
+    assert!(all.contains("baseline: accuracy 0.5000"), "{all}");
+    let default = stdout_of(&mut evaluate(&model, &[]));
+    assert!(default.starts_with("8 examples (test)"), "{default}");
 
     // A fine-tuned model is also an encoder.
     let features = dir.path().join("features.npy");

@@ -227,7 +227,7 @@ fn json_prints_only_metrics() {
     let printed = output(pretrain(&data, &run, &[]).arg("--json"));
     assert!(printed.status.success());
     assert_eq!(stdout(&printed), fs::read_to_string(run.join("metrics.jsonl")).unwrap());
-    assert!(stderr(&printed).contains("Trained in"), "{}", stderr(&printed));
+    assert!(stderr(&printed).contains("Trained for"), "{}", stderr(&printed));
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn supports_pooling_test_data_limit_and_layers() {
     let one_class = dir.path().join("one");
     fs::create_dir_all(one_class.join("dark")).unwrap();
     fs::copy(image("brightness-0.63.png"), one_class.join("dark/0.png")).unwrap();
-    fail(&mut probe(&encoder, &one_class, &["--test-share", "0"]), &["at least two classes"]);
+    fail(&mut probe(&encoder, &one_class, &["--test-share", "0"]), &["one class"]);
     fail(&mut probe(&encoder, &data.join("dark"), &[]), &["0.png has no label", "labels.tsv"]);
     fail(&mut probe(&data, &data, &[]), &["encoder.toml"]);
 }

@@ -101,8 +101,8 @@ mod tests {
             (0, "film", 0.343_851_430),
             (0, "good film", 0.452_123_308),
             (0, "bad", 0.0),
-            (1, "bad", 0.707_106_781),
-            (1, "plot", 0.707_106_781),
+            (1, "bad", std::f64::consts::FRAC_1_SQRT_2),
+            (1, "plot", std::f64::consts::FRAC_1_SQRT_2),
         ];
         for (row, term, value) in expected {
             assert!((at(row, term) - value).abs() < 1e-6, "{term}: {}", at(row, term));

@@ -57,7 +57,7 @@ fn encodes_special_tokens_in_text_as_text() {
 #[test]
 fn train_rejects_too_little_text() {
     let error = Tokenizer::train(["a little"].into_iter(), 4096).unwrap_err().to_string();
-    assert!(error.contains("give 261 entries, not 4096"), "{error}");
+    assert!(error.contains("a vocabulary of 261 entries, not 4096"), "{error}");
     let error = Tokenizer::train(["a little"].into_iter(), 200).unwrap_err().to_string();
     assert!(error.contains("from 261 to"), "{error}");
 }

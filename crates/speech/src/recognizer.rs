@@ -10,11 +10,14 @@ use serde::Serialize;
 use tch::{Device, Kind};
 
 use crate::audio::SAMPLE_RATE;
-use crate::chunking::Chunking;
+use crate::chunking::{Chunk, Chunking};
 use crate::ctc::{self, BeamConfig, BeamSearch, Decoded, Labels, Lexicon};
 use crate::feature::WaveEncoder;
 use crate::lm::LanguageModel;
-use crate::preprocess::{pad, prepare};
+use crate::preprocess::{can_pad, pad, prepare};
+
+/// Most samples of a padded batch: those of one full chunk.
+const MAX_BATCH: usize = 30 * SAMPLE_RATE as usize;
 
 /// A word of a transcript with its times.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -115,7 +118,23 @@ impl Recognizer {
     /// # Errors
     /// Returns [`Error::Input`] if the samples are too few or not finite.
     pub fn transcribe(&self, samples: &[f32]) -> Result<Transcript> {
-        let decoded = self.decode(self.log_probs(samples)?.view())?;
+        self.transcript(self.log_probs(samples)?.view())
+    }
+
+    /// Transcribes recordings of mono samples at 16 kHz, short ones in padded batches.
+    ///
+    /// Log-probabilities equal those of [`transcribe`](Self::transcribe) up to rounding.
+    ///
+    /// # Errors
+    /// Returns the errors of [`transcribe`](Self::transcribe) for any recording.
+    pub fn transcribe_batch(&self, recordings: &[impl AsRef<[f32]>]) -> Result<Vec<Transcript>> {
+        let recordings: Vec<&[f32]> = recordings.iter().map(AsRef::as_ref).collect();
+        let all = self.log_probs_batch(&recordings)?;
+        all.iter().map(|log_probs| self.transcript(log_probs.view())).collect()
+    }
+
+    fn transcript(&self, log_probs: ArrayView2<f32>) -> Result<Transcript> {
+        let decoded = self.decode(log_probs)?;
         let seconds = |frame: usize| (frame as f64 * self.frame_seconds()) as f32;
         let words = decoded.words.into_iter().map(|word| Word {
             text: word.text,
@@ -136,18 +155,50 @@ impl Recognizer {
     /// # Errors
     /// Returns the errors of [`transcribe`](Self::transcribe).
     pub fn log_probs(&self, samples: &[f32]) -> Result<Array2<f32>> {
-        let samples = prepare(samples, &self.model.config().features)?;
-        let mut parts = Vec::new();
-        for chunk in self.chunking.split(samples.len()) {
-            let batch = pad(&[&samples[chunk.samples]], self.device)?;
-            let scores = self.model.forward(&batch)?.0; // (1, T, C)
-            let log_probs = scores.log_softmax(-1, Kind::Float).squeeze_dim(0); // (T, C)
-            let log_probs = to_array(&log_probs)?;
-            let end = chunk.frames.end.min(log_probs.nrows());
-            parts.push(log_probs.slice_move(s![chunk.frames.start..end, ..]));
+        let mut all = self.log_probs_batch(&[samples])?;
+        all.pop().ok_or_else(|| Error::Input("there is no recording".into()))
+    }
+
+    /// Returns the log-probabilities `(T, C)` of each recording.
+    fn log_probs_batch(&self, recordings: &[&[f32]]) -> Result<Vec<Array2<f32>>> {
+        let features = &self.model.config().features;
+        let prepared = recordings.iter().map(|samples| prepare(samples, features));
+        let prepared = prepared.collect::<Result<Vec<_>>>()?;
+        let chunks = prepared.iter().enumerate().flat_map(|(recording, samples)| {
+            self.chunking.split(samples.len()).into_iter().map(move |chunk| (recording, chunk))
+        });
+        let chunks: Vec<(usize, Chunk)> = chunks.collect();
+        let samples = |index: usize| {
+            let (recording, chunk) = &chunks[index];
+            &prepared[*recording][chunk.samples.clone()]
+        };
+        let mut order: Vec<usize> = (0..chunks.len()).collect();
+        order.sort_by_key(|&index| std::cmp::Reverse(samples(index).len())); // stable
+        let mut parts: Vec<Option<Array2<f32>>> = chunks.iter().map(|_| None).collect();
+        let mut rest = &order[..];
+        while let Some(&longest) = rest.first() {
+            let rows = (MAX_BATCH / samples(longest).len().max(1)).clamp(1, rest.len());
+            let group: Vec<&[f32]> = rest[..rows].iter().map(|&index| samples(index)).collect();
+            let rows = if can_pad(&group, features) { rows } else { 1 };
+            let batch = pad(&group[..rows], self.device)?;
+            let (scores, hidden) = self.model.forward(&batch)?; // (B, T, C)
+            let log_probs = scores.log_softmax(-1, Kind::Float);
+            let group;
+            (group, rest) = rest.split_at(rows);
+            for (row, &index) in (0..).zip(group) {
+                let frames = &chunks[index].1.frames;
+                let end = frames.end.min(hidden.lengths[row as usize] as usize);
+                let log_probs = to_array(&log_probs.get(row))?; // (T, C)
+                parts[index] = Some(log_probs.slice_move(s![frames.start..end, ..]));
+            }
         }
-        let views: Vec<ArrayView2<f32>> = parts.iter().map(Array2::view).collect();
-        concatenate(Axis(0), &views).map_err(|error| Error::Input(error.to_string()))
+        let of_recording = |recording: usize| {
+            let own = chunks.iter().zip(&parts).filter(|((of, _), _)| *of == recording);
+            let views: Vec<ArrayView2<f32>> =
+                own.filter_map(|(_, part)| part.as_ref().map(Array2::view)).collect();
+            concatenate(Axis(0), &views).map_err(|error| Error::Input(error.to_string()))
+        };
+        (0..recordings.len()).map(of_recording).collect()
     }
 
     /// Decodes log-probabilities `(T, C)` as returned by [`log_probs`](Self::log_probs).

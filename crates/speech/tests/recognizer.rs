@@ -34,6 +34,26 @@ fn assert_close(a: ndarray::ArrayView2<f32>, b: ndarray::ArrayView2<f32>) {
 }
 
 #[test]
+fn transcribes_batches_as_single_recordings() {
+    let dir = tempfile::tempdir().unwrap();
+    save_tiny_model(dir.path(), HeadTask::Ctc, &LABELS, Vec::new());
+    let recognizer = Recognizer::load(dir.path(), Device::Cpu).unwrap();
+    let all = uneven_noise(40);
+    // A long one in the middle: order and seams must survive the sorting by length.
+    let recordings = [&all[..2 * RATE], &all[..], &all[RATE..6 * RATE], &all[3 * RATE..4 * RATE]];
+    let together = recognizer.transcribe_batch(&recordings).unwrap();
+    let alone: Vec<_> = recordings.iter().map(|r| recognizer.transcribe(r).unwrap()).collect();
+    assert_eq!(together.len(), alone.len());
+    for (together, alone) in together.iter().zip(&alone) {
+        assert_eq!(together.text, alone.text);
+        assert_eq!(together.words.len(), alone.words.len());
+    }
+    assert!(recognizer.transcribe_batch(&[[0.0_f32; 0]; 0]).unwrap().is_empty());
+    let broken = [&all[..RATE], &[f32::NAN; RATE][..]];
+    assert!(recognizer.transcribe_batch(&broken).is_err());
+}
+
+#[test]
 fn splits_long_recordings_into_overlapping_chunks() {
     let dir = tempfile::tempdir().unwrap();
     save_tiny_model(dir.path(), HeadTask::Ctc, &LABELS, Vec::new());

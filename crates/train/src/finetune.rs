@@ -232,8 +232,13 @@ impl<M: FinetuneModality> TrainTask for FinetuneTask<M> {
         let Line::Validation(line) = line else { return Ok(()) };
         let select = self.recipe.select;
         let Some(&value) = line.metrics.get(select.name()) else { return Ok(()) };
-        let best = self.best.as_ref().and_then(|best| best.value);
-        if best.is_none_or(|best| select.is_better(value, best)) {
+        let is_best = match &self.best {
+            // An untrained head is kept only if it is better.
+            Some(Selection { step: 0, value: Some(best), .. }) => !select.is_better(*best, value),
+            Some(Selection { value: Some(best), .. }) => select.is_better(value, *best),
+            _ => true,
+        };
+        if is_best {
             let (metric, value) = (Some(select.name().to_owned()), Some(value));
             let selection = Selection { step: line.step, metric, value };
             if is_new {

@@ -29,7 +29,8 @@ impl VisionDataset {
     /// Lists the images at `path`; see [`Images::open`] for accepted paths and for `cache`.
     ///
     /// # Errors
-    /// Returns [`Error::Config`] if a setting is invalid, and the errors of [`Images::open`].
+    /// Returns [`Error::Config`](data2vec_core::Error::Config) if a setting is invalid, and the
+    /// errors of [`Images::open`].
     pub fn open(
         path: impl AsRef<Path>,
         config: &VisionDataConfig,
@@ -53,7 +54,7 @@ impl VisionDataset {
     /// The same paths and `seed` give the same split. Held-out images are not augmented.
     ///
     /// # Errors
-    /// Returns [`Error::Config`] if one side would be empty.
+    /// Returns [`Error::Config`](data2vec_core::Error::Config) if one side would be empty.
     pub fn split(&self, share: f64, seed: u64) -> Result<(Self, Self)> {
         // Depends on each image's own path only, so a growing dataset never moves an image to the
         // other side.
@@ -89,7 +90,7 @@ impl VisionDataset {
     /// Returns the image's class, see [`Images::label`]; `None` if it has none.
     ///
     /// # Errors
-    /// Returns [`Error::Data`] if a shard cannot be read.
+    /// Returns [`Error::Data`](data2vec_core::Error::Data) if a shard cannot be read.
     pub fn label(&self, index: usize) -> Result<Option<usize>> {
         self.images.label(self.at(index))
     }
@@ -97,7 +98,7 @@ impl VisionDataset {
     /// Returns the class names, see [`Images::classes`].
     ///
     /// # Errors
-    /// Returns [`Error::Data`] if a shard cannot be read.
+    /// Returns [`Error::Data`](data2vec_core::Error::Data) if a shard cannot be read.
     pub fn classes(&self) -> Result<Vec<String>> {
         self.images.classes()
     }
