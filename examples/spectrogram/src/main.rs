@@ -32,7 +32,10 @@ fn main() -> Result<()> {
         ["probe", encoder, data] => {
             let options = ProbeOptions::new(encoder, data, Device::Cpu);
             for layer in probe::<Spectrogram>(&options, &mut |_| {})?.layers {
-                println!("block {}: kNN {:.3}, linear {:.3}", layer.layer, layer.knn, layer.linear);
+                println!(
+                    "block {}: kNN {:.3}, linear {:.3}",
+                    layer.layer, layer.accuracies.knn, layer.accuracies.linear
+                );
             }
         }
         _ => bail!("usage: pretrain RECIPE DATA OUT | extract ENCODER FILE | probe ENCODER DATA"),

@@ -91,14 +91,13 @@ mod tests {
     #[test]
     fn empty_side_suggests_the_nearest_share_that_works() {
         let hashes = [0.15, 0.4, 0.9].map(|share: f64| (share * 2_f64.powi(64)) as u64);
-        let text = |share, hashes: &[u64]| empty_side(share, hashes, "images").to_string();
-        let error = text(0.01, &hashes);
+        let error = |share, hashes: &[u64]| empty_side(share, hashes, "files").to_string();
         assert_eq!(
-            error,
-            "train.held_out: 0.01 holds out 0 of 3 images; try 0.2, or set it to 0 to turn evaluation off"
+            error(0.01, &hashes),
+            "train.held_out: 0.01 holds out 0 of 3 files; try 0.2, or set it to 0 to turn evaluation off"
         );
-        assert!(text(0.99, &hashes).contains("holds out 3 of 3 images; try 0.9, or"));
-        assert!(text(0.5, &hashes[..1]).contains("1 of 1 images; set it to 0"));
+        assert!(error(0.99, &hashes).contains("holds out 3 of 3 files; try 0.9, or"));
+        assert!(error(0.5, &hashes[..1]).contains("1 of 1 files; set it to 0"));
     }
 
     #[test]
